@@ -1,0 +1,146 @@
+//! Why a connection ended: who ended it, in which room, and for what reason.
+//!
+//! Every way out of the data path is a [`Close`]; it is also the data path's error type. The three parts are
+//! closed sets, because they become metric labels. They play the part of HAProxy's termination states: an operator
+//! reads `by=backend at=relay why=reset` and knows where to look.
+
+use std::fmt;
+
+/// Which peer (or we ourselves) ended the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum By {
+    /// The SDK client.
+    Client,
+    /// A CLI server.
+    Backend,
+    /// sessile: a limit, a deadline, a refusal, an operator.
+    Balancer,
+}
+
+/// In which room of its life the connection was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum At {
+    /// Admitted or not.
+    Accept,
+    /// Reading frames until one names a session.
+    Opening,
+    /// Choosing, dialling and greeting the home.
+    Place,
+    /// Carrying bytes.
+    Relay,
+}
+
+/// The reason, as a closed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Why {
+    /// An orderly end: FIN after the last byte.
+    Fin,
+    /// RST, or the kernel's word that the peer is gone.
+    Reset,
+    /// A deadline passed: first frame, begun frame, half-close or idle.
+    Timeout,
+    /// A configured limit was met.
+    Limit,
+    /// Bytes that are no frame, or a frame that is no request.
+    Malformed,
+    /// A server that harms all its clients was asked to; only ever counted in answers.
+    Denied,
+    /// No backend could take the session.
+    NoBackend,
+    /// The only backend that may serve the session is down.
+    OwnerDown,
+    /// The home speaks another protocol version than the scout did.
+    ProtocolMismatch,
+    /// Another opening of the same session did not finish in time.
+    SessionLocked,
+    /// The backend went away while requests waited.
+    BackendLost,
+    /// The session was moved off a backend that is down.
+    Evicted,
+    /// Health says down and the configuration says close.
+    Down,
+    /// sessile is stopping.
+    Draining,
+    /// The task was dropped before it could say more.
+    Aborted,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Close {
+    /// Who.
+    pub by: By,
+    /// Where.
+    pub at: At,
+    /// For what reason.
+    pub why: Why,
+}
+
+impl Close {
+    /// A close from its three parts.
+    pub const fn new(by: By, at: At, why: Why) -> Self {
+        Self { by, at, why }
+    }
+
+    /// The close that an I/O error on `by`'s socket means.
+    pub fn io(by: By, at: At, error: &std::io::Error) -> Self {
+        let why = match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => Why::Fin,
+            std::io::ErrorKind::TimedOut => Why::Timeout,
+            _ => Why::Reset,
+        };
+        Self { by, at, why }
+    }
+}
+
+impl By {
+    /// The metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            By::Client => "client",
+            By::Backend => "backend",
+            By::Balancer => "balancer",
+        }
+    }
+}
+
+impl At {
+    /// The metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            At::Accept => "accept",
+            At::Opening => "opening",
+            At::Place => "place",
+            At::Relay => "relay",
+        }
+    }
+}
+
+impl Why {
+    /// The metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Why::Fin => "fin",
+            Why::Reset => "reset",
+            Why::Timeout => "timeout",
+            Why::Limit => "limit",
+            Why::Malformed => "malformed",
+            Why::Denied => "denied",
+            Why::NoBackend => "no_backend",
+            Why::OwnerDown => "owner_down",
+            Why::ProtocolMismatch => "protocol_mismatch",
+            Why::SessionLocked => "session_locked",
+            Why::BackendLost => "backend_lost",
+            Why::Evicted => "evicted",
+            Why::Down => "down",
+            Why::Draining => "draining",
+            Why::Aborted => "aborted",
+        }
+    }
+}
+
+impl fmt::Display for Close {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "by {} at {}: {}", self.by.label(), self.at.label(), self.why.label())
+    }
+}

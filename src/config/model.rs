@@ -1,0 +1,264 @@
+//! The configuration as the rest of the program sees it: typed, complete and sound.
+//!
+//! Nothing here can be out of range or dangling: `check` builds it from the raw file or says every reason why not.
+//! A duration or bound of zero in the file means "unlimited" and is `None` here.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// One configuration file, understood.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where clients connect; at least one, addresses distinct.
+    pub listeners: Vec<Listener>,
+    /// Where operators and Prometheus connect.
+    pub admin: Admin,
+    /// How sessions find a backend.
+    pub placement: Placement,
+    /// How backends are probed.
+    pub health: Health,
+    /// Deadlines.
+    pub timeouts: Timeouts,
+    /// Bounds.
+    pub limits: Limits,
+    /// What sessile itself needs to talk to backends.
+    pub upstream: Upstream,
+    /// The fleet; at least one, names distinct (addresses may repeat).
+    pub backends: Vec<BackendSpec>,
+}
+
+/// One listening socket and the policy of the connections that came through it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// The address to bind; its text is the metric label.
+    pub address: SocketAddr,
+    /// What clients of this listener may call before a session is named.
+    pub methods: MethodPolicy,
+}
+
+/// Which methods a listener answers with `denied`. An allowed name wins over a denied one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MethodPolicy {
+    /// Names or prefixes (`plugins.*`) let through although `deny` has them.
+    pub allow: BTreeSet<String>,
+    /// Names or prefixes refused.
+    pub deny: BTreeSet<String>,
+}
+
+/// The admin endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Everything, reads and writes.
+    pub address: AdminAddress,
+    /// `/metrics`, `/healthz` and `/readyz` only.
+    pub metrics_address: Option<SocketAddr>,
+}
+
+/// Loopback TCP or a Unix socket: the admin port has no other lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// A loopback address.
+    Tcp(SocketAddr),
+    /// An absolute path; the socket is made with mode 0600.
+    Unix(PathBuf),
+}
+
+/// How sessions find a backend.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// For sessions nobody has.
+    pub strategy: Strategy,
+    /// The first capture group is the affinity key; no match means the whole ID.
+    pub affinity_pattern: Option<regex::bytes::Regex>,
+    /// Where session state lives.
+    pub storage: Storage,
+    /// When to ask the fleet who has a session.
+    pub locate: LocatePolicy,
+    /// Bound on a backend's live sessions, as a multiple of its fair share; `None` = unbounded, else ≥ 1.
+    pub load_factor: Option<f64>,
+    /// What happens to relayed connections of a backend that probes say is down.
+    pub on_down: OnDown,
+    /// Keys the ring's hash; two balancers agree only with equal keys.
+    pub hash_key: Secret,
+}
+
+impl PartialEq for Placement {
+    fn eq(&self, other: &Self) -> bool {
+        let pattern = |p: &Self| p.affinity_pattern.as_ref().map(|r| r.as_str().to_owned());
+        self.strategy == other.strategy
+            && pattern(self) == pattern(other)
+            && self.storage == other.storage
+            && self.locate == other.locate
+            && self.load_factor == other.load_factor
+            && self.on_down == other.on_down
+            && self.hash_key == other.hash_key
+    }
+}
+
+/// Which backend a session nobody has goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// The same key, the same backend, whoever computes it.
+    ConsistentHash,
+    /// In turn, by weight.
+    RoundRobin,
+}
+
+/// Where the servers keep their sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// Every backend can resume every session.
+    Shared,
+    /// Only the backend that made a session can resume it.
+    Local,
+}
+
+/// When the fleet is asked for an unknown session ID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocatePolicy {
+    /// Always, but for a create with a random UUID.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Off,
+}
+
+/// What a backend that went down means for its relayed connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDown {
+    /// Nothing: a slow server's turns live on, and TCP tells the dead.
+    Keep,
+    /// They are closed.
+    Close,
+}
+
+/// Probing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Between two probes of a backend, jittered by a tenth.
+    pub interval: Duration,
+    /// For one probe's answer; at most `interval`.
+    pub timeout: Duration,
+    /// Successes in a row that bring a backend up; 1 or more.
+    pub rise: u32,
+    /// Failures in a row that bring it down; 1 or more.
+    pub fall: u32,
+}
+
+/// Deadlines; `None` = unlimited where 0 is allowed in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For the first frame and for every begun frame of an opening.
+    pub opening: Duration,
+    /// For one dial.
+    pub connect: Duration,
+    /// For the fleet to say who has a session.
+    pub locate: Duration,
+    /// For everything in flight with the scout to settle, and for one placement as a whole.
+    pub rehome: Duration,
+    /// From one side's FIN to the other's.
+    pub half_close: Option<Duration>,
+    /// Without a byte in either direction of a relay.
+    pub idle: Option<Duration>,
+    /// From SIGTERM to the last connection's close.
+    pub drain: Option<Duration>,
+}
+
+/// Bounds; `None` = unlimited where 0 is allowed in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Open client connections, all listeners together.
+    pub connections: Option<usize>,
+    /// Open client connections of one address (IPv6: one /64).
+    pub connections_per_ip: Option<usize>,
+    /// Bytes one opening may hold: frames not yet sent and state frames kept for replay.
+    pub opening_bytes: usize,
+    /// Bytes all openings together may hold.
+    pub opening_memory: Option<usize>,
+    /// Remembered placements of sessions that are not live.
+    pub pins: usize,
+}
+
+/// What sessile needs to talk to backends on its own account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// For probes and locates only, never put into a client's frame.
+    pub connection_token: Option<Secret>,
+}
+
+/// One backend as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendSpec {
+    /// Its name: in the ring, in metrics, in commands. `[A-Za-z0-9._-]`, 1 to 63 bytes.
+    pub name: String,
+    /// `host:port`, resolved at every dial.
+    pub address: String,
+    /// Share of new sessions; 1 to 100.
+    pub weight: u32,
+    /// What the file says it may take.
+    pub state: AdminState,
+}
+
+/// What an operator lets a backend take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AdminState {
+    /// Everything.
+    Ready,
+    /// Nothing new; sessions it has stay.
+    Drain,
+    /// Nothing but connections to sessions that are live there.
+    Maint,
+}
+
+impl AdminState {
+    /// All of them, in the order of the documentation.
+    pub const ALL: [Self; 3] = [Self::Ready, Self::Drain, Self::Maint];
+
+    /// The word used in the file, in commands and as a metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Drain => "drain",
+            Self::Maint => "maint",
+        }
+    }
+}
+
+/// Text that must not reach a log: `Debug` and `Display` hide it.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The secret itself, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl MethodPolicy {
+    /// Whether `method` is to be answered with `denied`.
+    pub fn denies(&self, method: &str) -> bool {
+        let any = |set: &BTreeSet<String>| {
+            set.iter().any(|rule| match rule.strip_suffix('*') {
+                Some(prefix) => method.starts_with(prefix),
+                None => rule == method,
+            })
+        };
+        any(&self.deny) && !any(&self.allow)
+    }
+}

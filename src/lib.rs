@@ -1,0 +1,7 @@
+//! sessile, a layer-4 session-affinity load balancer for fleets of JSON-RPC CLI servers.
+//!
+//! Modules are floors: a file uses only what is declared above it here (`tests/tidy.rs` holds that), so reading this
+//! list downwards is reading the program from its vocabulary to its command line.
+
+pub mod close;
+pub mod config;

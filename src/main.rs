@@ -1,0 +1,3 @@
+//! The `sessile` binary.
+
+fn main() {}

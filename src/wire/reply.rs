@@ -1,0 +1,157 @@
+//! Frames that sessile makes itself.
+//!
+//! Clients are picky: the head is exactly `Content-Length: N`, an id keeps its JSON type and its bytes, and there is
+//! never an error without one (a null id makes two SDKs drop the connection).
+
+use std::ops::Range;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::envelope::Id;
+use crate::close::Why;
+
+/// An answer that sessile gives in place of a backend: the codes and reasons of the public contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// No backend can take the session, or none is up.
+    NoBackend,
+    /// The backend that holds the session cannot be reached.
+    OwnerDown,
+    /// The home's protocol version is not the one the client was told.
+    ProtocolMismatch,
+    /// Another opening of the session holds its claim for too long.
+    SessionLocked,
+    /// sessile is stopping.
+    Draining,
+    /// A configured limit is met.
+    Limit,
+    /// The listener's policy forbids the method.
+    Denied,
+    /// The backend went away before it answered.
+    BackendLost,
+    /// A frame that is no sound request.
+    Malformed,
+}
+
+impl Refusal {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 9] = [
+        Self::NoBackend,
+        Self::OwnerDown,
+        Self::ProtocolMismatch,
+        Self::SessionLocked,
+        Self::Draining,
+        Self::Limit,
+        Self::Denied,
+        Self::BackendLost,
+        Self::Malformed,
+    ];
+
+    /// The JSON-RPC error code.
+    pub const fn code(self) -> i32 {
+        match self {
+            Self::NoBackend => -32050,
+            Self::OwnerDown => -32051,
+            Self::ProtocolMismatch => -32052,
+            Self::SessionLocked => -32053,
+            Self::Draining => -32054,
+            Self::Limit => -32055,
+            Self::Denied => -32056,
+            Self::BackendLost => -32057,
+            Self::Malformed => -32600,
+        }
+    }
+
+    /// Why the connection closes after this answer.
+    pub const fn why(self) -> Why {
+        match self {
+            Self::NoBackend => Why::NoBackend,
+            Self::OwnerDown => Why::OwnerDown,
+            Self::ProtocolMismatch => Why::ProtocolMismatch,
+            Self::SessionLocked => Why::SessionLocked,
+            Self::Draining => Why::Draining,
+            Self::Limit => Why::Limit,
+            Self::Denied => Why::Denied,
+            Self::BackendLost => Why::BackendLost,
+            Self::Malformed => Why::Malformed,
+        }
+    }
+
+    /// `data.reason` and the metric label.
+    pub const fn label(self) -> &'static str {
+        self.why().label()
+    }
+}
+
+/// Puts a head before `body`.
+pub fn frame(body: &[u8]) -> Vec<u8> {
+    let mut frame = format!("Content-Length: {}\r\n\r\n", body.len()).into_bytes();
+    frame.extend_from_slice(body);
+    frame
+}
+
+/// The error frame that answers `id`. `message` is read by people; it must say what to do where that is known.
+pub fn error(id: &Id, refusal: Refusal, message: &str, retry_after: Option<Duration>) -> Vec<u8> {
+    let mut data = json!({ "source": "sessile", "reason": refusal.label() });
+    if let (Some(after), Some(map)) = (retry_after, data.as_object_mut()) {
+        map.insert("retryAfterMs".into(), json!(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)));
+    }
+    let error = json!({ "code": refusal.code(), "message": message, "data": data });
+    let mut body = b"{\"jsonrpc\":\"2.0\",\"id\":".to_vec();
+    body.extend_from_slice(id.raw());
+    body.extend_from_slice(b",\"error\":");
+    body.extend_from_slice(error.to_string().as_bytes());
+    body.push(b'}');
+    frame(&body)
+}
+
+/// A request on sessile's own account.
+pub fn request(id: u64, method: &str, params: &serde_json::Value) -> Vec<u8> {
+    frame(json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string().as_bytes())
+}
+
+/// The frame of `body` with the id at `at` replaced by the string `id`: everything else stays verbatim, because
+/// servers are strict about what a client of some version may send.
+pub fn with_id(body: &[u8], at: Range<usize>, id: &str) -> Vec<u8> {
+    let mut changed = Vec::with_capacity(body.len().saturating_add(id.len()));
+    changed.extend_from_slice(body.get(..at.start).unwrap_or_default());
+    changed.extend_from_slice(json!(id).to_string().as_bytes());
+    changed.extend_from_slice(body.get(at.end..).unwrap_or_default());
+    frame(&changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Head, Scan};
+
+    fn body(frame: &[u8]) -> &[u8] {
+        let head = Head::read(frame).unwrap().unwrap();
+        assert_eq!(frame.len(), head.frame_bytes());
+        &frame[head.head_bytes..]
+    }
+
+    #[test]
+    fn an_error_echoes_the_id_byte_for_byte() {
+        for raw in ["0", "-7", "1.50", "\"a\\u0062\"", "\"\""] {
+            let request = format!("{{\"id\":{raw},\"method\":\"x\"}}");
+            let envelope = Scan::whole(request.as_bytes()).unwrap();
+            let frame =
+                error(&envelope.id.unwrap(), Refusal::OwnerDown, "later", Some(Duration::from_millis(1500)));
+            let expected = format!(
+                "{{\"jsonrpc\":\"2.0\",\"id\":{raw},\"error\":{{\"code\":-32051,\"data\":{{\"reason\":\"owner_down\",\
+                 \"retryAfterMs\":1500,\"source\":\"sessile\"}},\"message\":\"later\"}}}}"
+            );
+            assert_eq!(str::from_utf8(body(&frame)).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_replayed_frame_differs_in_its_id_alone() {
+        let request = br#"{ "method":"connect", "id" : 0 ,"params":{"token":"s"}}"#;
+        let envelope = Scan::whole(request).unwrap();
+        let frame = with_id(request, envelope.id.unwrap().span(), "sessile-0");
+        assert_eq!(body(&frame), br#"{ "method":"connect", "id" : "sessile-0" ,"params":{"token":"s"}}"#);
+    }
+}

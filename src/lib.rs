@@ -5,4 +5,6 @@
 
 pub mod close;
 pub mod config;
+pub mod fleet;
+pub mod metrics;
 pub mod wire;

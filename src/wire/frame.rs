@@ -41,10 +41,10 @@ impl Head {
                 let body_bytes = length.ok_or(Fault::NoLength)?;
                 return Ok(Some(Self { head_bytes: at, body_bytes }));
             }
-            if let Some(value) = length_of(line)? {
-                if length.replace(value).is_some() {
-                    return Err(Fault::TwoLengths);
-                }
+            if let Some(value) = length_of(line)?
+                && length.replace(value).is_some()
+            {
+                return Err(Fault::TwoLengths);
             }
         }
     }

@@ -1,0 +1,218 @@
+//! One backend: its name, what probes last said, what it carries, and where to ask it something.
+//!
+//! A backend lives as long as anything refers to it. A reload keeps the same value for the same name and address, so
+//! health, counts and the standing connection outlast it; a removed backend stays until its last connection has gone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::health::Health;
+use crate::metrics::BackendSeries;
+use crate::wire::SessionId;
+
+/// Questions waiting for one backend's standing connection; a further one waits outside.
+const ASKS_MAX: usize = 1024;
+
+/// A question about one session, sent over the standing query connection.
+#[derive(Debug)]
+pub struct Ask {
+    /// A session-scoped read.
+    pub method: &'static str,
+    /// Whose.
+    pub session: SessionId,
+    /// Dropped without a word: no answer.
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// What a backend answered.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// `result`.
+    Result(serde_json::Value),
+    /// `error`: its code.
+    Error(i64),
+}
+
+/// What the last probes said.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// Up or down.
+    pub health: Health,
+    /// A request without a good `connect` was answered `-32001`: who has not connected learns nothing here.
+    pub demands_token: bool,
+    /// It does not take our token, or we have none: it can be probed but not asked.
+    pub mute: bool,
+    /// As it says.
+    pub version: Option<Arc<str>>,
+    /// Why the last failed probe failed.
+    pub error: Option<Arc<str>>,
+    /// How long the last answered probe took.
+    pub probe: Option<Duration>,
+}
+
+/// One CLI server.
+#[derive(Debug)]
+pub struct Backend {
+    name: Arc<str>,
+    address: Arc<str>,
+    series: Arc<BackendSeries>,
+    connections: AtomicUsize,
+    sessions: AtomicUsize,
+    standing: watch::Sender<Standing>,
+    up: AtomicBool,
+    suspect: AtomicBool,
+    retired: AtomicBool,
+    nudge: Notify,
+    asks: mpsc::Sender<Ask>,
+}
+
+impl Backend {
+    /// A backend nobody has probed, and the questions its attendant will have to answer.
+    pub fn new(name: &str, address: &str, series: Arc<BackendSeries>) -> (Arc<Self>, mpsc::Receiver<Ask>) {
+        let (asks, asked) = mpsc::channel(ASKS_MAX);
+        let backend = Self {
+            name: name.into(),
+            address: address.into(),
+            series,
+            connections: AtomicUsize::new(0),
+            sessions: AtomicUsize::new(0),
+            standing: watch::Sender::new(Standing::default()),
+            up: AtomicBool::new(false),
+            suspect: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
+            nudge: Notify::new(),
+            asks,
+        };
+        (Arc::new(backend), asked)
+    }
+
+    /// The configured name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// `host:port` as configured.
+    pub fn address(&self) -> &Arc<str> {
+        &self.address
+    }
+
+    /// Its series.
+    pub fn series(&self) -> &BackendSeries {
+        &self.series
+    }
+
+    /// What the last probes said, now and whenever it changes.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// Changes what probes say.
+    pub fn stand(&self, change: impl FnOnce(&mut Standing)) {
+        self.standing.send_modify(|standing| {
+            change(standing);
+            self.up.store(standing.health == Health::Up, Ordering::Release);
+        });
+        self.series.up.set(i64::from(self.is_up()));
+    }
+
+    /// Whether probes say it is up.
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Acquire)
+    }
+
+    /// A dial failed: nothing new is placed here until a probe is answered, and one is sent at once.
+    pub fn suspect(&self) {
+        self.suspect.store(true, Ordering::Release);
+        self.nudge.notify_one();
+    }
+
+    /// A probe was answered.
+    pub fn trust(&self) {
+        self.suspect.store(false, Ordering::Release);
+    }
+
+    /// Whether a dial failed since the last answered probe.
+    pub fn is_suspect(&self) -> bool {
+        self.suspect.load(Ordering::Acquire)
+    }
+
+    /// Waits until a probe is wanted at once.
+    pub async fn nudged(&self) {
+        self.nudge.notified().await;
+    }
+
+    /// Whether it is in no configuration any more.
+    pub fn retire(&self, retired: bool) {
+        self.retired.store(retired, Ordering::Release);
+        self.nudge.notify_one();
+    }
+
+    /// Whether it has left the configuration and nothing uses it.
+    pub fn is_over(&self) -> bool {
+        self.retired.load(Ordering::Acquire) && self.connections() == 0
+    }
+
+    /// Whether it has left the configuration.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// Links open now.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Sessions owned now.
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// A session has come.
+    pub(super) fn session_added(&self) {
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+        self.series.sessions_active.inc();
+    }
+
+    /// A session has left.
+    pub(super) fn session_removed(&self) {
+        self.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.series.sessions_active.dec();
+    }
+
+    /// Asks about a session; waits for a place in the queue. `None` = no answer will come.
+    pub async fn ask(&self, method: &'static str, session: &SessionId) -> Option<Answer> {
+        let (answer, answered) = oneshot::channel();
+        self.asks.send(Ask { method, session: session.clone(), answer }).await.ok()?;
+        answered.await.ok()
+    }
+}
+
+/// A counted use of a backend: every open link holds one.
+#[derive(Debug)]
+pub struct Lease(Arc<Backend>);
+
+impl Lease {
+    /// Counts one more link.
+    pub fn new(backend: &Arc<Backend>) -> Self {
+        backend.connections.fetch_add(1, Ordering::Relaxed);
+        backend.series.connections_active.inc();
+        Self(Arc::clone(backend))
+    }
+
+    /// Whose.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.series.connections_active.dec();
+        if self.0.connections.fetch_sub(1, Ordering::Relaxed) == 1 && self.0.is_retired() {
+            self.0.nudge.notify_one();
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Every rule of placement, as one pure function of facts: where a session goes, and why.
+//!
+//! The reason is a metric label, a log field and what `sessile route` prints, so the three cannot disagree.
+
+use crate::config::{Storage, Strategy};
+use crate::fleet::ring::Ring;
+use crate::wire::Refusal;
+
+/// No bound on load holds below this many sessions a backend: on small numbers chance would spill.
+pub const SPILL_SESSIONS_MIN: usize = 10;
+
+/// Why a session goes where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// It is attached there through this balancer.
+    Owner,
+    /// The fleet says it is live or stored there.
+    Located,
+    /// It went there before.
+    Pin,
+    /// Its key's place on the ring.
+    Hash,
+    /// Its turn.
+    RoundRobin,
+    /// Its place on the ring has more than its share of sessions.
+    Spill,
+    /// Its place on the ring takes nothing new now.
+    Failover,
+    /// By strategy, because some backend did not say whether it has it.
+    Blind,
+}
+
+impl Reason {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 8] = [
+        Self::Owner,
+        Self::Located,
+        Self::Pin,
+        Self::Hash,
+        Self::RoundRobin,
+        Self::Spill,
+        Self::Failover,
+        Self::Blind,
+    ];
+
+    /// The metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Owner => "owner",
+            Self::Located => "located",
+            Self::Pin => "pin",
+            Self::Hash => "hash",
+            Self::RoundRobin => "round_robin",
+            Self::Spill => "spill",
+            Self::Failover => "failover",
+            Self::Blind => "blind",
+        }
+    }
+}
+
+/// What the fleet said of a session. Members are numbered as in the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nobody was asked.
+    Unasked,
+    /// All answered; nobody has it.
+    Nobody,
+    /// Nobody who answered has it, and somebody did not answer.
+    Unsure,
+    /// It is live there.
+    Live(usize),
+    /// It is stored there and live nowhere (storage "local" only).
+    Stored(usize),
+}
+
+/// What decides about one session.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// The affinity key; `None` for a session that the server will name.
+    pub key: Option<&'a [u8]>,
+    /// Whether the request needs the session to exist: anything but a create.
+    pub must_exist: bool,
+    /// Whether the backend it is attached to through this balancer is up; `None` if it is attached nowhere.
+    pub owner_up: Option<bool>,
+    /// What the fleet said.
+    pub found: Found,
+    /// Where it is pinned.
+    pub pin: Option<usize>,
+    /// For sessions nobody has.
+    pub strategy: Strategy,
+    /// Where session state lives.
+    pub storage: Storage,
+    /// See `load_factor`.
+    pub load_factor: Option<f64>,
+    /// Sessions owned on all backends.
+    pub sessions: usize,
+    /// Whose turn it is: any counter.
+    pub turn: usize,
+}
+
+/// One member of the fleet, as far as a decision goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Takes new sessions: up, in state `ready`, no dial failed since the last probe.
+    pub ready: bool,
+    /// Takes sessions it has: up, and not in this placement's list of failed dials.
+    pub up: bool,
+    /// In maintenance: only what is live stays reachable.
+    pub maint: bool,
+    /// Share of new sessions.
+    pub weight: u32,
+    /// Sessions owned now.
+    pub sessions: usize,
+}
+
+/// Where to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// To the backend it is attached to.
+    Owner,
+    /// To this member.
+    At(usize, Reason),
+    /// First close its connections: its owner is down and another backend can take it.
+    Evict,
+    /// Nowhere now.
+    Refuse(Refusal),
+}
+
+/// Decides. `member` describes the members `0..members`, which are those of `ring`.
+pub fn decide(
+    facts: &Facts<'_>,
+    ring: &Ring,
+    members: usize,
+    member: impl Fn(usize) -> Candidate,
+) -> Decision {
+    let local = facts.storage == Storage::Local;
+    match facts.owner_up {
+        Some(true) => return Decision::Owner,
+        Some(false) if local => return Decision::Refuse(Refusal::OwnerDown),
+        Some(false) => return Decision::Evict,
+        None => {}
+    }
+    match facts.found {
+        Found::Live(at) if member(at).up => return Decision::At(at, Reason::Located),
+        Found::Stored(at) if member(at).up && !member(at).maint => {
+            return Decision::At(at, Reason::Located);
+        }
+        Found::Live(_) | Found::Stored(_) => return Decision::Refuse(Refusal::OwnerDown),
+        Found::Unsure if local && facts.must_exist => return Decision::Refuse(Refusal::OwnerDown),
+        Found::Unsure | Found::Unasked | Found::Nobody => {}
+    }
+    if let Some(at) = facts.pin {
+        let pinned = member(at);
+        // On local storage a pin nobody could confirm is where the session's state must be.
+        let holds = local && facts.must_exist && facts.found == Found::Unasked;
+        if pinned.ready || holds && pinned.up && !pinned.maint {
+            return Decision::At(at, Reason::Pin);
+        }
+        if holds {
+            return Decision::Refuse(Refusal::OwnerDown);
+        }
+    }
+    let chosen = match (facts.strategy, facts.key) {
+        (Strategy::ConsistentHash, Some(key)) => by_ring(facts, ring.walk(key), members, &member),
+        _ => in_turn(facts.turn, members, &member).map(|at| (at, Reason::RoundRobin)),
+    };
+    match (chosen, facts.found) {
+        (None, _) => Decision::Refuse(Refusal::NoBackend),
+        (Some((at, _)), Found::Unsure) => Decision::At(at, Reason::Blind),
+        (Some((at, reason)), _) => Decision::At(at, reason),
+    }
+}
+
+/// The first ready member on the walk that is not over its bound; if all are, the first ready one.
+fn by_ring(
+    facts: &Facts<'_>,
+    walk: impl Iterator<Item = usize>,
+    members: usize,
+    member: &impl Fn(usize) -> Candidate,
+) -> Option<(usize, Reason)> {
+    let mut first_ready = None;
+    let mut ready_weight = None;
+    for (steps, at) in walk.enumerate() {
+        let candidate = member(at);
+        if !candidate.ready {
+            continue;
+        }
+        let reason = if steps == 0 { Reason::Hash } else { Reason::Failover };
+        let (_, first_reason) = *first_ready.get_or_insert((at, reason));
+        let within = candidate.sessions < SPILL_SESSIONS_MIN
+            || facts.load_factor.is_none_or(|factor| {
+                let all = *ready_weight.get_or_insert_with(|| weight_of_ready(members, member));
+                let fair = to_f64(facts.sessions.saturating_add(1)) * f64::from(candidate.weight) / all;
+                to_f64(candidate.sessions) < (factor * fair).ceil()
+            });
+        if within {
+            let reason = if first_ready == Some((at, first_reason)) { first_reason } else { Reason::Spill };
+            return Some((at, reason));
+        }
+    }
+    first_ready
+}
+
+/// Weighted round robin over ready members: in any `weight of all` turns, each gets its weight. The stride spreads a
+/// heavy member's turns instead of giving it all of them in a row.
+pub fn in_turn(turn: usize, members: usize, member: &impl Fn(usize) -> Candidate) -> Option<usize> {
+    let weight = |at: usize| {
+        let candidate = member(at);
+        if candidate.ready { usize::try_from(candidate.weight).unwrap_or(usize::MAX) } else { 0 }
+    };
+    let all = (0..members).map(weight).fold(0usize, usize::saturating_add);
+    let stride = stride(all)?;
+    let mut position = turn.checked_rem(all)?.wrapping_mul(stride).checked_rem(all)?;
+    for at in 0..members {
+        match position.checked_sub(weight(at)) {
+            None => return Some(at),
+            Some(rest) => position = rest,
+        }
+    }
+    None
+}
+
+/// A step near 0.618 of `all` that meets every place once: prime to it.
+fn stride(all: usize) -> Option<usize> {
+    let golden = all.saturating_mul(618).checked_div(1000)?.max(1);
+    (golden..).find(|step| gcd(*step, all) == 1)
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a.checked_rem(b).unwrap_or(0)) }
+}
+
+fn weight_of_ready(members: usize, member: &impl Fn(usize) -> Candidate) -> f64 {
+    (0..members).map(member).filter(|c| c.ready).map(|c| f64::from(c.weight)).sum()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "numbers of sessions are far below 2^52")]
+fn to_f64(count: usize) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,17 @@
+//! The fleet: what is known of each backend and each session, and the rules that turn it into a decision.
+//!
+//! Nothing here does I/O. [`decide`] is where every rule of placement stands, as one pure function.
+
+pub mod backend;
+pub mod decide;
+pub mod health;
+pub mod owners;
+pub mod pins;
+pub mod ring;
+
+pub use backend::{Answer, Ask, Backend, Lease, Standing};
+pub use decide::{Candidate, Decision, Facts, Found, Reason, decide};
+pub use health::{Health, Judge};
+pub use owners::{Claim, Hold, Lead, Owners};
+pub use pins::Pins;
+pub use ring::Ring;

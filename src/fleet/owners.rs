@@ -1,0 +1,300 @@
+//! Who has which session: the rule that a live session never moves, kept in one table.
+//!
+//! A session ID is free, claimed or owned. The first opening to name a free ID *leads*: it alone asks the fleet and
+//! chooses. Openings that name it meanwhile wait, then join what the leader found. From then on the session belongs to
+//! the connections attached through this balancer, until the last of them lets go of its [`Hold`].
+//!
+//! Locks are per shard and never held across an await.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prometheus::IntGauge;
+use tokio_util::sync::CancellationToken;
+
+use super::backend::Backend;
+use crate::wire::SessionId;
+
+const SHARDS: usize = 64;
+
+type Shard = HashMap<SessionId, Session>;
+
+/// The table.
+#[derive(Debug)]
+pub struct Owners {
+    shards: Vec<Mutex<Shard>>,
+    hash: RandomState,
+    owned: AtomicUsize,
+    gauge: IntGauge,
+}
+
+#[derive(Debug)]
+struct Session {
+    state: State,
+    /// Cancelled when this state ends: the claim settled or dropped, the owner gone.
+    over: CancellationToken,
+}
+
+#[derive(Debug)]
+enum State {
+    Claimed,
+    Owned { backend: Arc<Backend>, attached: usize, evict: CancellationToken },
+}
+
+/// What naming a session gives.
+#[derive(Debug)]
+pub enum Claim {
+    /// Nobody has it: find it a home.
+    Lead(Lead),
+    /// It is owned, and this opening is now attached.
+    Join(Hold),
+    /// It is being claimed or evicted: wait for the token, then claim again.
+    Wait(CancellationToken),
+}
+
+/// The exclusive right to place a session; dropped without settling, the ID is free again.
+#[derive(Debug)]
+pub struct Lead {
+    owners: Arc<Owners>,
+    id: SessionId,
+    settled: bool,
+}
+
+/// One connection's part in owning a session.
+#[derive(Debug)]
+pub struct Hold {
+    owners: Arc<Owners>,
+    id: SessionId,
+    backend: Arc<Backend>,
+    evict: CancellationToken,
+}
+
+impl Owners {
+    /// An empty table that reports its size.
+    pub fn new(gauge: IntGauge) -> Arc<Self> {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Arc::new(Self { shards, hash: RandomState::new(), owned: AtomicUsize::new(0), gauge })
+    }
+
+    /// Sessions owned now.
+    pub fn len(&self) -> usize {
+        self.owned.load(Ordering::Relaxed)
+    }
+
+    /// Whether no session is owned.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Names a session.
+    pub fn claim(self: &Arc<Self>, id: &SessionId) -> Claim {
+        let mut shard = self.shard(id);
+        match shard.entry(id.clone()) {
+            Entry::Vacant(entry) => {
+                entry.insert(Session { state: State::Claimed, over: CancellationToken::new() });
+                Claim::Lead(Lead { owners: Arc::clone(self), id: id.clone(), settled: false })
+            }
+            Entry::Occupied(mut entry) => {
+                let session = entry.get_mut();
+                match &mut session.state {
+                    State::Owned { backend, attached, evict } if !evict.is_cancelled() => {
+                        *attached = attached.saturating_add(1);
+                        Claim::Join(self.hold(id, backend, evict))
+                    }
+                    _ => Claim::Wait(session.over.clone()),
+                }
+            }
+        }
+    }
+
+    /// Where a session is owned, without claiming it.
+    pub fn find(&self, id: &SessionId) -> Option<Arc<Backend>> {
+        match &self.shard(id).get(id)?.state {
+            State::Owned { backend, .. } => Some(Arc::clone(backend)),
+            State::Claimed => None,
+        }
+    }
+
+    /// A session was born on `backend`: the connection that bore it owns it. `None` if it is known already elsewhere.
+    pub fn adopt(self: &Arc<Self>, id: &SessionId, backend: &Arc<Backend>) -> Option<Hold> {
+        match self.claim(id) {
+            Claim::Lead(lead) => Some(lead.settle(backend)),
+            Claim::Join(hold) if Arc::ptr_eq(hold.backend(), backend) => Some(hold),
+            Claim::Join(_) | Claim::Wait(_) => None,
+        }
+    }
+
+    fn hold(self: &Arc<Self>, id: &SessionId, backend: &Arc<Backend>, evict: &CancellationToken) -> Hold {
+        Hold { owners: Arc::clone(self), id: id.clone(), backend: Arc::clone(backend), evict: evict.clone() }
+    }
+
+    fn shard(&self, id: &SessionId) -> MutexGuard<'_, Shard> {
+        let shards = u64::try_from(self.shards.len()).unwrap_or(1).max(1);
+        let at = usize::try_from(self.hash.hash_one(id).checked_rem(shards).unwrap_or(0)).unwrap_or(0);
+        #[expect(
+            clippy::indexing_slicing,
+            reason = "a remainder is smaller than its divisor, the number of shards"
+        )]
+        self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lead {
+    /// The session is at `backend` now.
+    pub fn settle(mut self, backend: &Arc<Backend>) -> Hold {
+        self.settled = true;
+        let evict = CancellationToken::new();
+        let state = State::Owned { backend: Arc::clone(backend), attached: 1, evict: evict.clone() };
+        let owned = Session { state, over: CancellationToken::new() };
+        if let Some(claimed) = self.owners.shard(&self.id).insert(self.id.clone(), owned) {
+            claimed.over.cancel();
+        }
+        self.owners.owned.fetch_add(1, Ordering::Relaxed);
+        self.owners.gauge.inc();
+        backend.session_added();
+        self.owners.hold(&self.id, backend, &evict)
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        if let Some(claimed) = self.owners.shard(&self.id).remove(&self.id) {
+            claimed.over.cancel();
+        }
+    }
+}
+
+impl Hold {
+    /// Where the session is.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
+    /// Cancelled when the session must leave its backend: close the connection.
+    pub fn evicted(&self) -> &CancellationToken {
+        &self.evict
+    }
+
+    /// Makes every connection of the session close, this one included, because its backend is down and another will
+    /// take it. The token says when all have let go.
+    pub fn evict(self) -> CancellationToken {
+        self.evict.cancel();
+        let shard = self.owners.shard(&self.id);
+        shard.get(&self.id).map_or_else(CancellationToken::new, |session| session.over.clone())
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut shard = self.owners.shard(&self.id);
+        let Some(session) = shard.get_mut(&self.id) else { return };
+        let State::Owned { attached, .. } = &mut session.state else { return };
+        *attached = attached.saturating_sub(1);
+        if *attached > 0 {
+            return;
+        }
+        if let Some(session) = shard.remove(&self.id) {
+            session.over.cancel();
+        }
+        drop(shard);
+        self.owners.owned.fetch_sub(1, Ordering::Relaxed);
+        self.owners.gauge.dec();
+        self.backend.session_removed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    fn backend(name: &str) -> Arc<Backend> {
+        let series = Metrics::new().unwrap().backend(&name.into());
+        Backend::new(name, "127.0.0.1:1", series).0
+    }
+
+    fn owners() -> Arc<Owners> {
+        Owners::new(IntGauge::new("owners", "owners").unwrap())
+    }
+
+    fn lead(owners: &Arc<Owners>, id: &SessionId) -> Lead {
+        match owners.claim(id) {
+            Claim::Lead(lead) => lead,
+            other => panic!("expected to lead, got {other:?}"),
+        }
+    }
+
+    fn join(owners: &Arc<Owners>, id: &SessionId) -> Hold {
+        match owners.claim(id) {
+            Claim::Join(hold) => hold,
+            other => panic!("expected to join, got {other:?}"),
+        }
+    }
+
+    fn wait(owners: &Arc<Owners>, id: &SessionId) -> CancellationToken {
+        match owners.claim(id) {
+            Claim::Wait(over) => over,
+            other => panic!("expected to wait, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_session_is_owned_until_the_last_hold_is_dropped() {
+        let (owners, a, id) = (owners(), backend("a"), SessionId::new("s"));
+        let leader = lead(&owners, &id);
+        let over = wait(&owners, &id);
+        assert!(owners.find(&id).is_none());
+        let first = leader.settle(&a);
+        assert!(over.is_cancelled());
+        let second = join(&owners, &id);
+        assert!(Arc::ptr_eq(second.backend(), &a));
+        assert_eq!((owners.len(), a.sessions()), (1, 1));
+        drop(first);
+        assert!(owners.find(&id).is_some());
+        drop(second);
+        assert_eq!((owners.len(), a.sessions()), (0, 0));
+        drop(lead(&owners, &id));
+    }
+
+    #[test]
+    fn a_leader_that_fails_frees_the_session_and_wakes_who_waits() {
+        let (owners, id) = (owners(), SessionId::new("s"));
+        let leader = lead(&owners, &id);
+        let over = wait(&owners, &id);
+        drop(leader);
+        assert!(over.is_cancelled());
+        drop(lead(&owners, &id));
+    }
+
+    #[test]
+    fn an_evicted_session_is_free_when_all_have_let_go() {
+        let (owners, a, b, id) = (owners(), backend("a"), backend("b"), SessionId::new("s"));
+        let first = lead(&owners, &id).settle(&a);
+        let second = join(&owners, &id);
+        let over = join(&owners, &id).evict();
+        assert!(first.evicted().is_cancelled());
+        assert!(!wait(&owners, &id).is_cancelled(), "nobody joins a session that is being evicted");
+        drop(first);
+        assert!(!over.is_cancelled());
+        drop(second);
+        assert!(over.is_cancelled());
+        let hold = lead(&owners, &id).settle(&b);
+        assert!(!hold.evicted().is_cancelled());
+    }
+
+    #[test]
+    fn a_born_session_is_adopted_once() {
+        let (owners, a, b, id) = (owners(), backend("a"), backend("b"), SessionId::new("s"));
+        let first = owners.adopt(&id, &a).unwrap();
+        let second = owners.adopt(&id, &a).unwrap();
+        assert!(owners.adopt(&id, &b).is_none());
+        drop((first, second));
+        assert!(owners.adopt(&id, &b).is_some());
+    }
+}

@@ -1,0 +1,12 @@
+//! What sessile tells Prometheus, and the account of one connection.
+//!
+//! Labels come from closed sets and from configured names, never from a session, a user or an address. The series of a
+//! backend live as long as anything holds its [`BackendSeries`]: when the last connection of a removed backend has
+//! gone, so have they.
+
+mod instruments;
+mod process;
+mod record;
+
+pub use instruments::{BackendSeries, Metrics};
+pub use record::Record;

@@ -8,3 +8,8 @@ pub mod config;
 pub mod fleet;
 pub mod metrics;
 pub mod wire;
+pub mod net;
+pub mod snapshot;
+pub mod balancer;
+pub mod link;
+pub mod place;

@@ -61,6 +61,7 @@ pub struct Backend {
     series: Arc<BackendSeries>,
     connections: AtomicUsize,
     sessions: AtomicUsize,
+    answers: AtomicUsize,
     standing: watch::Sender<Standing>,
     up: AtomicBool,
     suspect: AtomicBool,
@@ -79,6 +80,7 @@ impl Backend {
             series,
             connections: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
+            answers: AtomicUsize::new(0),
             standing: watch::Sender::new(Standing::default()),
             up: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
@@ -123,10 +125,12 @@ impl Backend {
         self.up.load(Ordering::Acquire)
     }
 
-    /// A dial failed: nothing new is placed here until a probe is answered, and one is sent at once.
+    /// A dial failed or an answer did not come: nothing new is placed here and nothing asked until a probe is answered.
+    /// The first time, one is wanted at once.
     pub fn suspect(&self) {
-        self.suspect.store(true, Ordering::Release);
-        self.nudge.notify_one();
+        if !self.suspect.swap(true, Ordering::AcqRel) {
+            self.nudge.notify_one();
+        }
     }
 
     /// A probe was answered.
@@ -182,11 +186,31 @@ impl Backend {
         self.series.sessions_active.dec();
     }
 
-    /// Asks about a session; waits for a place in the queue. `None` = no answer will come.
-    pub async fn ask(&self, method: &'static str, session: &SessionId) -> Option<Answer> {
-        let (answer, answered) = oneshot::channel();
-        self.asks.send(Ask { method, session: session.clone(), answer }).await.ok()?;
-        answered.await.ok()
+    /// Asks about a session. `None` = no answer will come: the connection is lost, or nothing at all was answered for as
+    /// long as `patience`; then the backend is not asked again before it answers a probe. One that answers others is
+    /// merely busy, and waited for.
+    pub async fn ask(&self, method: &'static str, session: &SessionId, patience: Duration) -> Option<Answer> {
+        let asking = async {
+            let (answer, answered) = oneshot::channel();
+            self.asks.send(Ask { method, session: session.clone(), answer }).await.ok()?;
+            answered.await.ok()
+        };
+        tokio::pin!(asking);
+        loop {
+            let before = self.answers.load(Ordering::Relaxed);
+            if let Ok(answer) = tokio::time::timeout(patience, &mut asking).await {
+                return answer;
+            }
+            if self.answers.load(Ordering::Relaxed) == before {
+                self.suspect();
+                return None;
+            }
+        }
+    }
+
+    /// A question was answered.
+    pub fn answered(&self) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -10,7 +10,7 @@
 use super::envelope::{
     Envelope, Fault, Field, ID_BYTES_MAX, Id, METHOD_BYTES_MAX, SESSION_ID_BYTES_MAX, SessionId,
 };
-use super::text::Text;
+use super::text::{self, Text};
 
 /// Deepest nesting taken.
 pub const DEPTH_MAX: u32 = 512;
@@ -157,12 +157,12 @@ impl Scan {
         match self.mode {
             Mode::KeyText | Mode::KeptText => return self.kept_text(rest),
             Mode::PassedText { escaped } => {
-                let (used, end) = pass_text(rest, escaped);
+                let (used, end) = text::pass(rest, escaped);
                 self.mode = end.map_or(Mode::AfterValue, |escaped| Mode::PassedText { escaped });
                 return used;
             }
             Mode::SkipText { depth, escaped } => {
-                let (used, end) = pass_text(rest, escaped);
+                let (used, end) = text::pass(rest, escaped);
                 self.mode = end.map_or(Mode::Skip { depth }, |escaped| Mode::SkipText { depth, escaped });
                 return used;
             }
@@ -398,19 +398,5 @@ impl Scan {
         }
         self.mode = Mode::Skip { depth };
         rest.len()
-    }
-}
-
-/// Passes over a string's bytes: how many were used, and `None` at its end or else whether the next byte is escaped.
-fn pass_text(rest: &[u8], escaped: bool) -> (usize, Option<bool>) {
-    if escaped {
-        return (1, Some(false));
-    }
-    match memchr::memchr2(b'"', b'\\', rest) {
-        Some(at) => {
-            let end = rest.get(at) == Some(&b'"');
-            (at.saturating_add(1), if end { None } else { Some(true) })
-        }
-        None => (rest.len(), Some(false)),
     }
 }

@@ -149,3 +149,17 @@ impl Text {
         self.bytes.extend_from_slice(bytes.get(..room.min(bytes.len())).unwrap_or_default());
     }
 }
+
+/// Passes over a string's bytes: how many were used, and `None` at its end or else whether the next byte is escaped.
+pub(super) fn pass(rest: &[u8], escaped: bool) -> (usize, Option<bool>) {
+    if escaped {
+        return (1, Some(false));
+    }
+    match memchr::memchr2(b'"', b'\\', rest) {
+        Some(at) => {
+            let end = rest.get(at) == Some(&b'"');
+            (at.saturating_add(1), if end { None } else { Some(true) })
+        }
+        None => (rest.len(), Some(false)),
+    }
+}

@@ -1,0 +1,72 @@
+//! Greeting a backend on a client's behalf: the client's state frames replayed, their answers swallowed.
+
+use tokio::io::AsyncWriteExt;
+
+use super::dial::Link;
+use super::frames::next_body;
+use crate::wire::{Id, Scan, reply};
+
+/// A client's frame that changes its connection's state on a server, kept to be replayed verbatim.
+#[derive(Clone, Debug)]
+pub struct StateFrame {
+    body: Box<[u8]>,
+    id: Id,
+}
+
+/// Why a backend did not take a replayed frame.
+#[derive(Debug, thiserror::Error)]
+pub enum GreetFault {
+    /// It went away or sent garbage.
+    #[error("the backend went away: {0}")]
+    Lost(#[from] std::io::Error),
+    /// It answered a frame with an error that another backend had answered with a result.
+    #[error("the backend refused a replayed state frame")]
+    Refused,
+}
+
+impl StateFrame {
+    /// Keeps the frame of `body`, a request with this id.
+    pub fn new(body: &[u8], id: Id) -> Self {
+        Self { body: body.into(), id }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.body.len()
+    }
+
+    /// The body as the client sent it.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+/// Replays `frames` one at a time, each after the answer of the last, because servers handle requests concurrently.
+/// Gives the `protocolVersion` that the backend answered, if one of the frames asked for it. Frames that belong to no
+/// replayed request are dropped: before its first session, nothing on this link concerns the client.
+///
+/// # Errors
+/// See [`GreetFault`].
+pub async fn greet(link: &mut Link, frames: &[StateFrame]) -> Result<Option<Box<[u8]>>, GreetFault> {
+    let mut version = None;
+    for (number, frame) in frames.iter().enumerate() {
+        let id = format!("sessile-{number}");
+        link.stream.write_all(&reply::with_id(&frame.body, frame.id.span(), &id)).await?;
+        let quoted = format!("\"{id}\"");
+        loop {
+            let body = next_body(&mut link.stream, &mut link.unread).await?;
+            let Ok(answer) = Scan::whole(&body) else {
+                return Err(std::io::Error::from(std::io::ErrorKind::InvalidData).into());
+            };
+            if answer.method.is_some() || answer.id.is_none_or(|id| id.raw() != quoted.as_bytes()) {
+                continue;
+            }
+            if answer.is_error {
+                return Err(GreetFault::Refused);
+            }
+            version = answer.protocol_version.or(version);
+            break;
+        }
+    }
+    Ok(version)
+}

@@ -1,0 +1,366 @@
+//! The attendant of a backend: its standing connection, over which it is probed and asked where sessions are.
+//!
+//! One task per backend. It keeps one connection, greets it with `connect` (and the configured token), pings it, and
+//! lets questions about sessions ride along. A probe that fails ends the connection, and every tenth probe makes a new
+//! one on purpose, so that a server that talks but no longer accepts is found out too. Broadcast events arrive here all
+//! the time; they are read and dropped.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::dial::{Link, dial};
+use super::frames::next_body;
+use crate::config::Config;
+use crate::fleet::{Answer, Ask, Backend, Judge};
+use crate::wire::reply;
+
+/// Questions in flight on one standing connection; further ones wait in the queue.
+const IN_FLIGHT_MAX: usize = 256;
+/// A fresh connection is made for every so manyth probe.
+const FRESH_EVERY: u32 = 10;
+
+/// JSON-RPC errors of servers that mean something to a probe.
+const SHUTTING_DOWN: i64 = -32000;
+const AUTHENTICATION_REQUIRED: i64 = -32001;
+const AUTHENTICATION_FAILED: i64 = -32002;
+const AUTHENTICATION_NOT_CONFIGURED: i64 = -32003;
+const METHOD_NOT_FOUND: i64 = -32601;
+
+/// Probes `backend` and answers what it is asked, until `stop`, or until the backend is over.
+pub async fn attend(
+    backend: Arc<Backend>,
+    asked: mpsc::Receiver<Ask>,
+    config: impl Fn() -> Arc<Config>,
+    stop: CancellationToken,
+) {
+    let mut attendant = Attendant { backend, asked, judge: Judge::default(), warned: false };
+    let work = async {
+        let mut wait = Duration::ZERO;
+        loop {
+            attendant.pause(wait).await;
+            if attendant.backend.is_over() {
+                return;
+            }
+            let interval = jittered(config().health.interval);
+            let Ok(mut line) = attendant.connect(&config()).await else {
+                wait = interval;
+                continue;
+            };
+            let started = Instant::now();
+            let end = attendant.serve(&mut line, &config).await;
+            tracing::debug!(backend = %attendant.backend.name(), end, "standing connection ended");
+            // Whether that was the server's end or just this connection's, a new one will tell at once; but not in a
+            // tight loop with a server that greets and hangs up.
+            let lived = started.elapsed() >= interval;
+            wait = if lived { Duration::ZERO } else { interval.checked_div(4).unwrap_or(interval) };
+        }
+    };
+    stop.run_until_cancelled(work).await;
+}
+
+struct Attendant {
+    backend: Arc<Backend>,
+    asked: mpsc::Receiver<Ask>,
+    judge: Judge,
+    warned: bool,
+}
+
+/// The standing connection. It holds no lease: it must not keep a removed backend alive.
+struct Line {
+    backend: Arc<Backend>,
+    stream: TcpStream,
+    unread: BytesMut,
+    next_id: u64,
+    pending: HashMap<u64, oneshot::Sender<Answer>>,
+}
+
+impl Attendant {
+    /// Waits while nobody can be asked: questions get no answer at once.
+    async fn pause(&mut self, wait: Duration) {
+        let until = tokio::time::Instant::now().checked_add(wait);
+        let Some(until) = until else { return };
+        // A nudge may shorten the wait, but not to nothing: clients' dials must not become a storm of probes.
+        let soonest = until.checked_sub(wait.saturating_sub(wait.checked_div(4).unwrap_or(wait)));
+        loop {
+            tokio::select! {
+                () = sleep_until(until) => return,
+                () = self.backend.nudged() => {
+                    if let Some(soonest) = soonest { sleep_until(soonest).await; }
+                    return;
+                }
+                ask = self.asked.recv() => drop(ask),
+            }
+        }
+    }
+
+    /// Dials and greets; both together are one probe.
+    async fn connect(&mut self, config: &Config) -> Result<Line, ()> {
+        let started = Instant::now();
+        let greeting = async {
+            let link = dial(&self.backend, config.timeouts.connect).await.map_err(|fault| fault.to_string())?;
+            let Link { stream, unread, .. } = link;
+            let backend = Arc::clone(&self.backend);
+            let mut line = Line { backend, stream, unread, next_id: 0, pending: HashMap::new() };
+            self.greet(&mut line, config).await.map(|()| line)
+        };
+        let greeted = timeout(config.health.timeout, greeting).await;
+        match greeted.unwrap_or_else(|_| Err("no answer in time".into())) {
+            Ok(line) => {
+                self.answered(started.elapsed(), config);
+                Ok(line)
+            }
+            Err(fault) => {
+                self.failed(&fault, config);
+                Err(())
+            }
+        }
+    }
+
+    /// `connect`, with the token if there is one; what the answer says decides whether sessions can be asked for.
+    async fn greet(&self, line: &mut Line, config: &Config) -> Result<(), String> {
+        let token = config.upstream.connection_token.as_ref();
+        let params = token.map_or_else(|| json!({}), |token| json!({ "token": token.reveal() }));
+        let mut demands = token.is_some();
+        let mut answer = line.call("connect", params).await.map_err(|error| error.to_string())?;
+        if answer == Answer::Error(AUTHENTICATION_NOT_CONFIGURED) {
+            demands = false;
+            answer = line.call("connect", json!({})).await.map_err(|error| error.to_string())?;
+        }
+        let (mute, version) = match answer {
+            Answer::Result(result) => (false, result.get("version").and_then(Value::as_str).map(Arc::from)),
+            Answer::Error(SHUTTING_DOWN) => return Err("the server is shutting down".into()),
+            Answer::Error(AUTHENTICATION_REQUIRED | AUTHENTICATION_FAILED) => {
+                demands = true;
+                (true, None)
+            }
+            Answer::Error(METHOD_NOT_FOUND) => (false, None),
+            Answer::Error(code) => return Err(format!("the server answered connect with error {code}")),
+        };
+        if let Some(version) = &version {
+            self.backend.series().version(version);
+        }
+        self.backend.stand(|standing| {
+            standing.demands_token = demands;
+            standing.mute = mute;
+            standing.version = version.or_else(|| standing.version.take());
+        });
+        Ok(())
+    }
+
+    /// Uses the line until it fails or has served its number of probes; says why it ended.
+    async fn serve(&mut self, line: &mut Line, config: &impl Fn() -> Arc<Config>) -> String {
+        for _ in 1..FRESH_EVERY {
+            let current = config();
+            let due = tokio::time::Instant::now().checked_add(jittered(current.health.interval));
+            if let Err(fault) = self.ride(line, due).await {
+                return fault;
+            }
+            if self.backend.is_over() {
+                return "the backend has left the configuration".into();
+            }
+            let started = Instant::now();
+            match self.probe(line, current.health.timeout).await {
+                Ok(()) => self.answered(started.elapsed(), &current),
+                Err(fault) => {
+                    self.failed(&fault, &current);
+                    return fault;
+                }
+            }
+        }
+        self.finish(line, config().health.timeout).await;
+        "it has served its number of probes".into()
+    }
+
+    /// Waits for the answers that are still due, so that a connection replaced on purpose loses nobody's question.
+    async fn finish(&mut self, line: &mut Line, within: Duration) {
+        let rest = async {
+            while !line.pending.is_empty() {
+                let (id, answer) = line.next_answer().await?;
+                line.dispatch(id, answer);
+            }
+            io::Result::Ok(())
+        };
+        if !matches!(timeout(within, rest).await, Ok(Ok(()))) {
+            tracing::debug!(backend = %self.backend.name(), "questions were left without an answer");
+        }
+    }
+
+    /// Carries questions and answers until the next probe is due.
+    async fn ride(&mut self, line: &mut Line, due: Option<tokio::time::Instant>) -> Result<(), String> {
+        let Some(due) = due else { return Ok(()) };
+        loop {
+            let room = line.pending.len() < IN_FLIGHT_MAX;
+            tokio::select! {
+                () = sleep_until(due) => return Ok(()),
+                () = self.backend.nudged() => return Ok(()),
+                answer = line.next_answer() => {
+                    let (id, answer) = answer.map_err(|error| error.to_string())?;
+                    line.dispatch(id, answer);
+                }
+                ask = self.asked.recv(), if room => {
+                    let Some(ask) = ask else { return Err("nobody will ask".into()) };
+                    self.forward(line, ask).await.map_err(|error| error.to_string())?;
+                }
+            }
+        }
+    }
+
+    /// Sends a question, and with it those that wait behind it.
+    async fn forward(&mut self, line: &mut Line, first: Ask) -> io::Result<()> {
+        let mut frames = line.register(first);
+        while line.pending.len() < IN_FLIGHT_MAX
+            && let Ok(ask) = self.asked.try_recv()
+        {
+            frames.extend_from_slice(&line.register(ask));
+        }
+        line.write(&frames).await
+    }
+
+    /// One `ping`, with questions riding along.
+    async fn probe(&mut self, line: &mut Line, within: Duration) -> Result<(), String> {
+        let (id, frame) = line.request("ping", &json!({}));
+        let (sender, mut pong) = oneshot::channel();
+        line.pending.insert(id, sender);
+        let exchange = async {
+            line.write(&frame).await.map_err(|error| error.to_string())?;
+            loop {
+                let room = line.pending.len() < IN_FLIGHT_MAX;
+                tokio::select! {
+                    biased;
+                    pong = &mut pong => return pong.map_err(|_| "the connection was lost".to_owned()),
+                    answer = line.next_answer() => {
+                        let (id, answer) = answer.map_err(|error| error.to_string())?;
+                        line.dispatch(id, answer);
+                    }
+                    ask = self.asked.recv(), if room => {
+                        let Some(ask) = ask else { return Err("nobody will ask".into()) };
+                        let frame = line.register(ask);
+                        line.write(&frame).await.map_err(|error| error.to_string())?;
+                    }
+                }
+            }
+        };
+        match timeout(within, exchange).await {
+            Err(_) => Err("no answer in time".into()),
+            Ok(Err(fault)) => Err(fault),
+            Ok(Ok(Answer::Error(SHUTTING_DOWN))) => Err("the server is shutting down".into()),
+            Ok(Ok(_)) => Ok(()),
+        }
+    }
+
+    fn answered(&mut self, took: Duration, config: &Config) {
+        let backend = &self.backend;
+        backend.series().probed(took);
+        backend.trust();
+        let change = self.judge.observe(true, config.health.rise, config.health.fall);
+        backend.stand(|standing| {
+            standing.probe = Some(took);
+            if let Some(health) = change {
+                standing.health = health;
+                standing.error = None;
+            }
+        });
+        if change.is_some() {
+            tracing::info!(backend = %backend.name(), probe_seconds = took.as_secs_f64(), "backend is up");
+        }
+        let mute = backend.standing().borrow().mute;
+        if mute && !self.warned {
+            tracing::warn!(
+                backend = %backend.name(),
+                "backend demands a connection token: set upstream.connection_token, or sessions cannot be located"
+            );
+        }
+        self.warned = mute;
+    }
+
+    fn failed(&mut self, fault: &str, config: &Config) {
+        let backend = &self.backend;
+        backend.series().probes_failed.inc();
+        backend.suspect();
+        let change = self.judge.observe(false, config.health.rise, config.health.fall);
+        backend.stand(|standing| {
+            standing.error = Some(fault.into());
+            if let Some(health) = change {
+                standing.health = health;
+            }
+        });
+        if change.is_some() {
+            tracing::warn!(backend = %backend.name(), fault, "backend is down");
+        }
+    }
+}
+
+impl Line {
+    /// A request and the id it got.
+    fn request(&mut self, method: &str, params: &Value) -> (u64, Vec<u8>) {
+        let id = self.next_id;
+        self.next_id = self.next_id.saturating_add(1);
+        (id, reply::request(id, method, params))
+    }
+
+    /// The frame of a question whose answer will be handed on.
+    fn register(&mut self, ask: Ask) -> Vec<u8> {
+        let (id, frame) = self.request(ask.method, &json!({ "sessionId": ask.session.as_str() }));
+        self.pending.insert(id, ask.answer);
+        frame
+    }
+
+    fn dispatch(&mut self, id: u64, answer: Answer) {
+        if let Some(waiting) = self.pending.remove(&id) {
+            self.backend.answered();
+            // Who asked may have stopped waiting.
+            drop(waiting.send(answer));
+        }
+    }
+
+    async fn write(&mut self, frames: &[u8]) -> io::Result<()> {
+        self.stream.write_all(frames).await
+    }
+
+    /// Asks and waits: only while nothing else is in flight.
+    async fn call(&mut self, method: &str, params: Value) -> io::Result<Answer> {
+        let (id, frame) = self.request(method, &params);
+        self.write(&frame).await?;
+        loop {
+            let (answered, answer) = self.next_answer().await?;
+            if answered == id {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// The next answer to a request of ours; everything else is dropped. Cancel-safe.
+    async fn next_answer(&mut self) -> io::Result<(u64, Answer)> {
+        loop {
+            let body: BytesMut = next_body(&mut self.stream, &mut self.unread).await?;
+            let mut frame: Value = serde_json::from_slice(&body)?;
+            if frame.get("method").is_some() {
+                continue;
+            }
+            let Some(id) = frame.get("id").and_then(Value::as_u64) else { continue };
+            let answer = match frame.pointer("/error/code").and_then(Value::as_i64) {
+                Some(code) => Answer::Error(code),
+                None => Answer::Result(frame.get_mut("result").map(Value::take).unwrap_or_default()),
+            };
+            return Ok((id, answer));
+        }
+    }
+}
+
+/// `interval`, give or take a tenth: a fleet's probes must not march in step.
+fn jittered(interval: Duration) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let permille = RandomState::new().hash_one(interval).checked_rem(201).unwrap_or(100);
+    let factor = u32::try_from(permille).unwrap_or(100).saturating_add(900);
+    interval.checked_div(1000).and_then(|part| part.checked_mul(factor)).unwrap_or(interval)
+}

@@ -1,0 +1,51 @@
+//! Sockets: how they are bound, and what every connection's two of them are set to.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Connections the kernel keeps for us between two accepts.
+const BACKLOG: i32 = 4096;
+/// A peer that is gone without a word is noticed after about this and six probes, or at once when bytes go unacknowledged
+/// for [`USER_TIMEOUT`]. Servers set no keepalive of their own.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Binds and listens. An IPv6 address takes IPv6 only, so that `0.0.0.0` and `[::]` can stand side by side.
+///
+/// # Errors
+/// Whatever the kernel says: the address is in use, is not this machine's, or needs privileges.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Sets what both sides of a connection need: small frames leave at once, and dead peers are noticed.
+///
+/// # Errors
+/// If the peer is gone already.
+pub fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(6);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// Closes with RST instead of FIN, as the other peer did.
+pub fn reset(stream: TcpStream) {
+    if let Err(error) = SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
+        tracing::debug!(%error, "a reset could not be passed on");
+    }
+}

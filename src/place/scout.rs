@@ -1,0 +1,38 @@
+//! Choosing a scout: the provisional backend that answers until a session is named.
+
+use std::sync::Arc;
+
+use super::{Miss, Refused, Want, open};
+use crate::balancer::Balancer;
+use crate::fleet::decide::in_turn;
+use crate::link::{Link, StateFrame};
+
+/// A greeted link to a ready backend, in turn; the next one if that cannot be dialled.
+///
+/// # Errors
+/// What to tell the client: no backend, or one that refuses what an earlier scout took.
+pub async fn scout(balancer: &Balancer, frames: &[StateFrame], version: Option<&[u8]>) -> Result<Link, Refused> {
+    let config = Arc::clone(&balancer.now().config);
+    if tokio::time::timeout(config.timeouts.connect, balancer.until_probed()).await.is_err() {
+        tracing::debug!("scouting before every backend has been probed");
+    }
+    let want = Want { session: None, tracked: false, must_exist: false, frames, version, scout: None };
+    let mut failed = Vec::new();
+    let seeking = async {
+        loop {
+            let snapshot = balancer.snapshot();
+            let candidate = |at| snapshot.candidate(at, &failed);
+            let next = in_turn(balancer.turn(), snapshot.members.len(), &candidate);
+            let Some((at, member)) = next.and_then(|at| Some((at, snapshot.members.get(at)?))) else {
+                return Err(Refused::no_backend(&snapshot.config));
+            };
+            match open(&want, &snapshot, &member.backend).await {
+                Ok(Some(link)) => return Ok(link),
+                Err(Miss::Refused(refused)) => return Err(refused),
+                Ok(None) | Err(Miss::Unreachable) => failed.push(at),
+            }
+        }
+    };
+    let sought = tokio::time::timeout(config.timeouts.rehome, seeking).await;
+    sought.unwrap_or_else(|_| Err(Refused::no_backend(&config)))
+}

@@ -1,0 +1,77 @@
+//! What one configuration became: the fleet's members, their ring and the policy, behind one pointer.
+//!
+//! Every placement reads the snapshot of its moment. A reload or an operator's command builds the next one and swaps
+//! the pointer; nothing in a snapshot ever changes but what its backends report of themselves.
+
+use std::sync::Arc;
+
+use crate::config::{AdminState, Config};
+use crate::fleet::{Backend, Candidate, Ring};
+use crate::wire::SessionId;
+
+/// One configuration in force.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counts configurations and commands, from 1.
+    pub generation: u64,
+    /// The configuration itself.
+    pub config: Arc<Config>,
+    /// The fleet, in the order of the file.
+    pub members: Vec<Member>,
+    /// The ring of the members, numbered alike.
+    pub ring: Arc<Ring>,
+}
+
+/// A backend as this configuration sees it.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The backend, shared with other snapshots.
+    pub backend: Arc<Backend>,
+    /// Share of new sessions.
+    pub weight: u32,
+    /// The state in force: an operator's command, else the file's.
+    pub state: AdminState,
+    /// The file's.
+    pub file_state: AdminState,
+}
+
+impl Member {
+    /// Whether it takes new sessions.
+    pub fn is_ready(&self) -> bool {
+        self.state == AdminState::Ready && self.backend.is_up() && !self.backend.is_suspect()
+    }
+}
+
+impl Snapshot {
+    /// Member `at` as a decision sees it; `failed` lists the members this placement could not dial.
+    pub fn candidate(&self, at: usize, failed: &[usize]) -> Candidate {
+        let Some(member) = self.members.get(at) else {
+            return Candidate { ready: false, up: false, maint: false, weight: 0, sessions: 0 };
+        };
+        let dialled = !failed.contains(&at);
+        Candidate {
+            ready: dialled && member.is_ready(),
+            up: dialled && member.backend.is_up(),
+            maint: member.state == AdminState::Maint,
+            weight: member.weight,
+            sessions: member.backend.sessions(),
+        }
+    }
+
+    /// The member called `name`.
+    pub fn named(&self, name: &str) -> Option<usize> {
+        self.members.iter().position(|member| &**member.backend.name() == name)
+    }
+
+    /// What of a session ID decides about its place on the ring.
+    pub fn affinity_key<'a>(&self, id: &'a SessionId) -> &'a [u8] {
+        let whole = id.as_str().as_bytes();
+        let pattern = self.config.placement.affinity_pattern.as_ref();
+        pattern.and_then(|p| p.captures(whole)?.get(1)).map_or(whole, |group| group.as_bytes())
+    }
+
+    /// Whether some backend is up.
+    pub fn is_up(&self) -> bool {
+        self.members.iter().any(|member| member.backend.is_up())
+    }
+}

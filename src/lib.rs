@@ -3,13 +3,14 @@
 //! Modules are floors: a file uses only what is declared above it here (`tests/tidy.rs` holds that), so reading this
 //! list downwards is reading the program from its vocabulary to its command line.
 
+pub mod balancer;
 pub mod close;
 pub mod config;
 pub mod fleet;
-pub mod metrics;
-pub mod wire;
-pub mod net;
-pub mod snapshot;
-pub mod balancer;
 pub mod link;
+pub mod metrics;
+pub mod net;
 pub mod place;
+pub mod proxy;
+pub mod snapshot;
+pub mod wire;

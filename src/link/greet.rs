@@ -11,6 +11,7 @@ use crate::wire::{Id, Scan, reply};
 pub struct StateFrame {
     body: Box<[u8]>,
     id: Id,
+    connect: bool,
 }
 
 /// Why a backend did not take a replayed frame.
@@ -19,15 +20,20 @@ pub enum GreetFault {
     /// It went away or sent garbage.
     #[error("the backend went away: {0}")]
     Lost(#[from] std::io::Error),
-    /// It answered a frame with an error that another backend had answered with a result.
-    #[error("the backend refused a replayed state frame")]
+    /// It answered a `connect` with an error that another backend had answered with a result.
+    #[error("the backend refused a replayed connect")]
     Refused,
 }
 
 impl StateFrame {
-    /// Keeps the frame of `body`, a request with this id.
-    pub fn new(body: &[u8], id: Id) -> Self {
-        Self { body: body.into(), id }
+    /// Keeps the frame of `body`, a request of this method with this id.
+    pub fn new(body: &[u8], method: &str, id: Id) -> Self {
+        Self { body: body.into(), id, connect: method == "connect" }
+    }
+
+    /// Whether it is the one that carries the token.
+    pub fn is_connect(&self) -> bool {
+        self.connect
     }
 
     /// Bytes held.
@@ -43,7 +49,9 @@ impl StateFrame {
 
 /// Replays `frames` one at a time, each after the answer of the last, because servers handle requests concurrently.
 /// Gives the `protocolVersion` that the backend answered, if one of the frames asked for it. Frames that belong to no
-/// replayed request are dropped: before its first session, nothing on this link concerns the client.
+/// replayed request are dropped: before its first session, nothing on this link concerns the client. Only a refused
+/// `connect` is fatal: `plugins.builtin.set` is refused by every server on which any session is live, and those servers
+/// have been told before.
 ///
 /// # Errors
 /// See [`GreetFault`].
@@ -61,7 +69,7 @@ pub async fn greet(link: &mut Link, frames: &[StateFrame]) -> Result<Option<Box<
             if answer.method.is_some() || answer.id.is_none_or(|id| id.raw() != quoted.as_bytes()) {
                 continue;
             }
-            if answer.is_error {
+            if answer.is_error && frame.connect {
                 return Err(GreetFault::Refused);
             }
             version = answer.protocol_version.or(version);

@@ -107,7 +107,8 @@ impl Attendant {
     async fn connect(&mut self, config: &Config) -> Result<Line, ()> {
         let started = Instant::now();
         let greeting = async {
-            let link = dial(&self.backend, config.timeouts.connect).await.map_err(|fault| fault.to_string())?;
+            let link =
+                dial(&self.backend, config.timeouts.connect).await.map_err(|fault| fault.to_string())?;
             let Link { stream, unread, .. } = link;
             let backend = Arc::clone(&self.backend);
             let mut line = Line { backend, stream, unread, next_id: 0, pending: HashMap::new() };

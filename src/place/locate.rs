@@ -141,11 +141,16 @@ fn newest(copies: &[(Option<String>, usize)]) -> Option<usize> {
     newest.map(|(_, at)| *at)
 }
 
-async fn ask(at: usize, backend: Arc<Backend>, session: &SessionId, stored_too: bool, patience: Duration) -> Word {
+async fn ask(
+    at: usize,
+    backend: Arc<Backend>,
+    session: &SessionId,
+    stored_too: bool,
+    patience: Duration,
+) -> Word {
     let live = backend.ask("session.metadata.isProcessing", session, patience);
-    let stored = async {
-        if stored_too { backend.ask("session.getMetadata", session, patience).await } else { None }
-    };
+    let stored =
+        async { if stored_too { backend.ask("session.getMetadata", session, patience).await } else { None } };
     let (live, stored) = future::join(live, stored).await;
     let complete = live.is_some() && (stored.is_some() || !stored_too);
     let said = Said {
@@ -176,7 +181,12 @@ mod tests {
     #[test]
     fn only_a_random_uuid_is_sure_to_be_new() {
         assert!(is_random_uuid("3f2b8c1e-9d4a-4e6f-8a7b-0c1d2e3f4a5b"));
-        for id in ["user-7-chat", "", "3f2b8c1e-9d4a-1e6f-8a7b-0c1d2e3f4a5b", "3f2b8c1e-9d4a-4e6f-8a7b_0c1d2e3f4a5b"] {
+        for id in [
+            "user-7-chat",
+            "",
+            "3f2b8c1e-9d4a-1e6f-8a7b-0c1d2e3f4a5b",
+            "3f2b8c1e-9d4a-4e6f-8a7b_0c1d2e3f4a5b",
+        ] {
             assert!(!is_random_uuid(id), "{id}");
         }
     }

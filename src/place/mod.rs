@@ -100,7 +100,14 @@ pub async fn place(balancer: &Balancer, want: &Want<'_>) -> Result<Placed, Refus
 /// Why it would go nowhere.
 pub async fn route(balancer: &Balancer, session: &SessionId) -> Result<(Arc<Backend>, Reason), Refused> {
     let snapshot = balancer.snapshot();
-    let want = Want { session: Some(session), tracked: true, must_exist: true, frames: &[], version: None, scout: None };
+    let want = Want {
+        session: Some(session),
+        tracked: true,
+        must_exist: true,
+        frames: &[],
+        version: None,
+        scout: None,
+    };
     let owner = balancer.owners.find(session);
     let found = if owner.is_some() { Found::Unasked } else { ask_fleet(balancer, &snapshot, &want).await };
     let owner_up = owner.as_ref().map(|owner| owner.is_up());
@@ -281,13 +288,15 @@ async fn open(want: &Want<'_>, snapshot: &Snapshot, backend: &Arc<Backend>) -> R
     // A server that takes connections but says nothing is as good as one that takes none.
     let greeted = tokio::time::timeout(config.timeouts.connect, greet(&mut link, want.frames)).await;
     match greeted {
-        Ok(Ok(version)) if version.is_none() || want.version.is_none() || version.as_deref() == want.version => {
+        Ok(Ok(version))
+            if version.is_none() || want.version.is_none() || version.as_deref() == want.version =>
+        {
             Ok(Some(link))
         }
         Ok(Ok(_)) => Err(Miss::Refused(mismatch("the session's backend speaks another protocol version"))),
-        Ok(Err(GreetFault::Refused)) => {
-            Err(Miss::Refused(mismatch("the session's backend refused what another backend had accepted from this client")))
-        }
+        Ok(Err(GreetFault::Refused)) => Err(Miss::Refused(mismatch(
+            "the session's backend refused what another backend had accepted from this client",
+        ))),
         Ok(Err(GreetFault::Lost(_))) | Err(_) => {
             backend.suspect();
             Err(Miss::Unreachable)

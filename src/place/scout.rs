@@ -11,7 +11,11 @@ use crate::link::{Link, StateFrame};
 ///
 /// # Errors
 /// What to tell the client: no backend, or one that refuses what an earlier scout took.
-pub async fn scout(balancer: &Balancer, frames: &[StateFrame], version: Option<&[u8]>) -> Result<Link, Refused> {
+pub async fn scout(
+    balancer: &Balancer,
+    frames: &[StateFrame],
+    version: Option<&[u8]>,
+) -> Result<Link, Refused> {
     let config = Arc::clone(&balancer.now().config);
     if tokio::time::timeout(config.timeouts.connect, balancer.until_probed()).await.is_err() {
         tracing::debug!("scouting before every backend has been probed");

@@ -1,6 +1,7 @@
 //! The envelope of a body: id, method, and the session ID wherever the protocol puts it.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -39,8 +40,8 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// A JSON-RPC id as the bytes that stood in the frame: echoed, never interpreted.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// A JSON-RPC id as the bytes that stood in the frame: echoed, never interpreted. Ids are equal if their bytes are.
+#[derive(Clone, Debug)]
 pub struct Id {
     pub(super) raw: Box<[u8]>,
     pub(super) at: usize,
@@ -55,6 +56,20 @@ impl Id {
     /// Where it stood in the body.
     pub fn span(&self) -> Range<usize> {
         self.at..self.at.saturating_add(self.raw.len())
+    }
+}
+
+impl PartialEq for Id {
+    fn eq(&self, other: &Self) -> bool {
+        self.raw == other.raw
+    }
+}
+
+impl Eq for Id {}
+
+impl Hash for Id {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.raw.hash(state);
     }
 }
 

@@ -1,0 +1,246 @@
+//! The client's side of an opening: bytes in, whole frames out, within bounds of bytes and time.
+//!
+//! Between frames nothing is held: a client may idle there for hours. A frame that has begun must be whole within
+//! `timeouts.opening`. The one frame that may be larger than `limits.opening_bytes` is one that names its session early;
+//! it is given out in part, and its scan goes with it.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use crate::balancer::Share;
+use crate::close::{At, By, Close, Why};
+use crate::config::Limits;
+use crate::link::StateFrame;
+use crate::wire::{Envelope, Head, Id, Scan, envelope, frame, reply};
+
+/// Bytes asked of the socket at once.
+const READ_BYTES: usize = 16 * 1024;
+
+/// The client's socket and what came from it.
+#[derive(Debug)]
+pub struct Client {
+    stream: TcpStream,
+    unread: BytesMut,
+    share: Share,
+    /// Bytes accounted for that are not in `unread`: state frames, frames held back.
+    kept: usize,
+    begun: Option<Begun>,
+    /// By when the frame that has begun (or the first of all) must be whole.
+    due: Option<Instant>,
+    patience: Duration,
+    limits: Limits,
+}
+
+/// A frame whose head is there.
+#[derive(Debug)]
+struct Begun {
+    head: Head,
+    scan: Scan,
+    /// Body bytes scanned.
+    scanned: usize,
+}
+
+/// What came from the client.
+#[derive(Debug)]
+pub struct Frame {
+    /// Head and body, or their beginning if `rest` says so.
+    pub bytes: Bytes,
+    /// Where in `bytes` the body begins.
+    pub body_at: usize,
+    /// The envelope; of a partial frame, what is known so far.
+    pub envelope: Envelope,
+    /// What is still to come of a partial frame.
+    pub rest: Option<Rest>,
+}
+
+impl Frame {
+    /// A state frame as the client sent it, to be sent again.
+    pub fn of_state(state: &StateFrame) -> Self {
+        let bytes = Bytes::from(reply::frame(state.body()));
+        let body_at = bytes.len().saturating_sub(state.bytes());
+        Self { bytes, body_at, envelope: Scan::whole(state.body()).unwrap_or_default(), rest: None }
+    }
+}
+
+/// The part of a frame that has not been read.
+#[derive(Debug)]
+pub struct Rest {
+    /// The scan so far.
+    pub scan: Scan,
+    /// Body bytes still to come.
+    pub bytes: usize,
+}
+
+/// Why there is no next frame.
+#[derive(Debug)]
+pub enum Fault {
+    /// FIN.
+    End,
+    /// The socket failed.
+    Io(io::Error),
+    /// The first or a begun frame was not whole in time.
+    Timeout,
+    /// A bound was met; the id, if it is known.
+    Limit(&'static str, Option<Id>),
+    /// No frame.
+    Head(frame::Fault),
+    /// No request.
+    Body(envelope::Fault, Option<Id>),
+}
+
+impl Fault {
+    /// How the connection ends because of it.
+    pub fn close(&self) -> Close {
+        let (by, why) = match self {
+            Self::End => (By::Client, Why::Fin),
+            Self::Io(error) => return Close::io(By::Client, At::Opening, error),
+            Self::Timeout => (By::Client, Why::Timeout),
+            Self::Limit(..) => (By::Balancer, Why::Limit),
+            Self::Head(_) | Self::Body(..) => (By::Client, Why::Malformed),
+        };
+        Close::new(by, At::Opening, why)
+    }
+}
+
+impl Client {
+    /// A client that has sent nothing; its first frame is due within `patience`.
+    pub fn new(stream: TcpStream, share: Share, limits: Limits, patience: Duration) -> Self {
+        let due = Instant::now().checked_add(patience);
+        Self { stream, unread: BytesMut::new(), share, kept: 0, begun: None, due, patience, limits }
+    }
+
+    /// The next frame. Cancel-safe.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn frame(&mut self) -> Result<Frame, Fault> {
+        loop {
+            if let Some(frame) = self.complete()? {
+                return Ok(frame);
+            }
+            match self.due {
+                Some(due) => timeout_at(due, self.fill()).await.map_err(|_| Fault::Timeout)??,
+                None => self.fill().await?,
+            }
+            if self.due.is_none() {
+                self.due = Instant::now().checked_add(self.patience);
+            }
+        }
+    }
+
+    /// Reads what is there, holding a buffer only once something is.
+    async fn fill(&mut self) -> Result<(), Fault> {
+        loop {
+            self.stream.readable().await.map_err(Fault::Io)?;
+            let wanted = self.begun.as_ref().map_or(READ_BYTES, |begun| {
+                begun.head.frame_bytes().saturating_sub(self.unread.len()).clamp(1, READ_BYTES)
+            });
+            self.unread.reserve(wanted);
+            self.account()?;
+            match self.stream.try_read_buf(&mut self.unread) {
+                Ok(0) => return Err(Fault::End),
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.relax(),
+                Err(error) => return Err(Fault::Io(error)),
+            }
+        }
+    }
+
+    /// The frame at the front of `unread`, if it is whole or as long as a partial one may get.
+    fn complete(&mut self) -> Result<Option<Frame>, Fault> {
+        let mut begun = match self.begun.take() {
+            Some(begun) => begun,
+            None => match Head::read(&self.unread).map_err(Fault::Head)? {
+                Some(head) => Begun { head, scan: Scan::default(), scanned: 0 },
+                None => {
+                    self.relax();
+                    return Ok(None);
+                }
+            },
+        };
+        let body = self.unread.get(begun.head.head_bytes..).unwrap_or_default();
+        let body = body.get(..begun.head.body_bytes.min(body.len())).unwrap_or_default();
+        begun.scan.feed(body.get(begun.scanned..).unwrap_or_default());
+        begun.scanned = body.len();
+        let left = begun.head.body_bytes.saturating_sub(begun.scanned);
+        if left == 0 {
+            let envelope = begun.scan.finish().map_err(|(fault, id)| Fault::Body(fault, id))?;
+            return Ok(Some(self.take(begun.head, envelope, None)));
+        }
+        if let Some(fault) = begun.scan.fault() {
+            return Err(Fault::Body(fault, begun.scan.finish().err().and_then(|(_, id)| id)));
+        }
+        if self.unread.len().saturating_add(self.kept) < self.limits.opening_bytes {
+            self.begun = Some(begun);
+            return Ok(None);
+        }
+        let envelope = begun.scan.so_far().clone();
+        if envelope.session == envelope::Field::Absent || envelope.method.is_none() {
+            let message = "no session ID within limits.opening_bytes of the frame";
+            return Err(Fault::Limit(message, envelope.id));
+        }
+        let rest = Rest { scan: begun.scan, bytes: left };
+        Ok(Some(self.take(begun.head, envelope, Some(rest))))
+    }
+
+    fn take(&mut self, head: Head, envelope: Envelope, rest: Option<Rest>) -> Frame {
+        let bytes = self.unread.split_to(head.frame_bytes().min(self.unread.len())).freeze();
+        self.due = if self.unread.is_empty() { None } else { Instant::now().checked_add(self.patience) };
+        self.relax();
+        Frame { bytes, body_at: head.head_bytes, envelope, rest }
+    }
+
+    /// Gives memory back while nothing is begun.
+    fn relax(&mut self) {
+        if self.unread.is_empty() {
+            self.unread = BytesMut::new();
+            self.share.resize(self.kept, None);
+        }
+    }
+
+    fn account(&mut self) -> Result<(), Fault> {
+        let bytes = self.unread.capacity().saturating_add(self.kept);
+        if self.share.resize(bytes, self.limits.opening_memory) {
+            return Ok(());
+        }
+        let id = self.begun.as_ref().and_then(|begun| begun.scan.so_far().id.clone());
+        Err(Fault::Limit("limits.opening_memory is used up by connections that are opening", id))
+    }
+
+    /// Accounts for `bytes` kept elsewhere on this client's behalf.
+    ///
+    /// # Errors
+    /// [`Fault::Limit`] if the opening or all openings hold too much then.
+    pub fn keep(&mut self, bytes: usize) -> Result<(), Fault> {
+        self.kept = self.kept.saturating_add(bytes);
+        if self.kept > self.limits.opening_bytes {
+            return Err(Fault::Limit("the opening holds more than limits.opening_bytes", None));
+        }
+        self.account()
+    }
+
+    /// Room left for frames that must wait.
+    pub fn room(&self) -> usize {
+        self.limits.opening_bytes.saturating_sub(self.kept)
+    }
+
+    /// Sends bytes to the client, within the time a frame may take.
+    ///
+    /// # Errors
+    /// The close that a client means that is gone or does not read.
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<(), Close> {
+        let close = |error: &io::Error| Close::io(By::Client, At::Opening, error);
+        let sent = tokio::time::timeout(self.patience, self.stream.write_all(bytes)).await;
+        sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|error| close(&error))
+    }
+
+    /// The socket and the bytes not yet used, the opening being over.
+    pub fn into_parts(self) -> (TcpStream, BytesMut) {
+        (self.stream, self.unread)
+    }
+}

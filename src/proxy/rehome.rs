@@ -1,0 +1,115 @@
+//! Re-homing: an opening whose session lives elsewhere parts from its scout.
+//!
+//! What is in flight settles first, bounded by `timeouts.rehome`. The home has been greeted with the client's state
+//! frames by then, so the frame that names the session is the first thing of the client's it sees.
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+use super::client::{Frame, Rest};
+use super::opening::{Opening, Session, draining, lost};
+use crate::close::{At, By, Close, Why};
+use crate::link::Link;
+
+/// A connection that knows its home.
+#[derive(Debug)]
+pub struct Opened {
+    /// The client's socket.
+    pub client: TcpStream,
+    /// Bytes for the home that have not been sent.
+    pub unsent: Bytes,
+    /// The rest of a partial session frame.
+    pub rest: Option<Rest>,
+    /// The home.
+    pub link: Link,
+}
+
+impl Opening<'_> {
+    /// Moves to the home: `link`, or the scout itself.
+    ///
+    /// # Errors
+    /// How the connection ended instead.
+    pub async fn settle(mut self, session: Session, link: Option<Link>) -> Result<Opened, Close> {
+        let Frame { bytes, rest, .. } = session.frame;
+        self.held.push(bytes);
+        let link = match (link, self.scout.take()) {
+            (None, Some(scout)) => scout.into_link(),
+            (Some(link), None) => link,
+            (Some(link), Some(scout)) => {
+                self.scout = Some(scout);
+                let result = self.part(rest.is_some()).await;
+                let label = if result.is_ok() { "moved" } else { "failed" };
+                self.balancer.metrics.rehomes.with_label_values(&[label]).inc();
+                result?;
+                link
+            }
+            (None, None) => return Err(Close::new(By::Balancer, At::Place, Why::Aborted)),
+        };
+        let (client, unread) = self.client.into_parts();
+        let unsent = match (self.held.as_slice(), unread.is_empty()) {
+            ([only], true) => only.clone(),
+            (held, _) => held.iter().flat_map(|bytes| bytes.iter()).chain(&unread).copied().collect(),
+        };
+        Ok(Opened { client, unsent, rest, link })
+    }
+
+    /// Waits until nothing is in flight with the scout, then lets it go. Answers of the client reach it meanwhile;
+    /// everything else the client sends is for the home. A partial session frame must be sent first, so with one
+    /// nothing more is read.
+    async fn part(&mut self, partial: bool) -> Result<(), Close> {
+        let due = Instant::now().checked_add(self.config.timeouts.rehome);
+        loop {
+            let Some(scout) = self.scout.as_mut().filter(|scout| !scout.is_quiet()) else { break };
+            let late = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let reads = !partial && self.client.room() > 0;
+            tokio::select! {
+                news = scout.news() => match news {
+                    Ok(_) => self.heard(news).await?,
+                    Err(_) => break,
+                },
+                frame = self.client.frame(), if reads => match frame {
+                    Ok(frame) => self.hold(frame).await?,
+                    Err(fault) => return Err(self.faulty(fault).await),
+                },
+                () = late => break,
+                () = self.balancer.closing.cancelled() => {
+                    return Err(self.refuse(&draining(&self.config), None).await);
+                }
+            }
+        }
+        let refused = lost(&self.config);
+        let unanswered = match self.scout.take() {
+            Some(scout) if scout.is_midway() => {
+                return Err(Close::new(By::Backend, At::Opening, Why::BackendLost));
+            }
+            Some(scout) => scout.into_pending().map(|(id, _)| id).collect(),
+            None => Vec::new(),
+        };
+        for id in unanswered {
+            self.answer(&id, &refused).await?;
+        }
+        Ok(())
+    }
+
+    /// A frame that came after the one that named the session.
+    async fn hold(&mut self, frame: Frame) -> Result<(), Close> {
+        if let (None, Some(scout)) = (&frame.envelope.method, self.scout.as_mut()) {
+            let due = Instant::now().checked_add(self.config.timeouts.rehome);
+            if let Err(error) = scout.send(&frame.bytes, &frame.envelope, None, due).await {
+                tracing::debug!(%error, "the scout did not take an answer");
+            }
+            return Ok(());
+        }
+        if let Err(fault) = self.client.keep(frame.bytes.len()) {
+            return Err(self.faulty_on(fault, frame.envelope.id).await);
+        }
+        self.held.push(frame.bytes);
+        Ok(())
+    }
+}

@@ -1,0 +1,187 @@
+//! The relay: two independent directions, every byte in order and unchanged, until both have ended.
+//!
+//! An idle connection holds no buffer: bytes are read into one that the thread lends, written at once, and only what the
+//! other side does not take yet is copied aside. The directions are joined, not raced: a FIN is passed on after the last
+//! byte, and the other direction goes on, for `timeouts.half_close` at most. A reset is passed on as a reset.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use super::tap::{Tap, Tapped};
+use crate::close::{At, By, Close, Why};
+use crate::config::Timeouts;
+use crate::net;
+
+const BUFFER_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into());
+}
+
+/// Bytes that one direction sends before it reads, who looks on, and who counts.
+pub struct Direction<'a> {
+    /// What is at hand already.
+    pub first: Bytes,
+    /// Looks at the bytes that follow `first`.
+    pub tap: Option<Box<dyn Tap + 'a>>,
+    /// Is told of bytes carried.
+    pub count: &'a (dyn Fn(u64) + Sync),
+}
+
+/// Who fails a direction.
+enum Fault {
+    Read(io::Error),
+    Write(io::Error),
+    Malformed,
+}
+
+/// Carries bytes until both directions have ended, one has failed, or `stop` says why not to go on.
+pub async fn relay(
+    mut client: TcpStream,
+    mut backend: TcpStream,
+    up: Direction<'_>,
+    down: Direction<'_>,
+    timeouts: &Timeouts,
+    stop: impl Future<Output = Why>,
+) -> Close {
+    let clock = Clock::new();
+    let close = {
+        let (client_read, client_write) = client.split();
+        let (backend_read, backend_write) = backend.split();
+        let up = carry(client_read, backend_write, up, &clock);
+        let down = carry(backend_read, client_write, down, &clock);
+        tokio::select! {
+            close = joined(up, down, timeouts.half_close) => close,
+            why = stop => Close::new(By::Balancer, At::Relay, why),
+            () = idle(&clock, timeouts.idle) => Close::new(By::Balancer, At::Relay, Why::Timeout),
+        }
+    };
+    if close.why == Why::Reset {
+        net::reset(if close.by == By::Client { backend } else { client });
+    }
+    close
+}
+
+/// Waits for both directions: the side whose FIN came first has ended the connection.
+async fn joined(
+    up: impl Future<Output = Result<(), Fault>>,
+    down: impl Future<Output = Result<(), Fault>>,
+    half_close: Option<Duration>,
+) -> Close {
+    let (mut up, mut down) = (pin!(up), pin!(down));
+    let (first, result) = tokio::select! {
+        result = &mut up => (By::Client, result),
+        result = &mut down => (By::Backend, result),
+    };
+    let fin = match result {
+        Ok(()) => Close::new(first, At::Relay, Why::Fin),
+        Err(fault) => return failed(first, &fault),
+    };
+    let other: Pin<&mut dyn Future<Output = Result<(), Fault>>> = if first == By::Client { down } else { up };
+    let rest = match half_close {
+        Some(limit) => tokio::time::timeout(limit, other).await,
+        None => Ok(other.await),
+    };
+    // After a FIN the other side may fail as it likes: an RST in answer to late bytes is an ordinary end.
+    match rest {
+        Ok(_) => fin,
+        Err(_) => Close { why: Why::Timeout, ..fin },
+    }
+}
+
+/// The close that a failed direction means; `from` is the side it reads.
+fn failed(from: By, fault: &Fault) -> Close {
+    let to = if from == By::Client { By::Backend } else { By::Client };
+    match fault {
+        Fault::Read(error) => Close::io(from, At::Relay, error),
+        Fault::Write(error) => Close::io(to, At::Relay, error),
+        Fault::Malformed => Close::new(from, At::Relay, Why::Malformed),
+    }
+}
+
+/// One direction, to the end of its bytes.
+async fn carry(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    direction: Direction<'_>,
+    clock: &Clock,
+) -> Result<(), Fault> {
+    let Direction { first, mut tap, count } = direction;
+    if !first.is_empty() {
+        to.write_all(&first).await.map_err(Fault::Write)?;
+        count(u64::try_from(first.len()).unwrap_or(u64::MAX));
+        drop(first);
+    }
+    loop {
+        let (carried, left) = poll_fn(|cx| {
+            BUFFER.with_borrow_mut(|buffer| {
+                let mut read = ReadBuf::new(buffer);
+                ready!(Pin::new(&mut from).poll_read(cx, &mut read)).map_err(Fault::Read)?;
+                let bytes = read.filled();
+                match tap.as_mut().map(|tap| tap.look(bytes)) {
+                    Some(Tapped::Fault) => return Poll::Ready(Err(Fault::Malformed)),
+                    Some(Tapped::Done) => tap = None,
+                    Some(Tapped::More) | None => {}
+                }
+                let written = match to.try_write(bytes) {
+                    Ok(written) => written,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                    Err(error) => return Poll::Ready(Err(Fault::Write(error))),
+                };
+                let left: Box<[u8]> = bytes.get(written..).unwrap_or_default().into();
+                Poll::Ready(Ok((bytes.len(), left)))
+            })
+        })
+        .await?;
+        if carried == 0 {
+            // A peer that is gone already has no use for a FIN.
+            return to.shutdown().await.or(Ok(()));
+        }
+        clock.tick();
+        to.write_all(&left).await.map_err(Fault::Write)?;
+        count(u64::try_from(carried).unwrap_or(u64::MAX));
+    }
+}
+
+/// When bytes last moved.
+struct Clock {
+    start: Instant,
+    last_ms: AtomicU64,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { start: Instant::now(), last_ms: AtomicU64::new(0) }
+    }
+
+    fn tick(&self) {
+        self.last_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Returns when no byte has moved for `limit`.
+async fn idle(clock: &Clock, limit: Option<Duration>) {
+    let Some(limit) = limit else { return std::future::pending().await };
+    let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    loop {
+        let quiet = clock.now_ms().saturating_sub(clock.last_ms.load(Ordering::Relaxed));
+        match limit_ms.checked_sub(quiet) {
+            None | Some(0) => return,
+            Some(left) => tokio::time::sleep(Duration::from_millis(left)).await,
+        }
+    }
+}

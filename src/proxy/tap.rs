@@ -1,0 +1,148 @@
+//! Taps: what looks at relayed bytes for a while, without changing or delaying them.
+//!
+//! Two things cannot be known when the relay begins: whether the rest of a session frame too large to wait for repeats
+//! a routing key, and which ID the server gives a session that was created without one.
+
+use bytes::{Buf, BytesMut};
+
+use super::client::Rest;
+use crate::wire::envelope::Field;
+use crate::wire::{Head, Id, Scan, SessionId};
+
+/// Looks at one direction's bytes, in order.
+pub trait Tap: Send {
+    /// The next bytes, before they are sent on.
+    fn look(&mut self, bytes: &[u8]) -> Tapped;
+}
+
+/// What a tap wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tapped {
+    /// To see more.
+    More,
+    /// Nothing: it has seen what it was for.
+    Done,
+    /// The connection's end: these bytes must not be sent on.
+    Fault,
+}
+
+/// Holds the rest of a partial session frame to the rules that its beginning kept.
+pub struct Guard(pub Rest);
+
+impl Tap for Guard {
+    fn look(&mut self, bytes: &[u8]) -> Tapped {
+        let Rest { scan, bytes: left } = &mut self.0;
+        scan.feed(bytes.get(..bytes.len().min(*left)).unwrap_or_default());
+        *left = left.saturating_sub(bytes.len());
+        match (scan.fault(), *left) {
+            (Some(_), _) => Tapped::Fault,
+            (None, 0) => Tapped::Done,
+            (None, _) => Tapped::More,
+        }
+    }
+}
+
+/// Watches a backend's frames for the answer that names a born session.
+pub struct Birth<F> {
+    request: Id,
+    learned: Option<F>,
+    head: BytesMut,
+    body: Option<(Scan, usize)>,
+}
+
+impl<F: FnOnce(&SessionId)> Birth<F> {
+    /// Waits for the answer to `request` and tells `learned` the ID in it.
+    pub fn new(request: Id, learned: F) -> Self {
+        Self { request, learned: Some(learned), head: BytesMut::new(), body: None }
+    }
+
+    /// A body is whole: is it the answer?
+    fn is_answer(&mut self, scan: Scan) -> bool {
+        let Ok(envelope) = scan.finish() else { return false };
+        if envelope.method.is_some() || envelope.id.as_ref() != Some(&self.request) {
+            return false;
+        }
+        if let (Field::Is(session), Some(learned)) = (&envelope.result_session, self.learned.take()) {
+            learned(session);
+        }
+        true
+    }
+}
+
+impl<F: FnOnce(&SessionId) + Send> Tap for Birth<F> {
+    fn look(&mut self, bytes: &[u8]) -> Tapped {
+        let mut rest = bytes;
+        loop {
+            let Some((mut scan, left)) = self.body.take() else {
+                // Only heads are ever copied, and they are short.
+                let seen = self.head.len();
+                self.head.extend_from_slice(
+                    rest.get(..rest.len().min(crate::wire::frame::HEAD_BYTES_MAX)).unwrap_or_default(),
+                );
+                match Head::read(&self.head) {
+                    // What is no frame names no session; the client will see it for itself.
+                    Err(_) => return Tapped::Done,
+                    Ok(None) => return Tapped::More,
+                    Ok(Some(head)) => {
+                        rest.advance(head.head_bytes.saturating_sub(seen).min(rest.len()));
+                        self.head.clear();
+                        self.body = Some((Scan::default(), head.body_bytes));
+                        continue;
+                    }
+                }
+            };
+            let now = left.min(rest.len());
+            scan.feed(rest.get(..now).unwrap_or_default());
+            rest.advance(now);
+            if left > now {
+                self.body = Some((scan, left.saturating_sub(now)));
+                return Tapped::More;
+            }
+            if self.is_answer(scan) {
+                return Tapped::Done;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::reply;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_born_session_is_learned_in_any_split(pieces in prop::collection::vec(1usize..40, 1..20)) {
+            let id = Scan::whole(br#"{"id":7}"#).unwrap().id.unwrap();
+            let mut stream = reply::frame(br#"{"method":"session.lifecycle","params":{"sessionId":"decoy"}}"#);
+            stream.extend(reply::frame(br#"{"id":1,"result":{"sessionId":"other"}}"#));
+            stream.extend(reply::frame(br#"{"id":7,"method":"ask","params":{}}"#));
+            stream.extend(reply::frame(br#"{"id":7,"result":{"sessionId":"born"}}"#));
+            let mut learned = None;
+            let mut done = false;
+            {
+                let mut tap = Birth::new(id, |session: &SessionId| learned = Some(session.clone()));
+                let mut rest = &stream[..];
+                for piece in pieces.iter().cycle() {
+                    let (now, later) = rest.split_at((*piece).min(rest.len()));
+                    done = tap.look(now) == Tapped::Done;
+                    rest = later;
+                    if rest.is_empty() || done { break; }
+                }
+            }
+            prop_assert!(done);
+            prop_assert_eq!(learned, Some(SessionId::new("born")));
+        }
+    }
+
+    #[test]
+    fn a_partial_frame_may_not_repeat_its_session() {
+        let body = br#"{"method":"m","params":{"sessionId":"a","x":1,"sessionId":"b"}}"#;
+        let mut scan = Scan::default();
+        scan.feed(&body[..40]);
+        let mut guard = Guard(Rest { scan, bytes: body.len() - 40 });
+        assert_eq!(guard.look(&body[40..45]), Tapped::More);
+        assert_eq!(guard.look(&body[45..]), Tapped::Fault);
+    }
+}

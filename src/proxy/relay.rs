@@ -74,8 +74,8 @@ pub async fn relay(
 
 /// Waits for both directions: the side whose FIN came first has ended the connection.
 async fn joined(
-    up: impl Future<Output = Result<(), Fault>>,
-    down: impl Future<Output = Result<(), Fault>>,
+    up: impl Future<Output = Result<(), Fault>> + Send,
+    down: impl Future<Output = Result<(), Fault>> + Send,
     half_close: Option<Duration>,
 ) -> Close {
     let (mut up, mut down) = (pin!(up), pin!(down));
@@ -87,7 +87,8 @@ async fn joined(
         Ok(()) => Close::new(first, At::Relay, Why::Fin),
         Err(fault) => return failed(first, &fault),
     };
-    let other: Pin<&mut dyn Future<Output = Result<(), Fault>>> = if first == By::Client { down } else { up };
+    let other: Pin<&mut (dyn Future<Output = Result<(), Fault>> + Send)> =
+        if first == By::Client { down } else { up };
     let rest = match half_close {
         Some(limit) => tokio::time::timeout(limit, other).await,
         None => Ok(other.await),

@@ -30,6 +30,9 @@ mod session;
 mod state;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use session::{Disk, Entry, HISTORY_BYTES_MAX, Role, SESSIONS_MAX, Stored};
 pub use state::{Asked, Cut, Ending, Received, State};
 

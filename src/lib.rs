@@ -3,14 +3,15 @@
 //! Modules are floors: a file uses only what is declared above it here (`tests/tidy.rs` holds that), so reading this
 //! list downwards is reading the program from its vocabulary to its command line.
 
-pub mod balancer;
 pub mod close;
 pub mod config;
-pub mod fleet;
-pub mod link;
+pub mod wire;
 pub mod metrics;
 pub mod net;
+pub mod fleet;
+pub mod snapshot;
+pub mod balancer;
+pub mod link;
 pub mod place;
 pub mod proxy;
-pub mod snapshot;
-pub mod wire;
+pub mod standin;

@@ -59,8 +59,7 @@ impl Opening<'_> {
     /// nothing more is read.
     async fn part(&mut self, partial: bool) -> Result<(), Close> {
         let due = Instant::now().checked_add(self.config.timeouts.rehome);
-        loop {
-            let Some(scout) = self.scout.as_mut().filter(|scout| !scout.is_quiet()) else { break };
+        while let Some(scout) = self.scout.as_mut().filter(|scout| !scout.is_quiet()) {
             let late = async {
                 match due {
                     Some(due) => sleep_until(due).await,

@@ -2,4 +2,7 @@
 
 pub mod model;
 
+mod defaults;
+
+pub use defaults::{METHODS_DENIED, STATE_METHODS};
 pub use model::*;

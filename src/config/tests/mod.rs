@@ -7,6 +7,7 @@
 )]
 
 mod any_text;
+mod changes;
 mod files;
 mod rendered;
 mod secrets;

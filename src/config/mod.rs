@@ -1,5 +1,42 @@
 //! The configuration file: raw as written, checked with every problem at once, and the sound model the rest uses.
+//!
+//! [`load`] a file or [`parse`] a text, and get a [`Config`] or [`Problems`]; [`diff()`] tells two configurations apart
+//! for the log of a reload. The modules are floors too, each using only those above it: the model and its defaults; how
+//! problems are collected and shown; what keys there are; single values and addresses; then the tree is read (`raw`),
+//! checked section by section (`check`) and all of it begun from a file (`load`).
+//!
+//! A new key goes into `schema`, `model`, `defaults`, `check`, `diff` and `conf/example.toml`. The compiler or a test
+//! asks for each of them.
 
 pub mod model;
 
+mod defaults;
+
+mod problem;
+
+mod schema;
+
+mod values;
+
+mod address;
+
+mod file;
+
+mod raw;
+
+mod secret;
+
+mod check;
+
+mod load;
+
+pub mod diff;
+
+#[cfg(test)]
+mod tests;
+
+pub use defaults::{METHODS_DENIED, STATE_METHODS};
+pub use diff::{Change, diff};
+pub use load::{FILE_BYTES_MAX, load, parse};
 pub use model::*;
+pub use problem::{LISTED_MAX, Position, Problem, Problems};

@@ -184,7 +184,7 @@ pub struct Limits {
 }
 
 /// What sessile needs to talk to backends on its own account.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Upstream {
     /// For probes and locates only, never put into a client's frame.
     pub connection_token: Option<Secret>,
@@ -193,7 +193,7 @@ pub struct Upstream {
 /// One backend as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendSpec {
-    /// Its name: in the ring, in metrics, in commands. `[A-Za-z0-9._-]`, 1 to 63 bytes.
+    /// Its name: in the ring, in metrics, in commands. `[A-Za-z0-9._-]`, 1 to 63 bytes, the first a letter or digit.
     pub name: String,
     /// `host:port`, resolved at every dial.
     pub address: String,
@@ -227,6 +227,28 @@ impl AdminState {
         }
     }
 }
+
+/// The words of the file for a closed set of choices, in the order of the documentation.
+macro_rules! words {
+    ($choice:ident: $($variant:ident = $word:literal),+) => {
+        impl $choice {
+            /// All of them, in the order of the documentation.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The word used in the file and in logs.
+            pub const fn label(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word),+
+                }
+            }
+        }
+    };
+}
+
+words!(Strategy: ConsistentHash = "consistent-hash", RoundRobin = "round-robin");
+words!(Storage: Shared = "shared", Local = "local");
+words!(LocatePolicy: Auto = "auto", Always = "always", Off = "off");
+words!(OnDown: Keep = "keep", Close = "close");
 
 /// Text that must not reach a log: `Debug` and `Display` hide it.
 #[derive(Clone, PartialEq, Eq, Default)]

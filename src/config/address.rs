@@ -1,0 +1,324 @@
+//! Addresses and names as operators write them: what is accepted, and for the usual slips, what was meant.
+//!
+//! Listening addresses are IP literals, because a name may resolve to many or to none at a bad moment; backends may be
+//! names, which are looked up at every dial. Faults are worded as in `values`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::path::PathBuf;
+
+use super::model::AdminAddress;
+use super::problem::Fault;
+use super::schema::shown;
+
+/// `ip:port` to listen on. Port 0 lets the kernel choose.
+pub(super) fn listening(text: &str) -> Result<SocketAddr, Fault> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let fault = Fault::new(format!("must be an IP address and a port, not \"{}\"", shown(text)));
+    if let Some(fault) = shape_fault(text, "0.0.0.0") {
+        return Err(fault);
+    }
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return Err(fault);
+    };
+    Err(match host {
+        "" | "*" => {
+            fault.help(format!("for every IPv4 address write \"0.0.0.0:{port}\", for IPv6 \"[::]:{port}\""))
+        }
+        "localhost" => fault.help(format!("names are not looked up here: write \"127.0.0.1:{port}\"")),
+        _ if is_host_name(host) => fault.help("names are not looked up here: write the IP address"),
+        _ => fault,
+    })
+}
+
+/// The admin endpoint: loopback TCP, or the path of a Unix socket.
+pub(super) fn admin(text: &str) -> Result<AdminAddress, Fault> {
+    // one byte less than `sun_path`, for the NUL at its end
+    const SOCKET_PATH_BYTES_MAX: usize = 107;
+    let written_as_path = text.strip_prefix("unix:").unwrap_or(text);
+    if text.starts_with('/') {
+        if text.len() > SOCKET_PATH_BYTES_MAX || text.contains('\0') {
+            return Err(Fault::new(format!(
+                "must be a socket path of at most {SOCKET_PATH_BYTES_MAX} bytes without NUL"
+            )));
+        }
+        return Ok(AdminAddress::Unix(PathBuf::from(text)));
+    }
+    if written_as_path.contains('/') && !text.contains("://") {
+        return Err(Fault::new("must be an absolute path if it is a Unix socket")
+            .help("write the path alone, such as \"/run/sessile/admin.sock\""));
+    }
+    let address = listening(text)?;
+    if !address.ip().to_canonical().is_loopback() {
+        return Err(Fault::new(format!(
+            "must be a loopback address or a Unix socket path, not \"{}\"",
+            shown(text)
+        ))
+        .help("the admin port has no lock of its own yet; for Prometheus there is `metrics_address`"));
+    }
+    Ok(AdminAddress::Tcp(address))
+}
+
+/// `host:port` to dial.
+pub(super) fn dialled(text: &str) -> Result<String, Fault> {
+    let wanted = || Fault::new(format!("must be a host and a port, not \"{}\"", shown(text)));
+    if let Some(fault) = shape_fault(text, "cli-1") {
+        return Err(fault);
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(wanted)?;
+    let sound = if host.starts_with('[') { text.parse::<SocketAddrV6>().is_ok() } else { is_host(host) };
+    if !sound {
+        return Err(wanted());
+    }
+    if port.parse::<u16>() == Ok(0) {
+        return Err(Fault::new("must have a port between 1 and 65535, not 0"));
+    }
+    if matches!(host, "0.0.0.0" | "[::]") {
+        return Err(Fault::new(format!(
+            "must be an address to dial, not \"{host}\", which stands for all of them"
+        ))
+        .help(format!("for a server on this machine write \"127.0.0.1:{port}\"")));
+    }
+    Ok(text.to_owned())
+}
+
+/// A backend's name.
+pub(super) fn name(text: &str) -> Result<String, Fault> {
+    const BYTES_MAX: usize = 63;
+    let sound = (1..=BYTES_MAX).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if sound {
+        return Ok(text.to_owned());
+    }
+    Err(Fault::new(format!(
+        "must be 1 to {BYTES_MAX} letters, digits, `.`, `_` or `-`, not \"{}\"",
+        shown(text)
+    ))
+    .help("a name begins with a letter or digit; it is used in the ring, in metrics and in commands"))
+}
+
+/// A method's full name, or the beginning of names followed by `*`.
+pub(super) fn method_rule(text: &str) -> Result<String, Fault> {
+    const BYTES_MAX: usize = 128;
+    let stem = text.strip_suffix('*').unwrap_or(text);
+    let sound = (1..=BYTES_MAX).contains(&text.len())
+        && stem.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/' | b'$'));
+    if sound {
+        return Ok(text.to_owned());
+    }
+    Err(Fault::new(format!("must hold method names, not \"{}\"", shown(text))).help(
+        "write a full name such as \"runtime.shutdown\", or a beginning and one `*` such as \"plugins.*\"",
+    ))
+}
+
+/// Whether two listening sockets would get into each other's way.
+pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let all_of_family = |all: IpAddr, one: IpAddr| all.is_unspecified() && all.is_ipv4() == one.is_ipv4();
+    a.port() == b.port()
+        && a.port() != 0
+        && (a.ip() == b.ip() || all_of_family(a.ip(), b.ip()) || all_of_family(b.ip(), a.ip()))
+}
+
+/// Whether dialling `backend` would end at this very listener.
+pub(super) fn loops_back(backend: &str, listener: SocketAddr) -> bool {
+    if let Ok(backend) = backend.parse::<SocketAddr>() {
+        return backend == listener || (backend.ip().is_loopback() && collide(backend, listener));
+    }
+    let port = backend.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok());
+    port.is_some_and(|port| {
+        let here = listener.ip().is_loopback() || listener.ip().is_unspecified();
+        here && port != 0 && port == listener.port()
+    })
+}
+
+/// The slips common to every `host:port`.
+fn shape_fault(text: &str, example_host: &str) -> Option<Fault> {
+    let fault =
+        |wrong: &str| Fault::new(format!("must be an address such as \"{example_host}:4321\", {wrong}"));
+    if let Some((scheme, _)) = text.split_once("://") {
+        return Some(fault("not a URL").help(format!("leave out the \"{}://\"", shown(scheme))));
+    }
+    if !text.starts_with('[') && text.matches(':').count() > 1 {
+        // "::1:4321" is an address by itself too; the port is what was meant
+        let meant = text.rsplit_once(':').filter(|(host, _)| host.parse::<Ipv6Addr>().is_ok());
+        let (host, port) = meant.unwrap_or((text, "4321"));
+        let fault = fault("with an IPv6 address in brackets");
+        let sound = format!("[{host}]:{port}").parse::<SocketAddrV6>();
+        return Some(match sound {
+            Ok(address) => fault.help(format!("write \"{address}\"")),
+            Err(_) => fault,
+        });
+    }
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Some(fault("with a port").help(format!("write \"{}\"", SocketAddr::new(ip, 4321))));
+    }
+    let port = match text.strip_prefix('[') {
+        Some(_) => text.rsplit_once("]:").map(|(_, port)| port),
+        None => text.rsplit_once(':').map(|(_, port)| port),
+    };
+    let Some(port) = port else {
+        return Some(fault(&format!("with a port; \"{}\" has none", shown(text))));
+    };
+    let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    let sound = digits && port.parse::<u16>().is_ok();
+    (!sound).then(|| Fault::new(format!("must have a port between 1 and 65535, not \"{}\"", shown(port))))
+}
+
+fn is_host(host: &str) -> bool {
+    // what looks like a dotted quad must be one: resolvers read "10.1" or "010.0.0.1" in ways nobody means
+    let last_label = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+    let looks_numeric = last_label.bytes().all(|b| b.is_ascii_digit());
+    if looks_numeric { host.parse::<Ipv4Addr>().is_ok() } else { is_host_name(host) }
+}
+
+fn is_host_name(host: &str) -> bool {
+    let labels = host.strip_suffix('.').unwrap_or(host);
+    let label_sound = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    labels.len() <= 253 && labels.split('.').all(label_sound)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that meets None or Err has failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dialled_takes_names_and_both_families() {
+        for sound in [
+            "cli-1:4321",
+            "cli_1.svc.cluster.local.:1",
+            "10.0.0.7:65535",
+            "[::1]:4321",
+            "[fe80::1%2]:4321",
+            "localhost:80",
+        ] {
+            assert_eq!(dialled(sound).unwrap(), sound);
+        }
+        for bad in [
+            "",
+            ":",
+            "cli-1",
+            "cli-1:",
+            ":4321",
+            "cli-1:0",
+            "cli-1:65536",
+            "cli-1:+80",
+            "cli-1: 80",
+            "::1:4321",
+            "[::1]",
+            "[::1:4321",
+            "[x]:4321",
+            "999.1.1.1:80",
+            "10.1:80",
+            "http://cli-1:80",
+            "a b:80",
+            "-a:80",
+            "0.0.0.0:80",
+            "[::]:80",
+            "a..b:80",
+            "::1",
+            "10.0.0.1",
+            "ä:80",
+            "*:80",
+        ] {
+            assert!(dialled(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn listening_takes_literals_only() {
+        assert_eq!(listening("127.0.0.1:0").unwrap().port(), 0);
+        assert!(listening("[::]:4321").unwrap().is_ipv6());
+        for bad in [
+            "",
+            ":4321",
+            "*:4321",
+            "localhost:4321",
+            "cli:4321",
+            "::1:80",
+            "1.2.3.4",
+            "1.2.3.4:99999",
+            "tcp://1.2.3.4:80",
+        ] {
+            let fault = listening(bad).unwrap_err();
+            assert!(fault.message.starts_with("must "), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn admin_is_loopback_or_an_absolute_path() {
+        assert_eq!(admin("/run/s.sock").unwrap(), AdminAddress::Unix("/run/s.sock".into()));
+        for sound in ["127.0.0.1:9321", "127.8.8.8:1", "[::1]:9321", "[::ffff:127.0.0.1]:9321"] {
+            assert!(matches!(admin(sound).unwrap(), AdminAddress::Tcp(_)), "{sound}");
+        }
+        let long = format!("/{}", "x".repeat(107));
+        for bad in [
+            "0.0.0.0:9321",
+            "[::]:9321",
+            "10.0.0.1:9321",
+            "run/s.sock",
+            "./s.sock",
+            "unix:/run/s.sock",
+            "/a\0b",
+            &long,
+        ] {
+            assert!(admin(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_are_plain() {
+        for sound in ["a", "cli-1", "A.b_c-9", &"x".repeat(63)] {
+            assert!(name(sound).is_ok(), "{sound}");
+        }
+        for bad in ["", ".", "..", "-a", "_a", "a b", "a/b", "ä", &"x".repeat(64)] {
+            assert!(name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn method_rules_have_one_star_at_the_end() {
+        for sound in ["*", "plugins.*", "runtime.shutdown", "$/cancelRequest"] {
+            assert!(method_rule(sound).is_ok(), "{sound}");
+        }
+        for bad in ["", "**", "a*b", "*.a", "a b", "plugins.\n"] {
+            assert!(method_rule(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn collisions_are_per_family_and_never_on_port_0() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let cases = [
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("[::1]:80", "[::]:80", true),
+            ("0.0.0.0:80", "[::]:80", false),
+            ("127.0.0.1:80", "127.0.0.2:80", false),
+            ("127.0.0.1:80", "127.0.0.1:81", false),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+        ];
+        for (a, b, expected) in cases {
+            assert_eq!(collide(address(a), address(b)), expected, "{a} {b}");
+            assert_eq!(collide(address(b), address(a)), expected, "{b} {a}");
+        }
+    }
+
+    #[test]
+    fn a_backend_that_is_this_listener_is_seen() {
+        let listener = |text: &str| text.parse::<SocketAddr>().unwrap();
+        assert!(loops_back("127.0.0.1:4321", listener("0.0.0.0:4321")));
+        assert!(loops_back("10.0.0.1:4321", listener("10.0.0.1:4321")));
+        assert!(loops_back("localhost:4321", listener("[::]:4321")));
+        assert!(!loops_back("10.0.0.2:4321", listener("0.0.0.0:4321")));
+        assert!(!loops_back("127.0.0.1:4322", listener("0.0.0.0:4321")));
+        assert!(!loops_back("cli-1:4321", listener("0.0.0.0:4321")));
+    }
+}

@@ -1,0 +1,270 @@
+//! From the tree of the file to the sound model: every section, every bound, every rule between values.
+//!
+//! A check never stops at the first problem. It returns a configuration in any case; that is sound only if nothing was
+//! found, and `load` throws it away otherwise. Rules between two values are tried only if both were read as written, so
+//! that one mistake is not reported twice.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
+
+use regex::bytes::{Regex, RegexBuilder};
+use toml::de::{DeTable, DeValue};
+
+use super::address;
+use super::defaults;
+use super::model::{
+    Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Limits, Listener, LocatePolicy,
+    MethodPolicy, OnDown, Placement, Storage, Strategy, Timeouts, Upstream,
+};
+use super::problem::{Fault, Findings};
+use super::raw::{self, Reader};
+use super::schema::{ADMIN, BACKEND, HEALTH, LIMITS, LISTENER, PLACEMENT, TIMEOUTS, UPSTREAM, shown};
+use super::secret::{Plain, Surroundings, secret};
+use super::values::{self, Quantity, Size};
+
+const LISTENERS_MAX: usize = 64;
+const BACKENDS_MAX: usize = 1024;
+const METHOD_RULES_MAX: usize = 1024;
+const PATTERN_BYTES_MAX: usize = 1024;
+
+const SHORTEST: Duration = Duration::from_millis(10);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+const WEEK: Duration = Duration::from_hours(7 * 24);
+const UP_TO_AN_HOUR: RangeInclusive<Duration> = SHORTEST..=HOUR;
+const PROBES_IN_A_ROW: RangeInclusive<u32> = 1..=100;
+const WEIGHTS: RangeInclusive<u32> = 1..=100;
+const LOAD_FACTORS: RangeInclusive<f64> = 1.0..=100.0;
+const CONNECTIONS: RangeInclusive<usize> = 1..=10_000_000;
+const OPENING_BYTES: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 30);
+const OPENING_MEMORY: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 40);
+const PINS: RangeInclusive<usize> = 1..=100_000_000;
+
+/// A socket the file asks for, and where it does.
+struct Socket {
+    what: &'static str,
+    address: SocketAddr,
+    /// `None` = nowhere: it is a default.
+    span: Option<Range<usize>>,
+}
+
+/// Reads the whole tree.
+pub(super) fn check(root: &DeTable<'_>, around: Surroundings<'_>, found: &mut Findings<'_>) -> Config {
+    raw::report_unknown_sections(root, found);
+    let mut sockets = Vec::new();
+    let config = Config {
+        listeners: listeners(root, &mut sockets, found),
+        admin: admin(Reader::of(root, &ADMIN, found), &mut sockets),
+        placement: placement(Reader::of(root, &PLACEMENT, found), around),
+        health: health(Reader::of(root, &HEALTH, found)),
+        timeouts: timeouts(Reader::of(root, &TIMEOUTS, found)),
+        limits: limits(Reader::of(root, &LIMITS, found)),
+        upstream: upstream(Reader::of(root, &UPSTREAM, found), around),
+        backends: backends(root, &sockets, found),
+    };
+    report_collisions(&sockets, found);
+    config
+}
+
+fn listeners(root: &DeTable<'_>, sockets: &mut Vec<Socket>, found: &mut Findings<'_>) -> Vec<Listener> {
+    let mut listeners: Vec<Listener> = Vec::new();
+    for (table, header) in raw::tables(root, &LISTENER, LISTENERS_MAX, found) {
+        let mut reader = Reader::new(&LISTENER, table, header, found);
+        let default = Listener::default();
+        let address = match reader.value("address") {
+            Some(_) => reader.take("address", |value| address::listening(values::text(value)?)),
+            None => reader.found().is_whole().then_some(default.address),
+        };
+        reader.take("routing", routing);
+        let rules = |list: Vec<String>| list.into_iter().collect::<BTreeSet<_>>();
+        let allow = reader.list("methods_allow", METHOD_RULES_MAX, address::method_rule).map(rules);
+        let deny = reader.list("methods_deny", METHOD_RULES_MAX, address::method_rule).map(rules);
+        let deny = deny.unwrap_or_else(|| defaults::METHODS_DENIED.map(str::to_owned).into());
+        let methods = MethodPolicy::new(allow.unwrap_or_default(), deny);
+        if let Some(address) = address {
+            sockets.push(Socket { what: "listener", address, span: reader.span("address") });
+            listeners.push(Listener { address, methods });
+        }
+    }
+    listeners
+}
+
+fn routing(value: &DeValue<'_>) -> Result<(), Fault> {
+    if value.as_str() == Some("session") {
+        return Err(Fault::new("\"session\" is not available in this version")
+            .help("\"connection\" routes a connection by the first session it names"));
+    }
+    values::word(value, &["connection"], |word| word).map(drop)
+}
+
+fn admin(mut reader: Reader<'_, '_>, sockets: &mut Vec<Socket>) -> Admin {
+    let default = Admin::default();
+    let address = match reader.value("address") {
+        Some(_) => reader.take("address", |value| address::admin(values::text(value)?)),
+        None => reader.found().is_whole().then(|| default.address.clone()),
+    };
+    if let Some(AdminAddress::Tcp(address)) = address {
+        sockets.push(Socket { what: "admin address", address, span: reader.span("address") });
+    }
+    let metrics_address = reader.take("metrics_address", |value| address::listening(values::text(value)?));
+    if let Some(address) = metrics_address {
+        sockets.push(Socket { what: "metrics address", address, span: reader.span("metrics_address") });
+    }
+    Admin { address: address.unwrap_or(default.address), metrics_address }
+}
+
+fn placement(mut reader: Reader<'_, '_>, around: Surroundings<'_>) -> Placement {
+    let default = Placement::default();
+    Placement {
+        strategy: reader.word("strategy", default.strategy, Strategy::ALL, Strategy::label),
+        affinity_pattern: reader.take("affinity_pattern", affinity_pattern),
+        storage: reader.word("storage", default.storage, Storage::ALL, Storage::label),
+        locate: reader.word("locate", default.locate, LocatePolicy::ALL, LocatePolicy::label),
+        load_factor: reader.unlimited("load_factor", default.load_factor, &LOAD_FACTORS),
+        on_down: reader.word("on_down", default.on_down, OnDown::ALL, OnDown::label),
+        hash_key: secret(&mut reader, "hash_key", Plain::Allowed, around).unwrap_or(default.hash_key),
+    }
+}
+
+fn affinity_pattern(value: &DeValue<'_>) -> Result<Regex, Fault> {
+    const COMPILED_BYTES_MAX: usize = 1 << 20;
+    let text = values::text(value)?;
+    if text.len() > PATTERN_BYTES_MAX {
+        return Err(Fault::new(format!(
+            "must be at most {PATTERN_BYTES_MAX} bytes long, not {}",
+            text.len()
+        )));
+    }
+    let pattern = RegexBuilder::new(text).size_limit(COMPILED_BYTES_MAX).build().map_err(|error| {
+        // a syntax error is told in several lines, of which the last is the reason
+        let told = error.to_string();
+        let reason = told.lines().last().unwrap_or_default();
+        Fault::new(format!("is no regular expression: {}", reason.strip_prefix("error: ").unwrap_or(reason)))
+    })?;
+    if pattern.captures_len() < 2 {
+        return Err(Fault::new("must have a capture group: what it captures is the affinity key")
+            .help("write \"^user-([^-]+)-\" to keep all sessions of a user together"));
+    }
+    Ok(pattern)
+}
+
+fn health(mut reader: Reader<'_, '_>) -> Health {
+    let default = Health::default();
+    let mark = reader.mark();
+    let interval = reader.bounded("interval", default.interval, &UP_TO_AN_HOUR);
+    let timeout = reader.bounded("timeout", default.timeout, &UP_TO_AN_HOUR);
+    if timeout > interval && reader.clean_since(mark) {
+        report_order(&mut reader, ("timeout", timeout.show()), ("interval", interval.show()));
+    }
+    Health {
+        interval,
+        timeout,
+        rise: reader.bounded("rise", default.rise, &PROBES_IN_A_ROW),
+        fall: reader.bounded("fall", default.fall, &PROBES_IN_A_ROW),
+    }
+}
+
+fn timeouts(mut reader: Reader<'_, '_>) -> Timeouts {
+    let default = Timeouts::default();
+    Timeouts {
+        opening: reader.bounded("opening", default.opening, &UP_TO_AN_HOUR),
+        connect: reader.bounded("connect", default.connect, &UP_TO_AN_HOUR),
+        locate: reader.bounded("locate", default.locate, &UP_TO_AN_HOUR),
+        rehome: reader.bounded("rehome", default.rehome, &UP_TO_AN_HOUR),
+        half_close: reader.unlimited("half_close", default.half_close, &(SHORTEST..=DAY)),
+        idle: reader.unlimited("idle", default.idle, &(SHORTEST..=WEEK)),
+        drain: reader.unlimited("drain", default.drain, &(SHORTEST..=WEEK)),
+    }
+}
+
+fn limits(mut reader: Reader<'_, '_>) -> Limits {
+    let default = Limits::default();
+    let mark = reader.mark();
+    let Size(opening_bytes) = reader.bounded("opening_bytes", Size(default.opening_bytes), &OPENING_BYTES);
+    let memory = reader.unlimited("opening_memory", default.opening_memory.map(Size), &OPENING_MEMORY);
+    if let Some(memory) = memory.filter(|Size(bytes)| *bytes < opening_bytes && reader.clean_since(mark)) {
+        let bytes = Size(opening_bytes).show();
+        report_order(&mut reader, ("opening_bytes", bytes), ("opening_memory", memory.show()));
+    }
+    Limits {
+        connections: reader.unlimited("connections", default.connections, &CONNECTIONS),
+        connections_per_ip: reader.unlimited("connections_per_ip", default.connections_per_ip, &CONNECTIONS),
+        opening_bytes,
+        opening_memory: memory.map(|Size(bytes)| bytes),
+        pins: reader.bounded("pins", default.pins, &PINS),
+    }
+}
+
+/// Reports that the one is not at most the other, at one of them that is written.
+fn report_order(reader: &mut Reader<'_, '_>, low: (&'static str, String), high: (&'static str, String)) {
+    let told = |(key, value): &(&'static str, String)| match reader.value(key) {
+        Some(_) => format!("`{key}` ({value})"),
+        None => format!("`{key}` ({value} by default)"),
+    };
+    let (key, rule) = match reader.value(low.0) {
+        Some(_) => (low.0, format!("must be at most {}, not {}", told(&high), low.1)),
+        None => (high.0, format!("must be at least {}, not {}", told(&low), high.1)),
+    };
+    reader.report(key, Fault::new(rule));
+}
+
+fn upstream(mut reader: Reader<'_, '_>, around: Surroundings<'_>) -> Upstream {
+    Upstream { connection_token: secret(&mut reader, "connection_token", Plain::Refused, around) }
+}
+
+fn backends(root: &DeTable<'_>, sockets: &[Socket], found: &mut Findings<'_>) -> Vec<BackendSpec> {
+    let mut first_of_name: HashMap<String, usize> = HashMap::new();
+    let mut backends = Vec::new();
+    for (table, header) in raw::tables(root, &BACKEND, BACKENDS_MAX, found) {
+        let mut reader = Reader::new(&BACKEND, table, header, found);
+        let name = reader.require("name", |value| address::name(values::text(value)?));
+        let address = reader.require("address", |value| address::dialled(values::text(value)?));
+        let weight = reader.bounded("weight", defaults::WEIGHT, &WEIGHTS);
+        let state = reader.word("state", AdminState::Ready, &AdminState::ALL, AdminState::label);
+        if let Some(address) = &address {
+            report_loop(&mut reader, address, sockets);
+        }
+        if let (Some(name), Some(span)) = (&name, reader.span("name")) {
+            let first = *first_of_name.entry(name.clone()).or_insert(span.start);
+            if first != span.start {
+                let line = reader.found().line_of(first);
+                let fault = Fault::new(format!("\"{name}\" is already the name of another backend"));
+                reader.report("name", fault.help(format!("the other one is on line {line}")));
+            }
+        }
+        if let (Some(name), Some(address)) = (name, address) {
+            backends.push(BackendSpec { name, address, weight, state });
+        }
+    }
+    backends
+}
+
+fn report_loop(reader: &mut Reader<'_, '_>, address: &str, sockets: &[Socket]) {
+    if let Some(socket) = sockets.iter().find(|socket| address::loops_back(address, socket.address)) {
+        let fault = Fault::new(format!("\"{}\" is the {} of sessile itself", shown(address), socket.what));
+        reader.report("address", fault.help("a backend is a CLI server: give one of the two another port"));
+    }
+}
+
+fn report_collisions(sockets: &[Socket], found: &mut Findings<'_>) {
+    // listeners are told apart by their address, so theirs must differ even on port 0
+    let same_listener =
+        |a: &Socket, b: &Socket| a.what == "listener" && b.what == "listener" && a.address == b.address;
+    for (index, socket) in sockets.iter().enumerate() {
+        let clash =
+            |other: &&Socket| same_listener(socket, other) || address::collide(socket.address, other.address);
+        let Some(other) = sockets.iter().take(index).find(clash) else { continue };
+        let (socket, other) = if socket.span.is_some() { (socket, other) } else { (other, socket) };
+        let whence = match &other.span {
+            Some(span) => format!("the latter is on line {}", found.line_of(span.start)),
+            None => "the latter is the default".to_owned(),
+        };
+        let fault = Fault::new(format!(
+            "the {} {} collides with the {} {}",
+            socket.what, socket.address, other.what, other.address
+        ));
+        found.at(socket.span.clone(), fault.help(format!("{whence}: give one of the two another port")));
+    }
+}

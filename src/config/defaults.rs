@@ -1,0 +1,148 @@
+//! What the program does where the file says nothing: the defaults, and the methods denied on every listener.
+//!
+//! `conf/example.toml` shows each of these; a test holds the two equal.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::model::{
+    Admin, AdminAddress, Health, Limits, Listener, LocatePolicy, MethodPolicy, OnDown, Placement, Secret,
+    Storage, Strategy, Timeouts,
+};
+
+/// The weight of a backend that names none.
+pub(super) const WEIGHT: u32 = 1;
+
+/// Methods that bind, end or change a whole server, and with it the sessions of everybody else on it: the default of
+/// `methods_deny`. A `*` at the end stands for any rest.
+pub const METHODS_DENIED: [&str; 14] = [
+    "account.login",
+    "account.logout",
+    "llmInference.setProvider",
+    "mcp.config.*",
+    "plugins.*",
+    "registerExtensionLaunchProvider",
+    "runtime.shutdown",
+    "secrets.addFilterValues",
+    "sessionFs.setProvider",
+    "sessions.bulkDelete",
+    "sessions.pruneOld",
+    "sessions.setAdditionalPlugins",
+    "skills.config.*",
+    "user.settings.set",
+];
+
+/// Methods every SDK may send before its first session frame. Without their answer no client starts, so a prefix in
+/// `methods_deny` (`plugins.*`, `*`) does not reach them: only the full name there denies one.
+pub const STATE_METHODS: [&str; 2] = ["connect", "plugins.builtin.set"];
+
+impl MethodPolicy {
+    /// The policy of what a listener's file section says.
+    ///
+    /// [`STATE_METHODS`] that `deny` does not name in full are allowed: adding an exception of one's own to
+    /// `methods_allow` must not take theirs away.
+    pub fn new(mut allow: BTreeSet<String>, deny: BTreeSet<String>) -> Self {
+        allow.extend(STATE_METHODS.iter().filter(|name| !deny.contains(**name)).map(ToString::to_string));
+        Self { allow, deny }
+    }
+}
+
+impl Default for MethodPolicy {
+    fn default() -> Self {
+        Self::new(BTreeSet::new(), METHODS_DENIED.iter().map(ToString::to_string).collect())
+    }
+}
+
+impl Default for Listener {
+    fn default() -> Self {
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 4321);
+        Self { address, methods: MethodPolicy::default() }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        let address = AdminAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9321));
+        Self { address, metrics_address: None }
+    }
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::ConsistentHash,
+            affinity_pattern: None,
+            storage: Storage::Shared,
+            locate: LocatePolicy::Auto,
+            load_factor: Some(1.25),
+            on_down: OnDown::Keep,
+            hash_key: Secret::default(),
+        }
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3 }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            opening: Duration::from_secs(10),
+            connect: Duration::from_secs(2),
+            locate: Duration::from_millis(500),
+            rehome: Duration::from_secs(10),
+            half_close: Some(Duration::from_secs(30)),
+            idle: None,
+            drain: Some(Duration::from_mins(5)),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: Some(10_000),
+            connections_per_ip: None,
+            opening_bytes: 1 << 20,
+            opening_memory: Some(256 << 20),
+            pins: 1_000_000,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_policy_keeps_servers_whole_and_openings_alive() {
+        let policy = MethodPolicy::default();
+        for denied in [
+            "runtime.shutdown",
+            "plugins.install",
+            "plugins.builtin.setAll",
+            "mcp.config.add",
+            "account.login",
+        ] {
+            assert!(policy.denies(denied), "{denied}");
+        }
+        for allowed in
+            ["connect", "ping", "plugins.builtin.set", "session.create", "sessions.open", "mcp.list"]
+        {
+            assert!(!policy.denies(allowed), "{allowed}");
+        }
+    }
+
+    #[test]
+    fn only_its_full_name_denies_a_state_method() {
+        let set = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+        let all = MethodPolicy::new(set(&["session.*"]), set(&["*"]));
+        assert!(!all.denies("connect") && !all.denies("plugins.builtin.set") && all.denies("ping"));
+        let named = MethodPolicy::new(set(&[]), set(&["plugins.builtin.set"]));
+        assert!(named.denies("plugins.builtin.set") && !named.denies("plugins.install"));
+    }
+}

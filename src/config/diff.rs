@@ -1,0 +1,253 @@
+//! What differs between two configurations: the lines of a reload's log.
+//!
+//! Pure. Backends are told apart by name and listeners by address, in no order. Secrets are compared, never shown. Each
+//! section is taken apart field by field without a rest, so that a new setting does not compile before it is told here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::model::{
+    Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Limits, Listener, MethodPolicy, Placement,
+    Secret, Timeouts, Upstream,
+};
+use super::values::{Quantity, Size};
+
+/// One difference. `Display` is one short line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A backend of a new name.
+    BackendAdded(BackendSpec),
+    /// A backend whose name is gone.
+    BackendRemoved {
+        /// Its name.
+        name: String,
+    },
+    /// A backend elsewhere under the same name.
+    BackendReaddressed {
+        /// Its name.
+        name: String,
+        /// `host:port` before.
+        old: String,
+        /// `host:port` now.
+        new: String,
+    },
+    /// A backend's share of new sessions.
+    BackendReweighted {
+        /// Its name.
+        name: String,
+        /// Weight before.
+        old: u32,
+        /// Weight now.
+        new: u32,
+    },
+    /// What the file lets a backend take.
+    BackendState {
+        /// Its name.
+        name: String,
+        /// State before.
+        old: AdminState,
+        /// State now.
+        new: AdminState,
+    },
+    /// A listener on a new address.
+    ListenerAdded(SocketAddr),
+    /// A listener whose address is gone.
+    ListenerRemoved(SocketAddr),
+    /// The methods a listener allows or denies.
+    ListenerMethods {
+        /// The listener.
+        address: SocketAddr,
+        /// `methods_allow` or `methods_deny`.
+        key: &'static str,
+        /// Rules that came.
+        added: BTreeSet<String>,
+        /// Rules that went.
+        removed: BTreeSet<String>,
+    },
+    /// A setting, by its full name in the file, with its values as the file would have them.
+    Setting {
+        /// `health.interval`.
+        key: &'static str,
+        /// Value before.
+        old: String,
+        /// Value now.
+        new: String,
+    },
+    /// A secret is another, came or went.
+    Secret {
+        /// `upstream.connection_token`.
+        key: &'static str,
+    },
+}
+
+/// What has to change to make `new` of `old`: nothing if they are equal up to the order of listeners and backends.
+pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
+    let mut changes = Vec::new();
+    listeners(&mut changes, &old.listeners, &new.listeners);
+    admin(&mut changes, &old.admin, &new.admin);
+    placement(&mut changes, &old.placement, &new.placement);
+    health(&mut changes, &old.health, &new.health);
+    timeouts(&mut changes, &old.timeouts, &new.timeouts);
+    limits(&mut changes, &old.limits, &new.limits);
+    upstream(&mut changes, &old.upstream, &new.upstream);
+    backends(&mut changes, &old.backends, &new.backends);
+    changes
+}
+
+fn listeners(changes: &mut Vec<Change>, old: &[Listener], new: &[Listener]) {
+    let by_address = |all: &[Listener]| -> BTreeMap<SocketAddr, MethodPolicy> {
+        let entry = |Listener { address, methods }: &Listener| (*address, methods.clone());
+        all.iter().map(entry).collect()
+    };
+    let (old, new) = (by_address(old), by_address(new));
+    changes.extend(old.keys().filter(|key| !new.contains_key(key)).copied().map(Change::ListenerRemoved));
+    changes.extend(new.keys().filter(|key| !old.contains_key(key)).copied().map(Change::ListenerAdded));
+    for (&address, new) in &new {
+        let Some(old) = old.get(&address) else { continue };
+        for (key, old, new) in
+            [("methods_allow", &old.allow, &new.allow), ("methods_deny", &old.deny, &new.deny)]
+        {
+            let added: BTreeSet<_> = new.difference(old).cloned().collect();
+            let removed: BTreeSet<_> = old.difference(new).cloned().collect();
+            if old != new {
+                changes.push(Change::ListenerMethods { address, key, added, removed });
+            }
+        }
+    }
+}
+
+fn backends(changes: &mut Vec<Change>, old: &[BackendSpec], new: &[BackendSpec]) {
+    let by_name = |all: &[BackendSpec]| -> BTreeMap<String, BackendSpec> {
+        all.iter().map(|spec| (spec.name.clone(), spec.clone())).collect()
+    };
+    let (old, new) = (by_name(old), by_name(new));
+    let removed = old.keys().filter(|name| !new.contains_key(*name));
+    changes.extend(removed.map(|name| Change::BackendRemoved { name: name.clone() }));
+    for (name, new) in new {
+        let Some(old) = old.get(&name) else {
+            changes.push(Change::BackendAdded(new));
+            continue;
+        };
+        let BackendSpec { name: _, address, weight, state } = new;
+        if old.address != address {
+            let (name, old) = (name.clone(), old.address.clone());
+            changes.push(Change::BackendReaddressed { name, old, new: address });
+        }
+        if old.weight != weight {
+            changes.push(Change::BackendReweighted { name: name.clone(), old: old.weight, new: weight });
+        }
+        if old.state != state {
+            changes.push(Change::BackendState { name, old: old.state, new: state });
+        }
+    }
+}
+
+fn admin(changes: &mut Vec<Change>, old: &Admin, new: &Admin) {
+    let Admin { address, metrics_address } = new;
+    let text = |address: &AdminAddress| match address {
+        AdminAddress::Tcp(address) => address.to_string(),
+        AdminAddress::Unix(path) => path.display().to_string(),
+    };
+    let or_none =
+        |address: Option<SocketAddr>| address.map_or("none".to_owned(), |address| address.to_string());
+    setting(changes, "admin.address", text(&old.address), text(address));
+    setting(changes, "admin.metrics_address", or_none(old.metrics_address), or_none(*metrics_address));
+}
+
+fn placement(changes: &mut Vec<Change>, old: &Placement, new: &Placement) {
+    let Placement { strategy, affinity_pattern, storage, locate, load_factor, on_down, hash_key } = new;
+    let pattern = |pattern: &Option<regex::bytes::Regex>| {
+        pattern
+            .as_ref()
+            .map_or("none".to_owned(), |pattern| format!("\"{}\"", pattern.as_str().escape_debug()))
+    };
+    setting(changes, "placement.strategy", old.strategy.label(), strategy.label());
+    setting(changes, "placement.affinity_pattern", pattern(&old.affinity_pattern), pattern(affinity_pattern));
+    setting(changes, "placement.storage", old.storage.label(), storage.label());
+    setting(changes, "placement.locate", old.locate.label(), locate.label());
+    setting(changes, "placement.load_factor", or_unlimited(old.load_factor), or_unlimited(*load_factor));
+    setting(changes, "placement.on_down", old.on_down.label(), on_down.label());
+    secret(changes, "placement.hash_key", Some(&old.hash_key), Some(hash_key));
+}
+
+fn health(changes: &mut Vec<Change>, old: &Health, new: &Health) {
+    let Health { interval, timeout, rise, fall } = *new;
+    setting(changes, "health.interval", old.interval.show(), interval.show());
+    setting(changes, "health.timeout", old.timeout.show(), timeout.show());
+    setting(changes, "health.rise", old.rise.show(), rise.show());
+    setting(changes, "health.fall", old.fall.show(), fall.show());
+}
+
+fn timeouts(changes: &mut Vec<Change>, old: &Timeouts, new: &Timeouts) {
+    let Timeouts { opening, connect, locate, rehome, half_close, idle, drain } = *new;
+    setting(changes, "timeouts.opening", old.opening.show(), opening.show());
+    setting(changes, "timeouts.connect", old.connect.show(), connect.show());
+    setting(changes, "timeouts.locate", old.locate.show(), locate.show());
+    setting(changes, "timeouts.rehome", old.rehome.show(), rehome.show());
+    let unlimited = or_unlimited::<Duration>;
+    setting(changes, "timeouts.half_close", unlimited(old.half_close), unlimited(half_close));
+    setting(changes, "timeouts.idle", unlimited(old.idle), unlimited(idle));
+    setting(changes, "timeouts.drain", unlimited(old.drain), unlimited(drain));
+}
+
+fn limits(changes: &mut Vec<Change>, old: &Limits, new: &Limits) {
+    let Limits { connections, connections_per_ip, opening_bytes, opening_memory, pins } = *new;
+    let memory = |bytes: Option<usize>| or_unlimited(bytes.map(Size));
+    let count = or_unlimited::<usize>;
+    setting(changes, "limits.connections", count(old.connections), count(connections));
+    setting(changes, "limits.connections_per_ip", count(old.connections_per_ip), count(connections_per_ip));
+    setting(changes, "limits.opening_bytes", Size(old.opening_bytes).show(), Size(opening_bytes).show());
+    setting(changes, "limits.opening_memory", memory(old.opening_memory), memory(opening_memory));
+    setting(changes, "limits.pins", old.pins.show(), pins.show());
+}
+
+fn upstream(changes: &mut Vec<Change>, old: &Upstream, new: &Upstream) {
+    let Upstream { connection_token } = new;
+    let key = "upstream.connection_token";
+    secret(changes, key, old.connection_token.as_ref(), connection_token.as_ref());
+}
+
+/// Values are compared as shown: what is shown is exact.
+fn setting(changes: &mut Vec<Change>, key: &'static str, old: impl Into<String>, new: impl Into<String>) {
+    let (old, new) = (old.into(), new.into());
+    if old != new {
+        changes.push(Change::Setting { key, old, new });
+    }
+}
+
+fn secret(changes: &mut Vec<Change>, key: &'static str, old: Option<&Secret>, new: Option<&Secret>) {
+    if old != new {
+        changes.push(Change::Secret { key });
+    }
+}
+
+fn or_unlimited<Q: Quantity>(quantity: Option<Q>) -> String {
+    quantity.map_or("unlimited".to_owned(), Quantity::show)
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BackendAdded(BackendSpec { name, address, weight, state }) => {
+                write!(f, "backend {name} added at {address}, weight {weight}, {}", state.label())
+            }
+            Self::BackendRemoved { name } => write!(f, "backend {name} removed"),
+            Self::BackendReaddressed { name, old, new } => write!(f, "backend {name} address {old} → {new}"),
+            Self::BackendReweighted { name, old, new } => write!(f, "backend {name} weight {old} → {new}"),
+            Self::BackendState { name, old, new } => {
+                write!(f, "backend {name} state {} → {}", old.label(), new.label())
+            }
+            Self::ListenerAdded(address) => write!(f, "listener {address} added"),
+            Self::ListenerRemoved(address) => write!(f, "listener {address} removed"),
+            Self::ListenerMethods { address, key, added, removed } => {
+                write!(f, "listener {address} {key}")?;
+                added.iter().try_for_each(|rule| write!(f, " +{rule}"))?;
+                removed.iter().try_for_each(|rule| write!(f, " -{rule}"))
+            }
+            Self::Setting { key, old, new } => write!(f, "{key} {old} → {new}"),
+            Self::Secret { key } => write!(f, "{key} changed"),
+        }
+    }
+}

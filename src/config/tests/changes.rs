@@ -1,0 +1,171 @@
+//! The diff of two configurations: complete, empty for equals, and silent about secrets.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use insta::assert_snapshot;
+use proptest::prelude::{Just, any, prop_assert_eq, prop_oneof, proptest};
+use proptest::strategy::Strategy as Draw;
+
+use super::*;
+
+fn told(old: &Config, new: &Config) -> String {
+    diff(old, new).iter().map(|change| format!("{change}\n")).collect()
+}
+
+#[test]
+fn every_kind_of_change_is_told() {
+    let old = parsed(
+        r#"
+[[listener]]
+address = "127.0.0.1:4321"
+[[listener]]
+address = "127.0.0.1:4322"
+[[backend]]
+name = "gone"
+address = "gone:1"
+[[backend]]
+name = "stays"
+address = "stays:1"
+"#,
+    );
+    let new = parsed(
+        r#"
+[[listener]]
+address = "127.0.0.1:4321"
+methods_allow = ["mcp.config.list"]
+methods_deny = ["runtime.shutdown", "session.delete"]
+[[listener]]
+address = "127.0.0.1:4323"
+[admin]
+address = "/run/sessile/admin.sock"
+metrics_address = "0.0.0.0:9322"
+[placement]
+strategy = "round-robin"
+affinity_pattern = "^(.)"
+storage = "local"
+locate = "off"
+load_factor = 0
+on_down = "close"
+hash_key = "hunter2"
+[health]
+interval = "1500ms"
+timeout = "100ms"
+rise = 1
+fall = 1
+[timeouts]
+opening = "1m"
+connect = "1s"
+locate = "1s"
+rehome = "1s"
+half_close = "0s"
+idle = "1h 30m"
+drain = "0s"
+[limits]
+connections = 0
+connections_per_ip = 7
+opening_bytes = 1000000
+opening_memory = 0
+pins = 1
+[upstream]
+connection_token = { env = "TOKEN" }
+[[backend]]
+name = "stays"
+address = "stays:2"
+weight = 5
+state = "drain"
+[[backend]]
+name = "new"
+address = "new:1"
+"#,
+    );
+    assert_snapshot!(told(&old.unwrap(), &new.unwrap()));
+}
+
+#[test]
+fn order_is_no_change() {
+    let config = |names: [&str; 2]| {
+        let backend = |name: &str| format!("[[backend]]\nname = '{name}'\naddress = 'a:1'\n");
+        sound_with(&names.map(backend).concat())
+    };
+    assert_eq!(diff(&config(["a", "b"]), &config(["b", "a"])), []);
+}
+
+fn any_backends() -> impl Draw<Value = Vec<BackendSpec>> {
+    let state = proptest::sample::select(AdminState::ALL.to_vec());
+    let backend = ("[ab]:1", 1u32..3, state);
+    proptest::collection::btree_map("[a-e]", backend, 1..5).prop_map(|backends| {
+        let spec = |(name, (address, weight, state))| BackendSpec { name, address, weight, state };
+        backends.into_iter().map(spec).collect()
+    })
+}
+
+fn any_config() -> impl Draw<Value = Config> {
+    let token = prop_oneof![Just(None), "[ab]".prop_map(|text| Some(Secret::new(text)))];
+    let ports = proptest::collection::btree_set(1u16..5, 1..4);
+    (any_backends(), ports, token, any::<bool>(), 1u64..4).prop_map(
+        |(backends, ports, token, deny, seconds)| {
+            let deny = if deny { MethodPolicy::default().deny } else { BTreeSet::new() };
+            let methods = MethodPolicy::new(BTreeSet::new(), deny);
+            let listener =
+                |port| Listener { address: ([127, 0, 0, 1], port).into(), methods: methods.clone() };
+            Config {
+                listeners: ports.into_iter().map(listener).collect(),
+                health: Health { interval: Duration::from_secs(seconds), ..Health::default() },
+                upstream: Upstream { connection_token: token },
+                backends,
+                ..sound_with("")
+            }
+        },
+    )
+}
+
+/// Does to the fleet what the changes say.
+fn applied(changes: &[Change], old: &[BackendSpec]) -> Vec<BackendSpec> {
+    let mut backends = old.to_vec();
+    let of = |backends: &mut Vec<BackendSpec>, name: &str, act: &dyn Fn(&mut BackendSpec)| {
+        act(backends.iter_mut().find(|backend| backend.name == name).unwrap());
+    };
+    for change in changes {
+        match change {
+            Change::BackendAdded(spec) => backends.push(spec.clone()),
+            Change::BackendRemoved { name } => backends.retain(|backend| backend.name != *name),
+            Change::BackendReaddressed { name, new, .. } => {
+                of(&mut backends, name, &|backend| backend.address.clone_from(new));
+            }
+            Change::BackendReweighted { name, new, .. } => {
+                of(&mut backends, name, &|backend| backend.weight = *new);
+            }
+            Change::BackendState { name, new, .. } => {
+                of(&mut backends, name, &|backend| backend.state = *new)
+            }
+            _ => {}
+        }
+    }
+    backends.sort_by(|a, b| a.name.cmp(&b.name));
+    backends
+}
+
+proptest! {
+    #[test]
+    fn equals_have_no_diff_and_others_have_one(a in any_config(), b in any_config()) {
+        prop_assert_eq!(diff(&a, &a), []);
+        prop_assert_eq!(diff(&a, &b).is_empty(), a == b);
+    }
+
+    #[test]
+    fn changes_make_the_new_of_the_old(a in any_config(), b in any_config()) {
+        let changes = diff(&a, &b);
+        prop_assert_eq!(applied(&changes, &a.backends), b.backends.clone());
+        let addresses = |config: &Config| config.listeners.iter().map(|listener| listener.address).collect::<BTreeSet<_>>();
+        let mut listeners = addresses(&a);
+        for change in &changes {
+            match change {
+                Change::ListenerAdded(address) => assert!(listeners.insert(*address)),
+                Change::ListenerRemoved(address) => assert!(listeners.remove(address)),
+                _ => {}
+            }
+        }
+        prop_assert_eq!(listeners, addresses(&b));
+    }
+}

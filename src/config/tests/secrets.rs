@@ -1,0 +1,82 @@
+//! Secrets: where they come from, what is said when they cannot be had, and that nothing ever shows one.
+
+use std::fs;
+
+use insta::assert_snapshot;
+
+use super::*;
+
+#[test]
+fn renders_secrets_without_showing_them() {
+    let text = rendered(&format!(
+        "{SOUND}[upstream]\nconnection_token = 'hunter2'\n[placement]\nhash_key = {{ value = 'hunter2', file = 'x', env = 'y' }}\n"
+    ));
+    assert!(!text.contains("hunter2"), "{text}");
+    assert_snapshot!(text);
+}
+
+#[test]
+fn secrets_that_cannot_be_had_are_said_so() {
+    let cases = [
+        ("{}", "must have either `env` or `file`"),
+        ("{ env = 'NOT_SET' }", "takes the environment variable \"NOT_SET\", which is not set"),
+        ("{ env = 'EMPTY' }", "takes the environment variable \"EMPTY\", which is empty"),
+        ("{ env = 'A=B' }", "takes the environment variable \"A=B\", which cannot be the name of one"),
+        ("{ env = 1 }", "has `env`, which must be a string, not an integer"),
+        ("{ env = 'A', file = 'B' }", "must have either `env` or `file`, not both"),
+        ("{ file = '/nowhere/token' }", "takes the file \"/nowhere/token\", which does not exist"),
+        ("{ file = '/' }", "takes the file \"/\", which is a folder"),
+        ("{ file = '/dev/null' }", "takes the file \"/dev/null\", which is empty"),
+        ("{ file = '/dev/zero' }", "takes the file \"/dev/zero\", which is larger than 64 KiB"),
+        ("7", "must be `{ env = \"NAME\" }` or `{ file = \"PATH\" }`, not an integer"),
+    ];
+    for (written, expected) in cases {
+        let messages = messages_with(&format!("[upstream]\nconnection_token = {written}"));
+        assert_eq!(messages, [format!("`upstream.connection_token` {expected}")], "{written}");
+    }
+}
+
+#[test]
+fn secrets_resolve_from_environment_file_and_text() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("token"), "from file\r\n\n").unwrap();
+    let path = folder.path().join("sessile.toml");
+    let read = |more: &str| parse_in(&format!("{SOUND}{more}"), "o", &path, &environment).unwrap();
+    let token =
+        |written: &str| read(&format!("[upstream]\nconnection_token = {written}")).upstream.connection_token;
+    assert_eq!(token("{ env = 'TOKEN' }").unwrap().reveal(), "s3cret");
+    assert_eq!(token("{ file = 'token' }").unwrap().reveal(), "from file");
+    assert_eq!(
+        read("[upstream.connection_token]\nfile = 'token'").upstream.connection_token.unwrap().reveal(),
+        "from file"
+    );
+    let key = |written: &str| read(&format!("[placement]\nhash_key = {written}")).placement.hash_key;
+    assert_eq!(key("'in the open'").reveal(), "in the open");
+    assert_eq!(key("{ env = 'TOKEN' }").reveal(), "s3cret");
+}
+
+#[test]
+fn no_output_of_any_kind_shows_a_secret() {
+    let texts = [
+        "[upstream]\nconnection_token = 'hunter2'",
+        "[upstream]\nconnection_token = hunter2",
+        "[upstream]\nconnection_token = \"hunter2",
+        "[upstream]\nconnection_token: hunter2",
+        "[upstream]\nconnection_token = '''\nhunter2'''",
+        "upstream = { connection_token = 'hunter2', typo = 1 }",
+        "upstream = { connection_token = 'hunter2', typo = }",
+        "[upstream]\nconnection_token = { evn = 'hunter2' }",
+        "[upstream]\nconnection_token = ['hunter2']",
+        "[placement]\nhash_key = 'hunter2'\nhash_key = 'hunter2'",
+        "[upstream]\n\"connection_token\" = hunter2",
+    ];
+    for text in texts {
+        let problems = parsed(&format!("{text}\n{SOUND}")).expect_err(text);
+        let all = format!("{}{}{problems}{problems:?}", problems.render(false), problems.render(true));
+        assert!(!all.contains("hunter2"), "{all}");
+    }
+    let config =
+        sound_with("[upstream]\nconnection_token = { env = 'TOKEN' }\n[placement]\nhash_key = 'hunter2'");
+    let all = format!("{config:?}{:?}", diff(&sound_with(""), &config));
+    assert!(!all.contains("s3cret") && !all.contains("hunter2"), "{all}");
+}

@@ -65,7 +65,6 @@ impl Balancer {
 
     /// Puts the next configuration in force.
     pub fn commit(&self, next: Snapshot) {
-        self.metrics.committed(next.generation);
         self.snapshot.store(Arc::new(next));
     }
 

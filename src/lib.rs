@@ -15,3 +15,5 @@ pub mod link;
 pub mod place;
 pub mod proxy;
 pub mod standin;
+pub mod server;
+pub mod cli;

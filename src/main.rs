@@ -1,3 +1,7 @@
 //! The `sessile` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sessile::cli::main()
+}

@@ -185,7 +185,6 @@ fn is_host_name(host: &str) -> bool {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that meets None or Err has failed")]
 mod tests {
     use super::*;
 

@@ -192,7 +192,6 @@ fn integer<T: TryFrom<i128>>(value: &DeValue<'_>) -> Result<T, Fault> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that meets None or Err has failed")]
 mod tests {
     use super::*;
 

@@ -66,6 +66,7 @@ pub struct Backend {
     up: AtomicBool,
     suspect: AtomicBool,
     retired: AtomicBool,
+    over: AtomicBool,
     nudge: Notify,
     asks: mpsc::Sender<Ask>,
 }
@@ -85,6 +86,7 @@ impl Backend {
             up: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
             retired: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             nudge: Notify::new(),
             asks,
         };
@@ -148,15 +150,24 @@ impl Backend {
         self.nudge.notified().await;
     }
 
-    /// Whether it is in no configuration any more.
-    pub fn retire(&self, retired: bool) {
-        self.retired.store(retired, Ordering::Release);
+    /// It has left the configuration; it is over when its last link has gone.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
         self.nudge.notify_one();
     }
 
-    /// Whether it has left the configuration and nothing uses it.
+    /// It is in the configuration (again); false if it is over already and needs a successor.
+    pub fn enlist(&self) -> bool {
+        self.retired.store(false, Ordering::Release);
+        !self.over.load(Ordering::Acquire)
+    }
+
+    /// Whether it has left the configuration and nothing uses it. Once true it stays true: its attendant has gone.
     pub fn is_over(&self) -> bool {
-        self.retired.load(Ordering::Acquire) && self.connections() == 0
+        if self.retired.load(Ordering::Acquire) && self.connections() == 0 {
+            self.over.store(true, Ordering::Release);
+        }
+        self.over.load(Ordering::Acquire)
     }
 
     /// Whether it has left the configuration.

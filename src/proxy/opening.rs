@@ -15,7 +15,7 @@ use super::client::{Client, Fault, Frame};
 use super::scout::{News, Scout};
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
-use crate::config::{Config, Listener};
+use crate::config::{Config, Listener, STATE_METHODS};
 use crate::fleet::Backend;
 use crate::link::StateFrame;
 use crate::metrics::Record;
@@ -26,8 +26,6 @@ use crate::wire::{Id, Named, Refusal, reply};
 const PENDING_MAX: usize = 128;
 /// Scouts that one opening may lose before it is given up.
 const SCOUTS_MAX: usize = 8;
-/// Frames that set a connection's state on a server and must be told to every server it meets.
-const STATE_METHODS: [&str; 2] = ["connect", "plugins.builtin.set"];
 /// Calls that bind a whole server to one connection: all backends or none.
 const PROVIDER_METHODS: [&str; 2] = ["sessionFs.setProvider", "llmInference.setProvider"];
 

@@ -1,10 +1,4 @@
 //! Tests of the floor as a whole, from text to configuration or problems. The environment is a function here.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "in a test, failing is reporting"
-)]
 
 mod any_text;
 mod changes;

@@ -1,0 +1,117 @@
+//! The running process: what starts it, changes it and ends it.
+//!
+//! Starting is reloading from empty. A reload is *prepare*, which may fail and is not seen, then *commit*, which cannot
+//! fail. Stopping is draining: nothing new is accepted, what is there goes on, and the last word is a deadline's.
+
+pub mod reload;
+pub mod watch;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Config};
+
+pub use reload::{Applied, Reloader, StartFault, Unknown};
+
+/// How long connections get to answer and close once they must.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// A started server.
+#[derive(Debug)]
+pub struct Server {
+    reloader: Arc<Reloader>,
+    stop_watching: CancellationToken,
+}
+
+impl Server {
+    /// Binds every socket and puts `config` in force; the file at `path` is watched from now on.
+    ///
+    /// # Errors
+    /// A socket that cannot be bound.
+    pub async fn start(path: &Path, config: Config) -> Result<Self, StartFault> {
+        let reloader = Reloader::start(path, config).await?;
+        let stop_watching = CancellationToken::new();
+        tokio::spawn(watch::watch(Arc::clone(&reloader), stop_watching.clone()));
+        Ok(Self { reloader, stop_watching })
+    }
+
+    /// What changes it while it runs.
+    pub fn reloader(&self) -> &Arc<Reloader> {
+        &self.reloader
+    }
+
+    /// Accepts nothing more and waits for the connections that are there: until the last has gone, `timeouts.drain` has
+    /// passed, or `hurry` returns; then those that are left are answered and closed.
+    pub async fn drain(self, hurry: impl Future<Output = ()>) {
+        self.stop_watching.cancel();
+        let balancer = self.reloader.balancer();
+        let limit = balancer.now().config.timeouts.drain;
+        balancer.draining.cancel();
+        self.reloader.stop_listening().await;
+        balancer.tasks.close();
+        let deadline = async {
+            match limit {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tracing::info!(connections = balancer.tasks.len(), "draining");
+        tokio::select! {
+            () = balancer.tasks.wait() => {}
+            () = deadline => tracing::warn!(connections = balancer.tasks.len(), "timeouts.drain is over"),
+            () = hurry => tracing::warn!(connections = balancer.tasks.len(), "told not to wait"),
+        }
+        balancer.closing.cancel();
+        if tokio::time::timeout(LAST_WORDS, balancer.tasks.wait()).await.is_err() {
+            tracing::warn!(connections = balancer.tasks.len(), "connections are cut off");
+        }
+        self.reloader.stop().await;
+    }
+}
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// What kept it from starting.
+pub async fn run(path: &Path, config: Config) -> Result<(), StartFault> {
+    let mut hangup = signal(SignalKind::hangup()).map_err(StartFault::Signals)?;
+    let mut stops = Stops::new().map_err(StartFault::Signals)?;
+    let server = Server::start(path, config).await?;
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => drop(server.reloader().reload("SIGHUP").await),
+            () = stops.next() => break,
+        }
+    }
+    server.drain(stops.next()).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The signals that end the process.
+struct Stops {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stops {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Reads the file once more.
+fn read(path: &Path) -> Result<Config, config::Problems> {
+    config::load(path)
+}

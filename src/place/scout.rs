@@ -20,7 +20,7 @@ pub async fn scout(
     if tokio::time::timeout(config.timeouts.connect, balancer.until_probed()).await.is_err() {
         tracing::debug!("scouting before every backend has been probed");
     }
-    let want = Want { session: None, tracked: false, must_exist: false, frames, version, scout: None };
+    let want = Want { session: None, tracked: false, must_exist: false, frames, version, have: &[] };
     let mut failed = Vec::new();
     let seeking = async {
         loop {

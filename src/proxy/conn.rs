@@ -125,7 +125,7 @@ async fn carry(
     };
     let stop = async {
         tokio::select! {
-            () = async { owned.wait().await.evicted().cancelled().await } => Why::Evicted,
+            () = async { owned.wait().await.alarm().cancelled().await } => Why::Evicted,
             () = balancer.closing.cancelled() => Why::Draining,
             () = down_and_out(&backend, config.placement.on_down) => Why::Down,
         }

@@ -134,7 +134,7 @@ impl<'a> Opening<'a> {
             must_exist: id.is_some() && !session.frame.envelope.creates(),
             frames: &self.state,
             version: self.version.as_deref(),
-            scout: self.scout.as_ref().map(|scout| scout.link().lease.backend()),
+            have: self.scout.as_ref().map_or(&[], |scout| std::slice::from_ref(scout.link().lease.backend())),
         }
     }
 

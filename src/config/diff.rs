@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::model::{
-    Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Limits, Listener, MethodPolicy, Placement,
-    Secret, Timeouts, Upstream,
+    Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Limits, Listener, Placement, Secret,
+    Timeouts, Upstream,
 };
 use super::values::{Quantity, Size};
 
@@ -97,15 +97,22 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
 }
 
 fn listeners(changes: &mut Vec<Change>, old: &[Listener], new: &[Listener]) {
-    let by_address = |all: &[Listener]| -> BTreeMap<SocketAddr, MethodPolicy> {
-        let entry = |Listener { address, methods }: &Listener| (*address, methods.clone());
-        all.iter().map(entry).collect()
+    let by_address = |all: &[Listener]| -> BTreeMap<SocketAddr, Listener> {
+        all.iter().map(|listener| (listener.address, listener.clone())).collect()
     };
     let (old, new) = (by_address(old), by_address(new));
     changes.extend(old.keys().filter(|key| !new.contains_key(key)).copied().map(Change::ListenerRemoved));
     changes.extend(new.keys().filter(|key| !old.contains_key(key)).copied().map(Change::ListenerAdded));
     for (&address, new) in &new {
         let Some(old) = old.get(&address) else { continue };
+        let words = [
+            ("listener.routing", old.routing.label(), new.routing.label()),
+            ("listener.lifecycle", old.lifecycle.label(), new.lifecycle.label()),
+        ];
+        for (key, old, new) in words.into_iter().filter(|(_, old, new)| old != new) {
+            changes.push(Change::Setting { key, old: format!("\"{old}\""), new: format!("\"{new}\"") });
+        }
+        let (old, new) = (&old.methods, &new.methods);
         for (key, old, new) in
             [("methods_allow", &old.allow, &new.allow), ("methods_deny", &old.deny, &new.deny)]
         {

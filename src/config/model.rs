@@ -35,8 +35,30 @@ pub struct Config {
 pub struct Listener {
     /// The address to bind; its text is the metric label.
     pub address: SocketAddr,
-    /// What clients of this listener may call before a session is named.
+    /// What decides where a frame goes.
+    pub routing: Routing,
+    /// What clients of this listener may call: until a session is named, or always with routing by session.
     pub methods: MethodPolicy,
+    /// With routing by session: which `session.lifecycle` events clients see.
+    pub lifecycle: Lifecycle,
+}
+
+/// What decides where a frame goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routing {
+    /// The first session that its connection names.
+    Connection,
+    /// Its own session.
+    Session,
+}
+
+/// Which broadcast events about sessions a client sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifecycle {
+    /// Those of sessions it has named.
+    Named,
+    /// All, as without a balancer: other tenants' sessions too.
+    All,
 }
 
 /// Which methods a listener answers with `denied`. An allowed name wins over a denied one.
@@ -245,6 +267,8 @@ macro_rules! words {
     };
 }
 
+words!(Routing: Connection = "connection", Session = "session");
+words!(Lifecycle: Named = "named", All = "all");
 words!(Strategy: ConsistentHash = "consistent-hash", RoundRobin = "round-robin");
 words!(Storage: Shared = "shared", Local = "local");
 words!(LocatePolicy: Auto = "auto", Always = "always", Off = "off");

@@ -19,7 +19,7 @@ pub(super) struct Section {
 pub(super) static LISTENER: Section = Section {
     name: "listener",
     repeated: true,
-    keys: &["address", "routing", "methods_allow", "methods_deny"],
+    keys: &["address", "routing", "methods_allow", "methods_deny", "lifecycle"],
 };
 pub(super) static ADMIN: Section =
     Section { name: "admin", repeated: false, keys: &["address", "metrics_address"] };

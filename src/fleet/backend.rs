@@ -127,6 +127,11 @@ impl Backend {
         self.up.load(Ordering::Acquire)
     }
 
+    /// Whether it serves only clients that have sent a good token.
+    pub fn demands_token(&self) -> bool {
+        self.standing.borrow().demands_token
+    }
+
     /// A dial failed or an answer did not come: nothing new is placed here and nothing asked until a probe is answered.
     /// The first time, one is wanted at once.
     pub fn suspect(&self) {

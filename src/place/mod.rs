@@ -106,7 +106,7 @@ pub async fn route(balancer: &Balancer, session: &SessionId) -> Result<(Arc<Back
         must_exist: true,
         frames: &[],
         version: None,
-        scout: None,
+        have: &[],
     };
     let owner = balancer.owners.find(session);
     let found = if owner.is_some() { Found::Unasked } else { ask_fleet(balancer, &snapshot, &want).await };

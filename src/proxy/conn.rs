@@ -10,10 +10,11 @@ use tokio::sync::SetOnce;
 use super::opening::{Opening, Session};
 use super::rehome::Opened;
 use super::relay::{Direction, relay};
+use super::switch::switch;
 use super::tap::{Birth, Guard, Tap};
 use crate::balancer::Balancer;
 use crate::close::{At, Close, Why};
-use crate::config::{Listener, OnDown};
+use crate::config::{Listener, OnDown, Routing};
 use crate::fleet::{Backend, Health, Hold};
 use crate::metrics::Record;
 use crate::place::{Placed, place};
@@ -30,7 +31,10 @@ pub async fn connection(
     client: TcpStream,
     mut record: Record,
 ) {
-    let close = live(&balancer, &listener, client, &mut record).await;
+    let close = match listener.routing {
+        Routing::Connection => live(&balancer, &listener, client, &mut record).await,
+        Routing::Session => switch(&balancer, &listener, client, &mut record).await,
+    };
     record.settle(close);
 }
 

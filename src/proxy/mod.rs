@@ -11,4 +11,5 @@ pub mod opening;
 pub mod rehome;
 pub mod relay;
 pub mod scout;
+pub mod switch;
 pub mod tap;

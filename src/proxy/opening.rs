@@ -16,7 +16,6 @@ use super::scout::{News, Scout};
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
 use crate::config::{Config, Listener, STATE_METHODS};
-use crate::fleet::Backend;
 use crate::link::StateFrame;
 use crate::metrics::Record;
 use crate::place::{self, Refused, Want};
@@ -193,8 +192,7 @@ impl<'a> Opening<'a> {
     /// Whether the client may learn where sessions are: where backends demand a token, only after a good `connect`.
     /// Until then every frame goes to the scout, which refuses it in its own words.
     fn may_know(&self) -> bool {
-        let demands = |backend: &Arc<Backend>| backend.standing().borrow().demands_token;
-        self.authenticated || !self.balancer.now().members.iter().any(|member| demands(&member.backend))
+        self.authenticated || !self.balancer.demands_token()
     }
 
     /// Lets the scout answer.

@@ -78,9 +78,11 @@ impl Frame {
         let body = self.body();
         let before = body.get(..span.start).unwrap_or_default();
         let after = body.get(span.end..).unwrap_or_default();
-        let length = (before.len().saturating_add(id.len()).saturating_add(after.len())).saturating_add(self.left);
+        let length =
+            (before.len().saturating_add(id.len()).saturating_add(after.len())).saturating_add(self.left);
         let head = format!("Content-Length: {length}\r\n\r\n");
-        let mut bytes = BytesMut::with_capacity(head.len().saturating_add(body.len()).saturating_add(id.len()));
+        let mut bytes =
+            BytesMut::with_capacity(head.len().saturating_add(body.len()).saturating_add(id.len()));
         for part in [head.as_bytes(), before, id, after] {
             bytes.extend_from_slice(part);
         }
@@ -134,7 +136,13 @@ impl Inlet {
         }
     }
 
-    fn decide(&mut self, head: Head, mut scan: Scan, scanned: usize, bytes_max: usize) -> Result<Option<Piece>, Fault> {
+    fn decide(
+        &mut self,
+        head: Head,
+        mut scan: Scan,
+        scanned: usize,
+        bytes_max: usize,
+    ) -> Result<Option<Piece>, Fault> {
         let there = self.unread.len().min(head.frame_bytes());
         let body = self.unread.get(head.head_bytes..there).unwrap_or_default();
         scan.feed(body.get(scanned..).unwrap_or_default());
@@ -147,7 +155,9 @@ impl Inlet {
         if let Some(fault) = scan.fault() {
             return Err(Fault::Body(fault, scan.finish().err().and_then(|(_, id)| id)));
         }
-        if head.frame_bytes() > WHOLE_BYTES_MAX && is_decided(self.of, scan.so_far(), there >= WHOLE_BYTES_MAX) {
+        if head.frame_bytes() > WHOLE_BYTES_MAX
+            && is_decided(self.of, scan.so_far(), there >= WHOLE_BYTES_MAX)
+        {
             let envelope = scan.so_far().clone();
             self.begun = Some(Begun::Passing { scan, left });
             return Ok(Some(Piece::Frame(self.take(there, head, envelope, left))));
@@ -195,6 +205,8 @@ fn is_decided(of: By, envelope: &Envelope, much_seen: bool) -> bool {
     let answers = envelope.method.is_none() && envelope.is_answer;
     match of {
         By::Backend => answers || envelope.method.is_some() && (envelope.id.is_some() || much_seen),
-        _ => answers && envelope.id.is_some() || envelope.method.is_some() && envelope.session != Field::Absent,
+        _ => {
+            answers && envelope.id.is_some() || envelope.method.is_some() && envelope.session != Field::Absent
+        }
     }
 }

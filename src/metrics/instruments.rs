@@ -59,6 +59,8 @@ pub struct Metrics {
     pub request_duration: HistogramVec,
     /// Those answered with an error, by class of method.
     pub request_errors: IntCounterVec,
+    /// Answers made of the whole fleet's.
+    pub merged_answers: IntCounterVec,
     /// Ids of server requests made unique for a client.
     pub ids_rewritten: IntCounter,
     /// Configurations read.
@@ -184,6 +186,7 @@ impl Metrics {
                 "Requests answered with an error.",
                 &["class"],
             )?,
+            merged_answers: counters(r, "merged_answers_total", "Answers made of the fleet's.", &["result"])?,
             ids_rewritten: add(
                 r,
                 IntCounter::new("ids_rewritten_total", "Ids of server requests made unique.")?,

@@ -16,7 +16,7 @@ use crate::link::{GreetFault, Link, StateFrame, dial, greet};
 use crate::snapshot::Snapshot;
 use crate::wire::{Refusal, SessionId};
 
-pub use locate::locate;
+pub use locate::{addresses, locate, modified};
 pub use scout::scout;
 
 /// What a connection asks of placement.

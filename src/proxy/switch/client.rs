@@ -6,14 +6,15 @@ use std::time::Instant as StdInstant;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
-use super::errand;
+use super::errand::{self, News};
 use super::inlet::{Fault, Frame, Piece};
-use super::method::{self, Way};
+use super::merge;
+use super::method::{self, Effect, Merge, Way};
 use super::table::{At, FLIGHTS_MAX, Flight, Seat};
 use super::{QUEUE_BYTES_MAX, Switch, Target};
 use crate::close::{At as Where, By, Close, Why};
 use crate::link::StateFrame;
-use crate::place::Refused;
+use crate::place::{Refused, addresses};
 use crate::wire::{Id, Named, Refusal, SessionId, reply};
 
 impl Switch<'_> {
@@ -70,7 +71,8 @@ impl Switch<'_> {
             }
             Some(Target::Nowhere) | None => true,
         };
-        room && self.out.len() < QUEUE_BYTES_MAX && self.table.flights.len() < FLIGHTS_MAX
+        let out = self.out.len().saturating_add(self.aside.len());
+        room && out < QUEUE_BYTES_MAX && self.table.flights.len() < FLIGHTS_MAX
     }
 
     /// Whether a frame has to wait: for the answer to a state request, or for room on its way.
@@ -116,11 +118,15 @@ impl Switch<'_> {
             Way::State => self.state_request(frame, &method),
             Way::Cancel => self.cancel(&frame),
             Way::Inference => self.inference(frame),
+            Way::Fleet(merge) if self.may_know() && self.is_many() => {
+                self.of_fleet(&frame, merge, &method);
+                Ok(())
+            }
             Way::Ordinary | Way::Provider | Way::Fleet(_) => match frame.envelope.named() {
                 named @ (Named::Session(_) | Named::Untracked(_) | Named::Born) if self.may_know() => {
                     self.by_session(frame, &method, &named)
                 }
-                _ => self.to_any(frame),
+                _ => self.forward_any(frame),
             },
         }
     }
@@ -175,7 +181,7 @@ impl Switch<'_> {
     }
 
     /// To whatever upstream there is; the first one is fetched.
-    fn to_any(&mut self, frame: Frame) -> Result<(), Close> {
+    fn forward_any(&mut self, frame: Frame) -> Result<(), Close> {
         if let Some((&at, _)) = self.upstreams.first_key_value() {
             return self.forward(at, frame);
         }
@@ -263,7 +269,38 @@ impl Switch<'_> {
             }
             self.busy = Some((id, state));
         }
-        self.to_any(frame)
+        self.forward_any(frame)
+    }
+
+    /// Asked of every server, over their query connections.
+    fn of_fleet(&mut self, frame: &Frame, merge: Merge, method: &str) {
+        let Some(id) = frame.envelope.id.clone().filter(|_| frame.left == 0) else {
+            self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Limit, "the frame is too long"));
+            return;
+        };
+        let body: serde_json::Value = serde_json::from_slice(frame.body()).unwrap_or_default();
+        let params = body.get("params").cloned().unwrap_or_else(|| serde_json::json!({}));
+        let (balancer, method) = (self.balancer.clone(), method.to_owned());
+        self.balancer.metrics.requests_in_flight.inc();
+        let class = method::class(&method);
+        let flight = Flight {
+            at: 0,
+            session: None,
+            effect: Effect::None,
+            born: false,
+            class,
+            since: StdInstant::now(),
+        };
+        self.table.depart(id.clone(), flight);
+        self.errands.push(Box::pin(async move {
+            let frame = merge::merged(&balancer, merge, &method, params, &id).await;
+            News::Merged { id, frame }
+        }));
+    }
+
+    /// Whether the fleet is more than one server.
+    fn is_many(&self) -> bool {
+        addresses(&self.balancer.now()).nth(1).is_some()
     }
 
     /// A cancellation follows the request it cancels.
@@ -283,7 +320,7 @@ impl Switch<'_> {
         };
         match request.and_then(|request| self.table.inference(request)) {
             Some(at) => self.forward(at, frame),
-            None => self.to_any(frame),
+            None => self.forward_any(frame),
         }
     }
 

@@ -107,8 +107,10 @@ impl Switch<'_> {
             }
             News::Alarm(at) => self.lose(at),
             News::Merged { id, frame } => {
-                self.table.flights.remove(&id);
-                self.say(frame.into());
+                if let Some(flight) = self.table.arrive(&id, false) {
+                    self.landed(&flight, false);
+                    self.say_own(frame);
+                }
                 Ok(())
             }
         }

@@ -8,6 +8,7 @@
 mod client;
 mod errand;
 mod inlet;
+mod merge;
 mod method;
 mod queue;
 mod table;
@@ -56,6 +57,8 @@ struct Switch<'a> {
     upstream_last: At,
     /// The upstream that is in the middle of a frame to the client.
     speaker: Option<At>,
+    /// Frames of sessile's own that wait for the end of the speaker's.
+    aside: Queue,
     table: Table,
     errands: FuturesUnordered<Pin<Box<dyn Future<Output = News> + Send>>>,
     errand_last: u64,
@@ -113,6 +116,7 @@ pub async fn switch(
         upstreams: BTreeMap::new(),
         upstream_last: 0,
         speaker: None,
+        aside: Queue::default(),
         table: Table::default(),
         errands: FuturesUnordered::new(),
         errand_last: 0,
@@ -198,7 +202,25 @@ impl Switch<'_> {
         self.upstreams.values().map(|upstream| Arc::clone(upstream.backend())).collect()
     }
 
-    /// Queues bytes for the client.
+    /// Queues a frame of sessile's own for the client: between frames, never inside one.
+    fn say_own(&mut self, frame: Vec<u8>) {
+        if self.speaker.is_some() {
+            self.aside.push(frame.into());
+        } else {
+            self.say(frame.into());
+        }
+    }
+
+    /// The speaker's frame has ended.
+    fn fall_silent(&mut self) {
+        self.speaker = None;
+        let mut aside = std::mem::take(&mut self.aside);
+        while let Some(frame) = aside.pop() {
+            self.say(frame);
+        }
+    }
+
+    /// Queues bytes of a backend for the client.
     fn say(&mut self, bytes: Bytes) {
         self.record.add_to_client(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         self.out.push(bytes);
@@ -209,14 +231,11 @@ impl Switch<'_> {
         let Some(id) = id else { return };
         let Refused { refusal, message, retry_after } = refused;
         self.balancer.metrics.errors_answered.with_label_values(&[refusal.label()]).inc();
-        self.say(reply::error(id, *refusal, message, *retry_after).into());
+        self.say_own(reply::error(id, *refusal, message, *retry_after));
     }
 
     /// Answers everything that waits for anything.
     fn refuse_all(&mut self, refused: &Refused) {
-        if self.speaker.is_some() {
-            return;
-        }
         let flying: Vec<Id> = self.table.flights.drain().map(|(id, _)| id).collect();
         let waiting = std::mem::take(&mut self.waiting);
         let frames = waiting.into_values().flat_map(|waiting| waiting.frames).chain(self.held.take());

@@ -25,6 +25,13 @@ impl Queue {
         }
     }
 
+    /// The oldest piece, to go another way.
+    pub(super) fn pop(&mut self) -> Option<Bytes> {
+        let piece = self.pieces.pop_front()?;
+        self.bytes = self.bytes.saturating_sub(piece.len());
+        Some(piece)
+    }
+
     /// Bytes waiting.
     pub(super) fn len(&self) -> usize {
         self.bytes

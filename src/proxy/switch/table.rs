@@ -24,7 +24,13 @@ pub(super) enum Seat {
     /// Being placed by this errand.
     Placing(u64),
     /// On this upstream.
-    Seated { at: At, hold: Option<Hold>, attached: bool, flights: usize },
+    Seated {
+        at: At,
+        #[expect(dead_code, reason = "held, not used: dropping it lets go of the session")]
+        hold: Option<Hold>,
+        attached: bool,
+        flights: usize,
+    },
 }
 
 /// A request of the client that waits for its answer.
@@ -126,11 +132,6 @@ impl Table {
     /// The number that stands for a server request.
     pub(super) fn number_of(&self, at: At, id: &Id) -> Option<u64> {
         self.asked.iter().find(|(_, asked)| asked.at == at && asked.id == *id).map(|(number, _)| *number)
-    }
-
-    /// Requests of servers that wait for the client.
-    pub(super) fn asks(&self) -> usize {
-        self.asked.len()
     }
 
     /// Remembers whose an inference request is.

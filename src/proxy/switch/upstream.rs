@@ -87,7 +87,7 @@ impl Switch<'_> {
             let Some(upstream) = self.upstreams.get_mut(&at) else { return Ok(true) };
             match upstream.inlet.next(bytes_max) {
                 Ok(Some(piece)) => {
-                    self.from_backend(at, piece);
+                    self.take_from(at, piece);
                     moved = true;
                     continue;
                 }
@@ -106,7 +106,7 @@ impl Switch<'_> {
         Ok(moved)
     }
 
-    fn from_backend(&mut self, at: At, piece: Piece) {
+    fn take_from(&mut self, at: At, piece: Piece) {
         match piece {
             Piece::Frame(frame) => {
                 let partial = frame.left > 0;
@@ -114,7 +114,9 @@ impl Switch<'_> {
                 let Some(upstream) = self.upstreams.get_mut(&at) else { return };
                 upstream.muted = bytes.is_none();
                 self.tell(at, bytes.unwrap_or_default());
-                self.speaker = partial.then_some(at);
+                if partial {
+                    self.speaker = Some(at);
+                }
                 if !partial && frame.envelope.method.is_none() {
                     self.answered(at, &frame.envelope);
                 }
@@ -124,7 +126,7 @@ impl Switch<'_> {
                     self.tell(at, bytes);
                 }
                 if let Some(envelope) = end {
-                    self.speaker = None;
+                    self.fall_silent();
                     if envelope.method.is_none() {
                         self.answered(at, &envelope);
                     }
@@ -203,7 +205,7 @@ impl Switch<'_> {
         }
     }
 
-    fn landed(&self, flight: &Flight, is_error: bool) {
+    pub(super) fn landed(&self, flight: &Flight, is_error: bool) {
         let metrics = &self.balancer.metrics;
         metrics.requests_in_flight.dec();
         metrics
@@ -258,7 +260,7 @@ impl Switch<'_> {
             }
         }
         for session in &wreck.sessions {
-            self.say(lost_session(session).into());
+            self.say_own(lost_session(session));
         }
         Ok(())
     }

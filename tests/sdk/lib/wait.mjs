@@ -4,7 +4,8 @@ const pause = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
 
 /**
  * Looks until `condition` gives something true, and gives that back. Fails loudly after `deadline` ms, with the last
- * thing seen or thrown: a state that never comes is a failure, never a skip.
+ * thing seen or thrown: a state that never comes is a failure, never a skip. What is thrown counts as "not yet", unless
+ * it says that it is `hopeless`.
  */
 export async function until(what, condition, deadline = 10000) {
   const end = performance.now() + deadline;
@@ -14,6 +15,7 @@ export async function until(what, condition, deadline = 10000) {
       last = await condition();
       if (last) return last;
     } catch (error) {
+      if (error.hopeless) throw error;
       last = error;
     }
     if (performance.now() > end) {

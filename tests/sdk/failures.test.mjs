@@ -52,24 +52,26 @@ test('a stopped server takes only its own sessions with it, and gives them back'
   const others = servers.filter((server) => server !== stopped);
   const [lost, safe] = [true, false].map((is) => left.filter((id) => stopped.holds(id) === is));
   assert.ok(lost.length > 0 && safe.length > 0);
-  const ownerDown = async (id) => {
-    const refused = await refusal('resume', sdk(t, at.address).resumeSession(id, offline(model)));
+  const ownerDown = async (id, client = sdk(t, at.address)) => {
+    const refused = await refusal('resume', client.resumeSession(id, offline(model)));
     assert.equal(refused.code, -32051, refused.message);
     assert.deepEqual([refused.data.source, refused.data.reason], ['sessile', 'owner_down']);
     assert.equal(typeof refused.data.retryAfterMs, 'number');
   };
 
+  const early = sdk(t, at.address);
+  await early.start();
   stopped.pause();
-  // At once, while it still counts as up: asked, silent.
-  await ownerDown(lost[0]);
+  // At once, while it still counts as up: asked, silent. (Other clients may meet it as their scout, and outwait it.)
   await Promise.all([
+    ownerDown(lost[0], early),
     ...safe.map((id) => resumeAndProve(t, at.address, id, model)),
     ...[...held.values()].filter(({ home }) => home !== stopped.name)
       .map(async ({ session }) => assert.equal((await turn(session, 'still here')).shown, 2)),
   ]);
   // And when probes have brought it down: not asked any more, and still the only one who could know.
   await at.untilHealth(stopped.name, 'down');
-  await Promise.all(lost.map(ownerDown));
+  await Promise.all(lost.map((id) => ownerDown(id)));
   await each(ids(6, 'new'), 2, async (id) => {
     const session = await sdk(t, at.address).createSession({ ...offline(model), sessionId: id });
     assert.deepEqual(await turn(session, 'hello'), { shown: 1, first: 'hello' });

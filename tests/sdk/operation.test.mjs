@@ -78,8 +78,10 @@ test('a backend in drain keeps its sessions, takes back the live ones, and gets 
   assert.ok(!landed.includes(drained));
   const second = await sdk(t, at.address).resumeSession(held[0].id, offline(model));
   assert.deepEqual(await servers.live(held[0].id), [drained], 'a live session is joined, drain or not');
+  const heard = new Promise((resolve) => { second.on('session.idle', resolve); });
   model.release();
   for (const { shown } of await within('all turns', Promise.all(turns), 20000)) assert.equal(shown, 2);
+  await within('the end of the turn, at the second client', heard); // else the SDK takes it for the end of its own
   assert.equal((await turn(second, 'third')).shown, 3);
   await at.set(drained, 'ready');
 });

@@ -37,7 +37,7 @@ test('a stopped server takes only its own sessions with it, and gives them back'
   const [servers, model] = await Promise.all([fleet(t, 3), Model.start(t)]);
   const at = await Balancer.start(t, servers, {
     placement: { storage: 'local', on_down: 'keep' },
-    health: { timeout: '500ms' },
+    health: { interval: '400ms', timeout: '400ms' },
     timeouts: { locate: '300ms', connect: '1s', rehome: '2s' },
   });
   // One session of each client stays attached, one is left on disk.

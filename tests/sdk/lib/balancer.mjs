@@ -85,8 +85,8 @@ export class Balancer {
       admin: { address: `127.0.0.1:${admin}` },
       // Landing by the hash alone is what tests foretell: no spill.
       placement: { load_factor: 0, ...config.placement },
-      // Quick to see a change, slow to give up on a machine that is busy starting servers.
-      health: { interval: '200ms', timeout: '2s', rise: 1, fall: 2, ...config.health },
+      // Quick to take a server in, slow to give one up on a machine that is busy starting others.
+      health: { interval: '1s', timeout: '1s', rise: 1, fall: 3, ...config.health },
       timeouts: { locate: '5s', ...config.timeouts },
       ...(config.limits && { limits: config.limits }),
       ...(config.upstream && { upstream: config.upstream }),
@@ -116,6 +116,8 @@ export class Balancer {
       const { backends } = await this.status();
       return up.every((name) => backends.some((one) => one.name === name && one.health === 'up'))
         && backends.every(({ health }) => health !== 'unknown');
+    }).catch((error) => {
+      throw error instanceof Died ? error : new Error(`${error.message}\nthe balancer said:\n${this.#log.slice(-4000)}`);
     });
   }
 

@@ -168,6 +168,7 @@ fn timeouts(mut reader: Reader<'_, '_>) -> Timeouts {
         rehome: reader.bounded("rehome", default.rehome, &UP_TO_AN_HOUR),
         half_close: reader.unlimited("half_close", default.half_close, &(SHORTEST..=DAY)),
         idle: reader.unlimited("idle", default.idle, &(SHORTEST..=WEEK)),
+        linger: reader.unlimited("linger", default.linger, &(SHORTEST..=DAY)),
         drain: reader.unlimited("drain", default.drain, &(SHORTEST..=WEEK)),
     }
 }
@@ -186,6 +187,7 @@ fn limits(mut reader: Reader<'_, '_>) -> Limits {
         connections_per_ip: reader.unlimited("connections_per_ip", default.connections_per_ip, &CONNECTIONS),
         opening_bytes,
         opening_memory: memory.map(|Size(bytes)| bytes),
+        parked: reader.unlimited("parked", default.parked, &CONNECTIONS),
         pins: reader.bounded("pins", default.pins, &PINS),
     }
 }

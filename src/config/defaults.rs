@@ -102,6 +102,7 @@ impl Default for Timeouts {
             rehome: Duration::from_secs(10),
             half_close: Some(Duration::from_secs(30)),
             idle: None,
+            linger: None,
             drain: Some(Duration::from_mins(5)),
         }
     }
@@ -114,6 +115,7 @@ impl Default for Limits {
             connections_per_ip: None,
             opening_bytes: 1 << 20,
             opening_memory: Some(256 << 20),
+            parked: Some(1000),
             pins: 1_000_000,
         }
     }

@@ -188,7 +188,7 @@ fn health(changes: &mut Vec<Change>, old: &Health, new: &Health) {
 }
 
 fn timeouts(changes: &mut Vec<Change>, old: &Timeouts, new: &Timeouts) {
-    let Timeouts { opening, connect, locate, rehome, half_close, idle, drain } = *new;
+    let Timeouts { opening, connect, locate, rehome, half_close, idle, linger, drain } = *new;
     setting(changes, "timeouts.opening", old.opening.show(), opening.show());
     setting(changes, "timeouts.connect", old.connect.show(), connect.show());
     setting(changes, "timeouts.locate", old.locate.show(), locate.show());
@@ -196,14 +196,16 @@ fn timeouts(changes: &mut Vec<Change>, old: &Timeouts, new: &Timeouts) {
     let unlimited = or_unlimited::<Duration>;
     setting(changes, "timeouts.half_close", unlimited(old.half_close), unlimited(half_close));
     setting(changes, "timeouts.idle", unlimited(old.idle), unlimited(idle));
+    setting(changes, "timeouts.linger", unlimited(old.linger), unlimited(linger));
     setting(changes, "timeouts.drain", unlimited(old.drain), unlimited(drain));
 }
 
 fn limits(changes: &mut Vec<Change>, old: &Limits, new: &Limits) {
-    let Limits { connections, connections_per_ip, opening_bytes, opening_memory, pins } = *new;
+    let Limits { connections, connections_per_ip, opening_bytes, opening_memory, parked, pins } = *new;
     let memory = |bytes: Option<usize>| or_unlimited(bytes.map(Size));
     let count = or_unlimited::<usize>;
     setting(changes, "limits.connections", count(old.connections), count(connections));
+    setting(changes, "limits.parked", count(old.parked), count(parked));
     setting(changes, "limits.connections_per_ip", count(old.connections_per_ip), count(connections_per_ip));
     setting(changes, "limits.opening_bytes", Size(old.opening_bytes).show(), Size(opening_bytes).show());
     setting(changes, "limits.opening_memory", memory(old.opening_memory), memory(opening_memory));

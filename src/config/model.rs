@@ -186,6 +186,8 @@ pub struct Timeouts {
     pub half_close: Option<Duration>,
     /// Without a byte in either direction of a relay.
     pub idle: Option<Duration>,
+    /// How long a client that vanished may come back to its running turns; `None` = not at all.
+    pub linger: Option<Duration>,
     /// From SIGTERM to the last connection's close.
     pub drain: Option<Duration>,
 }
@@ -201,6 +203,8 @@ pub struct Limits {
     pub opening_bytes: usize,
     /// Bytes all openings together may hold.
     pub opening_memory: Option<usize>,
+    /// Links kept for running turns of clients that vanished.
+    pub parked: Option<usize>,
     /// Remembered placements of sessions that are not live.
     pub pins: usize,
 }

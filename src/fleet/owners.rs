@@ -191,6 +191,11 @@ impl Drop for Lead {
 }
 
 impl Hold {
+    /// Which session.
+    pub fn session(&self) -> &SessionId {
+        &self.id
+    }
+
     /// Where the session is.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.backend

@@ -59,6 +59,8 @@ pub struct Metrics {
     pub request_duration: HistogramVec,
     /// Those answered with an error, by class of method.
     pub request_errors: IntCounterVec,
+    /// Links kept for the running turns of clients that are gone.
+    pub parked_connections: IntGauge,
     /// Answers made of the whole fleet's.
     pub merged_answers: IntCounterVec,
     /// Ids of server requests made unique for a client.
@@ -185,6 +187,11 @@ impl Metrics {
                 "request_errors_total",
                 "Requests answered with an error.",
                 &["class"],
+            )?,
+            parked_connections: int_gauge(
+                r,
+                "parked_connections",
+                "Links kept for turns of clients that left.",
             )?,
             merged_answers: counters(r, "merged_answers_total", "Answers made of the fleet's.", &["result"])?,
             ids_rewritten: add(

@@ -17,7 +17,7 @@ use crate::snapshot::Snapshot;
 use crate::wire::{Refusal, SessionId};
 
 pub use locate::{addresses, locate, modified};
-pub use scout::scout;
+pub use scout::{everyone, scout};
 
 /// What a connection asks of placement.
 #[derive(Debug)]

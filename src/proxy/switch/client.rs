@@ -7,14 +7,14 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use super::errand::{self, News};
-use super::inlet::{Fault, Frame, Piece};
 use super::merge;
 use super::method::{self, Effect, Merge, Way};
-use super::table::{At, FLIGHTS_MAX, Flight, Seat};
+use super::table::{At, FLIGHTS_MAX, Flight, NOWHERE, Seat};
 use super::{QUEUE_BYTES_MAX, Switch, Target};
 use crate::close::{At as Where, By, Close, Why};
 use crate::link::StateFrame;
 use crate::place::{Refused, addresses};
+use crate::proxy::inlet::{Fault, Frame, Piece};
 use crate::wire::{Id, Named, Refusal, SessionId, reply};
 
 impl Switch<'_> {
@@ -120,6 +120,10 @@ impl Switch<'_> {
             Way::Inference => self.inference(frame),
             Way::Fleet(merge) if self.may_know() && self.is_many() => {
                 self.of_fleet(&frame, merge, &method);
+                Ok(())
+            }
+            Way::Provider if self.may_know() && self.is_many() => {
+                self.provide(frame, &method);
                 Ok(())
             }
             Way::Ordinary | Way::Provider | Way::Fleet(_) => match frame.envelope.named() {
@@ -281,21 +285,27 @@ impl Switch<'_> {
         let body: serde_json::Value = serde_json::from_slice(frame.body()).unwrap_or_default();
         let params = body.get("params").cloned().unwrap_or_else(|| serde_json::json!({}));
         let (balancer, method) = (self.balancer.clone(), method.to_owned());
-        self.balancer.metrics.requests_in_flight.inc();
-        let class = method::class(&method);
-        let flight = Flight {
-            at: 0,
-            session: None,
-            effect: Effect::None,
-            born: false,
-            class,
-            since: StdInstant::now(),
-        };
-        self.table.depart(id.clone(), flight);
+        self.depart_alone(id.clone(), &method);
         self.errands.push(Box::pin(async move {
             let frame = merge::merged(&balancer, merge, &method, params, &id).await;
             News::Merged { id, frame }
         }));
+    }
+
+    /// Notes a request that is not on one upstream.
+    pub(super) fn depart_alone(&mut self, id: Id, method: &str) {
+        self.balancer.metrics.requests_in_flight.inc();
+        let (effect, class) = (Effect::None, method::class(method));
+        let flight =
+            Flight { at: NOWHERE, session: None, effect, born: false, class, since: StdInstant::now() };
+        self.table.depart(id, flight);
+    }
+
+    /// Its answer is there.
+    pub(super) fn end_alone(&mut self, id: &Id, is_error: bool) {
+        if let Some(flight) = self.table.arrive(id, is_error) {
+            self.landed(&flight, is_error);
+        }
     }
 
     /// Whether the fleet is more than one server.

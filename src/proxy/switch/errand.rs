@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::balancer::Balancer;
 use crate::close::Close;
-use crate::fleet::Backend;
+use crate::config::OnDown;
+use crate::fleet::{Backend, Health};
 use crate::link::{Link, StateFrame};
 use crate::place::{self, Placed, Refused, Want};
 use crate::wire::{Id, Named, Refusal, SessionId};
@@ -23,6 +24,8 @@ pub(super) enum News {
     Placed { errand: u64, session: Option<SessionId>, placed: Result<Placed, Refused> },
     /// The first upstream, or none.
     Scouted { errand: u64, link: Result<Link, Refused> },
+    /// A link to every server that had none, or the reason why not.
+    Everyone { errand: u64, links: Result<Vec<Link>, Refused> },
     /// An upstream has to be given up.
     Alarm(At),
     /// The fleet's answer to a request, as a whole frame.
@@ -66,6 +69,15 @@ pub(super) fn scout(balancer: &Arc<Balancer>, errand: u64, known: Known) -> Erra
     })
 }
 
+/// Finds a link to every server.
+pub(super) fn everyone(balancer: &Arc<Balancer>, errand: u64, known: Known) -> Errand {
+    let balancer = Arc::clone(balancer);
+    Box::pin(async move {
+        let links = place::everyone(&balancer, &known.state, known.version.as_deref(), &known.backends).await;
+        News::Everyone { errand, links }
+    })
+}
+
 /// What a new upstream has to be told or need not be dialled for.
 pub(super) struct Known {
     pub state: Arc<Vec<StateFrame>>,
@@ -105,12 +117,11 @@ impl Switch<'_> {
                     }
                 }
             }
+            News::Everyone { errand, links } => self.provided(errand, links),
             News::Alarm(at) => self.lose(at),
             News::Merged { id, frame } => {
-                if let Some(flight) = self.table.arrive(&id, false) {
-                    self.landed(&flight, false);
-                    self.say_own(frame);
-                }
+                self.end_alone(&id, false);
+                self.say_own(frame);
                 Ok(())
             }
         }
@@ -173,7 +184,7 @@ impl Switch<'_> {
     }
 
     /// Takes a new link into service.
-    fn install(&mut self, link: Link) -> At {
+    pub(super) fn install(&mut self, link: Link) -> At {
         self.upstream_last = self.upstream_last.saturating_add(1);
         let at = self.upstream_last;
         let upstream = Upstream::new(link);
@@ -182,6 +193,13 @@ impl Switch<'_> {
             alarm.cancelled_owned().await;
             News::Alarm(at)
         }));
+        if self.balancer.now().config.placement.on_down == OnDown::Close {
+            let mut standing = upstream.backend().standing();
+            self.errands.push(Box::pin(async move {
+                let down = standing.wait_for(|standing| standing.health == Health::Down).await.is_ok();
+                if down { News::Alarm(at) } else { std::future::pending().await }
+            }));
+        }
         self.upstreams.insert(at, upstream);
         at
     }

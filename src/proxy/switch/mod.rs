@@ -7,10 +7,9 @@
 
 mod client;
 mod errand;
-mod inlet;
 mod merge;
 mod method;
-mod queue;
+mod provider;
 mod table;
 mod upstream;
 
@@ -32,12 +31,13 @@ use crate::config::{Config, Listener};
 use crate::fleet::Backend;
 use crate::link::StateFrame;
 use crate::metrics::Record;
+use crate::net::farewell;
 use crate::place::Refused;
 use crate::wire::{Id, reply};
 
+use crate::proxy::inlet::{Frame, Inlet};
+use crate::proxy::queue::Queue;
 use errand::{Errand, News};
-use inlet::{Frame, Inlet};
-use queue::Queue;
 use table::{At, Table};
 use upstream::Upstream;
 
@@ -60,6 +60,7 @@ struct Switch<'a> {
     /// Frames of sessile's own that wait for the end of the speaker's.
     aside: Queue,
     table: Table,
+    providers: provider::Providers,
     errands: FuturesUnordered<Pin<Box<dyn Future<Output = News> + Send>>>,
     errand_last: u64,
     /// Frames that wait for an errand.
@@ -118,6 +119,7 @@ pub async fn switch(
         speaker: None,
         aside: Queue::default(),
         table: Table::default(),
+        providers: provider::Providers::default(),
         errands: FuturesUnordered::new(),
         errand_last: 0,
         waiting: HashMap::new(),
@@ -144,6 +146,13 @@ pub async fn switch(
         }
     };
     switch.part().await;
+    if close.by == By::Client && switch.config.timeouts.linger.is_some() {
+        switch.park_all();
+    }
+    let Switch { client, .. } = switch;
+    if close.by != By::Client || close.why != Why::Fin {
+        farewell(client).await;
+    }
     close
 }
 
@@ -157,7 +166,11 @@ impl Switch<'_> {
                 Err(close) => return Poll::Ready(close),
             }
         }
-        if self.ended && self.waiting.is_empty() && self.upstreams.values().all(Upstream::is_flushed) {
+        if self.ended
+            && self.held.is_none()
+            && self.waiting.is_empty()
+            && self.upstreams.values().all(Upstream::is_flushed)
+        {
             return Poll::Ready(Close::new(By::Client, Where::Relay, Why::Fin));
         }
         if let Some(deadline) = &mut self.deadline
@@ -236,7 +249,7 @@ impl Switch<'_> {
 
     /// Answers everything that waits for anything.
     fn refuse_all(&mut self, refused: &Refused) {
-        let flying: Vec<Id> = self.table.flights.drain().map(|(id, _)| id).collect();
+        let flying: Vec<Id> = self.table.flights.keys().cloned().collect();
         let waiting = std::mem::take(&mut self.waiting);
         let frames = waiting.into_values().flat_map(|waiting| waiting.frames).chain(self.held.take());
         let ids: Vec<Id> = frames.filter_map(|frame| frame.envelope.id).chain(flying).collect();
@@ -245,9 +258,12 @@ impl Switch<'_> {
         }
     }
 
-    /// Sends what is queued for the client, for a moment, and closes its side.
+    /// Sends what is queued for the client, for a moment, and closes the books.
     async fn part(&mut self) {
         const FAREWELL: Duration = Duration::from_secs(2);
+        let flights = i64::try_from(self.table.flights.len()).unwrap_or(i64::MAX);
+        self.balancer.metrics.requests_in_flight.sub(flights);
+        self.table.flights.clear();
         let flushing = poll_fn(|cx| self.out.poll_flush(&self.client, cx));
         if !matches!(tokio::time::timeout(FAREWELL, flushing).await, Ok(Ok(_))) {
             tracing::debug!("a client did not take its last bytes");

@@ -18,19 +18,16 @@ const REMEMBERED_MAX: usize = 4096;
 /// An upstream, by a number never used twice on a connection.
 pub(super) type At = u64;
 
+/// No upstream: the whole fleet.
+pub(super) const NOWHERE: At = 0;
+
 /// Where a session of this client is.
 #[derive(Debug)]
 pub(super) enum Seat {
     /// Being placed by this errand.
     Placing(u64),
     /// On this upstream.
-    Seated {
-        at: At,
-        #[expect(dead_code, reason = "held, not used: dropping it lets go of the session")]
-        hold: Option<Hold>,
-        attached: bool,
-        flights: usize,
-    },
+    Seated { at: At, hold: Option<Hold>, attached: bool, flights: usize },
 }
 
 /// A request of the client that waits for its answer.
@@ -152,6 +149,17 @@ impl Table {
             self.lost.remove(session);
         }
         self.lost.contains(session)
+    }
+
+    /// Takes the sessions that the client is attached to on an upstream, the client having gone.
+    pub(super) fn leave(&mut self, at: At) -> Vec<(SessionId, Option<Hold>)> {
+        let there = |seat: &Seat| matches!(seat, Seat::Seated { at: upstream, .. } if *upstream == at);
+        let left = self.sessions.extract_if(|_, seat| there(seat));
+        let attached = |(session, seat)| match seat {
+            Seat::Seated { hold, attached: true, .. } => Some((session, hold)),
+            Seat::Seated { .. } | Seat::Placing(_) => None,
+        };
+        left.filter_map(attached).collect()
     }
 
     /// Takes everything that hangs on an upstream off the books.

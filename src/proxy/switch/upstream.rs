@@ -8,8 +8,6 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use super::inlet::{Frame, Inlet, Piece};
-use super::queue::Queue;
 use super::table::{At, Flight, Seat};
 use super::{QUEUE_BYTES_MAX, Switch, Target};
 use crate::close::{At as Where, By, Close, Why};
@@ -17,6 +15,9 @@ use crate::config::Lifecycle;
 use crate::fleet::{Backend, Lease};
 use crate::link::Link;
 use crate::place::Refused;
+use crate::proxy::inlet::{Frame, Inlet, Piece};
+use crate::proxy::park::{Parked, park};
+use crate::proxy::queue::Queue;
 use crate::wire::envelope::Field;
 use crate::wire::{Envelope, Id, Refusal, SessionId, reply};
 
@@ -72,6 +73,22 @@ impl Upstream {
 }
 
 impl Switch<'_> {
+    /// Parks the links of a client that has gone, with the sessions it was attached to.
+    pub(super) fn park_all(&mut self) {
+        let midway = match self.target {
+            Some(Target::Upstream(at)) => Some(at),
+            _ => None,
+        };
+        for (at, upstream) in std::mem::take(&mut self.upstreams) {
+            let sessions = self.table.leave(at);
+            if Some(at) == midway || sessions.is_empty() {
+                continue;
+            }
+            let Upstream { stream, lease, inlet, out, .. } = upstream;
+            park(&self.balancer, Parked { stream, lease, inlet, out, sessions });
+        }
+    }
+
     /// Moves what can move between one backend and the client.
     pub(super) fn turn_upstream(&mut self, at: At, cx: &mut Context<'_>) -> Result<bool, Close> {
         let Some(upstream) = self.upstreams.get_mut(&at) else { return Ok(false) };
@@ -110,6 +127,12 @@ impl Switch<'_> {
         match piece {
             Piece::Frame(frame) => {
                 let partial = frame.left > 0;
+                if !partial
+                    && frame.envelope.method.is_none()
+                    && frame.envelope.id.as_ref().is_some_and(is_own)
+                {
+                    return self.own_answer(at, &frame);
+                }
                 let bytes = self.translate(at, &frame);
                 let Some(upstream) = self.upstreams.get_mut(&at) else { return };
                 upstream.muted = bytes.is_none();
@@ -240,6 +263,7 @@ impl Switch<'_> {
         if matches!(self.target, Some(Target::Upstream(target)) if target == at) {
             self.target = Some(Target::Nowhere);
         }
+        self.fail_calls(at);
         let wreck = self.table.wreck(at);
         let refused =
             Refused::later(Refusal::BackendLost, "the backend went away before it answered", &self.config);

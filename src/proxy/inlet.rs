@@ -6,9 +6,10 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::net::TcpStream;
 
+use super::tap::Walk;
 use crate::close::By;
 use crate::wire::envelope::{self, Field};
 use crate::wire::{Envelope, Head, Id, Scan, frame};
@@ -31,6 +32,8 @@ enum Begun {
     Undecided { head: Head, scan: Scan, scanned: usize },
     /// On its way.
     Passing { scan: Scan, left: usize },
+    /// Of no use to anybody.
+    Skipping { left: usize },
 }
 
 /// What came in.
@@ -96,6 +99,12 @@ impl Inlet {
         Self { of, unread, begun: None }
     }
 
+    /// Goes on in the middle of a stream whose frames somebody else has followed so far.
+    pub(super) fn resumed(of: By, followed: Walk) -> Self {
+        let Walk { head, left, .. } = followed;
+        Self { of, unread: head, begun: (left > 0).then_some(Begun::Skipping { left }) }
+    }
+
     /// Whether a frame has begun and is not whole.
     pub(super) fn is_midway(&self) -> bool {
         !self.unread.is_empty() || self.begun.is_some()
@@ -125,6 +134,16 @@ impl Inlet {
     pub(super) fn next(&mut self, bytes_max: usize) -> Result<Option<Piece>, Fault> {
         match self.begun.take() {
             Some(Begun::Passing { scan, left }) => self.pass(scan, left),
+            Some(Begun::Skipping { left }) => {
+                let skipped = left.min(self.unread.len());
+                self.unread.advance(skipped);
+                self.relax();
+                if left > skipped {
+                    self.begun = Some(Begun::Skipping { left: left.saturating_sub(skipped) });
+                    return Ok(None);
+                }
+                self.next(bytes_max)
+            }
             Some(Begun::Undecided { head, scan, scanned }) => self.decide(head, scan, scanned, bytes_max),
             None => match Head::read(&self.unread)? {
                 Some(head) => self.decide(head, Scan::default(), 0, bytes_max),

@@ -7,3 +7,6 @@ mod fleet;
 
 #[path = "cli/admin.rs"]
 mod admin;
+
+#[path = "cli/commands.rs"]
+mod commands;

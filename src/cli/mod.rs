@@ -1,16 +1,29 @@
 //! The command line: what `sessile` can be told to do.
 
+mod terminal;
 mod logs;
+mod check;
 mod run;
+mod client;
+mod shown;
+mod remote;
+mod route;
+mod manual;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use client::Admin;
+
+use crate::config::AdminState;
 
 /// A layer-4 session-affinity load balancer for fleets of JSON-RPC CLI servers.
 #[derive(Debug, Parser)]
 #[command(name = "sessile", version, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0, 64 wrong usage, 78 the configuration is not sound, 1 anything else.")]
 struct Line {
     #[command(subcommand)]
     command: Command,
@@ -19,11 +32,66 @@ struct Line {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the balancer until a signal ends it
-    Run {
+    Run(File),
+    /// Say whether a configuration file is sound, or everything that is wrong with it
+    Check(File),
+    /// Say where sessions would go, and why: one line an ID, with the backend and the reason
+    ///
+    /// With --config, from the file alone: where new sessions go while every backend is up. With --admin, the running
+    /// balancer is asked, which knows what is live, what is stored and what is down.
+    Route {
         /// The configuration file
-        #[arg(long, value_name = "FILE", env = "SESSILE_CONFIG")]
-        config: PathBuf,
+        #[arg(long, value_name = "FILE", env = "SESSILE_CONFIG", required_unless_present = "admin")]
+        config: Option<PathBuf>,
+        /// The admin socket of a running balancer: http://HOST:PORT or unix:/PATH
+        #[arg(long, value_name = "URL")]
+        admin: Option<Admin>,
+        /// Session IDs
+        #[arg(required = true, value_name = "ID", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+        ids: Vec<String>,
     },
+    /// Show what the running balancer does: listeners, backends, sessions
+    Status(Remote),
+    /// Make the running balancer read its file again
+    Reload(Remote),
+    /// Send nothing new to a backend; what it has stays
+    Drain(Told),
+    /// Let a backend take new sessions (again)
+    Ready(Told),
+    /// Keep everything off a backend but the sessions that are live there
+    Maint(Told),
+    /// Print a completion script, such as for `source <(sessile completions bash)`
+    Completions {
+        /// For which shell
+        shell: Shell,
+    },
+    /// Print the manual page, such as for `sessile man | man -l -`
+    Man,
+}
+
+#[derive(Debug, Args)]
+struct File {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "SESSILE_CONFIG")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Remote {
+    /// The admin socket: http://HOST:PORT or unix:/PATH
+    #[arg(long, value_name = "URL", env = "SESSILE_ADMIN", default_value = client::DEFAULT)]
+    admin: Admin,
+    /// Print the answer as JSON, errors included
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Told {
+    /// The backend, as the configuration calls it
+    name: String,
+    #[command(flatten)]
+    remote: Remote,
 }
 
 /// Exit codes, beside 0 and 1.
@@ -40,7 +108,27 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
+    let tell =
+        |Told { name, remote: Remote { admin, json } }: Told, state| remote::tell(&admin, json, &name, state);
     match line.command {
-        Command::Run { config } => run::run(&config),
+        Command::Run(File { config }) => run::run(&config),
+        Command::Check(File { config }) => check::check(&config),
+        Command::Route { admin: Some(admin), ids, .. } => route::online(&admin, &ids),
+        Command::Route { config, ids, .. } => route::offline(&config.unwrap_or_default(), &ids),
+        Command::Status(Remote { admin, json }) => remote::status(&admin, json),
+        Command::Reload(Remote { admin, json }) => remote::reload(&admin, json),
+        Command::Drain(told) => tell(told, AdminState::Drain),
+        Command::Ready(told) => tell(told, AdminState::Ready),
+        Command::Maint(told) => tell(told, AdminState::Maint),
+        Command::Completions { shell } => print(&manual::completions(shell, Line::command())),
+        Command::Man => match manual::man(Line::command()) {
+            Ok(page) => print(&page),
+            Err(_) => ExitCode::FAILURE,
+        },
     }
+}
+
+fn print(text: &[u8]) -> ExitCode {
+    terminal::out(&String::from_utf8_lossy(text));
+    ExitCode::SUCCESS
 }

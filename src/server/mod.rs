@@ -3,7 +3,12 @@
 //! Starting is reloading from empty. A reload is *prepare*, which may fail and is not seen, then *commit*, which cannot
 //! fail. Stopping is draining: nothing new is accepted, what is there goes on, and the last word is a deadline's.
 
+pub mod http;
+pub mod outcome;
+mod sockets;
 pub mod reload;
+pub mod status;
+pub mod admin;
 pub mod watch;
 
 use std::path::Path;
@@ -13,9 +18,11 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Config};
+use crate::config::Config;
 
-pub use reload::{Applied, Reloader, StartFault, Unknown};
+pub use http::Endpoint;
+pub use outcome::{Applied, StartFault, Trouble, Unknown};
+pub use reload::Reloader;
 
 /// How long connections get to answer and close once they must.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -33,7 +40,7 @@ impl Server {
     /// # Errors
     /// A socket that cannot be bound.
     pub async fn start(path: &Path, config: Config) -> Result<Self, StartFault> {
-        let reloader = Reloader::start(path, config).await?;
+        let reloader = Reloader::start(path, config, admin::pages).await?;
         let stop_watching = CancellationToken::new();
         tokio::spawn(watch::watch(Arc::clone(&reloader), stop_watching.clone()));
         Ok(Self { reloader, stop_watching })
@@ -109,9 +116,4 @@ impl Stops {
             _ = self.interrupt.recv() => {}
         }
     }
-}
-
-/// Reads the file once more.
-fn read(path: &Path) -> Result<Config, config::Problems> {
-    config::load(path)
 }

@@ -5,116 +5,57 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
-use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
-use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
+use axum::Router;
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::http::Endpoint;
+use super::outcome::{Applied, Last, StartFault, Trouble, Unknown};
+use super::sockets::{Fresh, Sockets};
 use crate::balancer::Balancer;
-use crate::config::{AdminState, BackendSpec, Config, Listener, Problems, diff};
+use crate::config::{self, AdminAddress, AdminState, BackendSpec, Config, diff};
 use crate::fleet::{Ask, Backend, Health, Ring};
 use crate::link::attend;
 use crate::metrics::Metrics;
-use crate::net;
-use crate::proxy::accept::{Door, accept};
 use crate::snapshot::{Member, Snapshot};
+
+/// What an admin socket serves; made when the socket is put in use.
+pub type Pages = fn(&Arc<Reloader>, &Endpoint) -> Router;
 
 /// Keeps a process in step with its configuration file and its operators.
 #[derive(Debug)]
 pub struct Reloader {
     path: PathBuf,
     balancer: Arc<Balancer>,
-    door: Arc<Door>,
+    pages: Pages,
     attendants: TaskTracker,
     stop: CancellationToken,
-    /// One change at a time.
+    started: Instant,
+    /// One reload at a time.
+    turn: Mutex<()>,
+    /// Never held while a file is read or a ring is built: commands and the status do not wait for a reload.
     inner: Mutex<Inner>,
     last: StdMutex<Last>,
+    generation: watch::Sender<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
-    listeners: HashMap<SocketAddr, Listening>,
+    sockets: Sockets,
     /// Operators' words, with what the file said when they were given.
     commands: HashMap<String, (AdminState, AdminState)>,
     /// Every backend that still lives, removed ones included.
     backends: Vec<Weak<Backend>>,
 }
 
-#[derive(Debug)]
-struct Listening {
-    policy: Arc<ArcSwap<Listener>>,
-    bound: SocketAddr,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-/// How the last attempt went, for the status.
-#[derive(Clone, Debug)]
-pub struct Last {
-    /// When.
-    pub at: SystemTime,
-    /// What was wrong, one problem each.
-    pub problems: Vec<Trouble>,
-    /// What it changed, in words.
-    pub changes: Vec<String>,
-}
-
-/// One problem of a reload, with its place in the file if it has one.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Trouble {
-    /// From 1.
-    pub line: Option<usize>,
-    /// From 1.
-    pub column: Option<usize>,
-    /// What is wrong.
-    pub message: String,
-    /// What to do.
-    pub help: Option<String>,
-}
-
-/// A reload that came into force.
-#[derive(Clone, Debug)]
-pub struct Applied {
-    /// The configuration now in force.
-    pub generation: u64,
-    /// What changed, in words.
-    pub changes: Vec<String>,
-}
-
-/// There is no such backend.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no backend called {0}")]
-pub struct Unknown(pub String);
-
-/// Why a server could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartFault {
-    /// A listener or the admin port.
-    #[error("cannot listen on {address}: {error}")]
-    Bind {
-        /// Which.
-        address: String,
-        /// Why not.
-        error: io::Error,
-    },
-    /// Metrics that contradict each other.
-    #[error("metrics: {0}")]
-    Metrics(#[from] prometheus::Error),
-    /// No signals.
-    #[error("signals: {0}")]
-    Signals(io::Error),
-}
-
 /// A configuration that can be committed: everything that may fail has been done.
 struct Prepared {
     config: Arc<Config>,
     ring: Arc<Ring>,
-    sockets: Vec<(Listener, TcpListener)>,
+    sockets: Fresh,
 }
 
 impl Reloader {
@@ -122,7 +63,7 @@ impl Reloader {
     ///
     /// # Errors
     /// A socket that cannot be bound.
-    pub async fn start(path: &Path, config: Config) -> Result<Arc<Self>, StartFault> {
+    pub async fn start(path: &Path, config: Config, pages: Pages) -> Result<Arc<Self>, StartFault> {
         let metrics = Metrics::new()?;
         let config = Arc::new(config);
         let nothing = Snapshot {
@@ -131,19 +72,22 @@ impl Reloader {
             members: Vec::new(),
             ring: Arc::new(Ring::new([], "")),
         };
+        let balancer = Balancer::new(nothing, metrics);
+        let sockets = Sockets::new(&balancer);
         let reloader = Arc::new(Self {
             path: path.to_owned(),
-            balancer: Balancer::new(nothing, metrics),
-            door: Arc::default(),
+            balancer,
+            pages,
             attendants: TaskTracker::new(),
             stop: CancellationToken::new(),
-            inner: Mutex::default(),
+            started: Instant::now(),
+            turn: Mutex::default(),
+            inner: Mutex::new(Inner { sockets, commands: HashMap::new(), backends: Vec::new() }),
             last: StdMutex::new(Last { at: SystemTime::now(), problems: Vec::new(), changes: Vec::new() }),
+            generation: watch::Sender::new(0),
         });
-        let mut inner = reloader.inner.lock().await;
-        let prepared = reloader.prepare(&inner, config).await?;
-        reloader.commit(&mut inner, prepared);
-        drop(inner);
+        let prepared = reloader.prepare(config).await?;
+        reloader.commit(prepared).await;
         reloader.announce_first_round();
         Ok(reloader)
     }
@@ -165,16 +109,44 @@ impl Reloader {
 
     /// Where each listener is bound, in no order; differs from the configuration where that says port 0.
     pub async fn bound(&self) -> Vec<SocketAddr> {
-        self.inner.lock().await.listeners.values().map(|listening| listening.bound).collect()
+        self.inner.lock().await.sockets.listeners().map(|(_, bound)| bound).collect()
+    }
+
+    /// Where a listener of the configuration is bound.
+    pub async fn listener_bound(&self, address: SocketAddr) -> Option<SocketAddr> {
+        let inner = self.inner.lock().await;
+        inner.sockets.listeners().find(|(known, _)| *known == address).map(|(_, bound)| bound)
+    }
+
+    /// Where an admin socket of the configuration is bound.
+    pub async fn admin_bound(&self, endpoint: &Endpoint) -> Option<AdminAddress> {
+        self.inner.lock().await.sockets.admin(endpoint).cloned()
+    }
+
+    /// The backends that have left the configuration and still carry connections.
+    pub async fn leaving(&self) -> Vec<Arc<Backend>> {
+        let inner = self.inner.lock().await;
+        let all = inner.backends.iter().filter_map(Weak::upgrade);
+        all.filter(|backend| backend.is_retired() && backend.connections() > 0).collect()
+    }
+
+    /// When this process began to serve.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The generation in force, now and whenever it changes.
+    pub fn generation(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
     }
 
     /// Reads the file and puts it in force; a file that is not sound changes nothing. `why` is for the log.
     ///
     /// # Errors
     /// Every problem there is.
-    pub async fn reload(&self, why: &str) -> Result<Applied, Vec<Trouble>> {
-        let mut inner = self.inner.lock().await;
-        let attempt = self.attempt(&mut inner).await;
+    pub async fn reload(self: &Arc<Self>, why: &str) -> Result<Applied, Vec<Trouble>> {
+        let turn = self.turn.lock().await;
+        let attempt = self.attempt().await;
         let at = SystemTime::now();
         let last = match &attempt {
             Ok(applied) => {
@@ -196,6 +168,7 @@ impl Reloader {
             }
         };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
+        drop(turn);
         attempt
     }
 
@@ -223,48 +196,42 @@ impl Reloader {
         Ok(())
     }
 
-    /// Stops accepting; returns when the sockets are closed and their queues served.
+    /// Stops accepting; returns when the sockets are closed and their queues served. No reload opens them again.
     pub async fn stop_listening(&self) {
-        let listeners = std::mem::take(&mut self.inner.lock().await.listeners);
-        for listening in listeners.values() {
-            listening.stop.cancel();
-        }
-        for listening in listeners.into_values() {
-            if let Err(error) = listening.task.await {
+        let turn = self.turn.lock().await;
+        let listeners = self.inner.lock().await.sockets.stop_listeners();
+        drop(turn);
+        for listener in listeners {
+            if let Err(error) = listener.await {
                 tracing::error!(%error, "a listener failed");
             }
         }
     }
 
-    /// Ends every task of its own.
+    /// Ends every task of its own; the admin sockets last.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.attendants.close();
         self.attendants.wait().await;
+        let desk = self.inner.lock().await.sockets.stop_admin();
+        desk.wait().await;
     }
 
-    async fn attempt(&self, inner: &mut Inner) -> Result<Applied, Vec<Trouble>> {
+    async fn attempt(self: &Arc<Self>) -> Result<Applied, Vec<Trouble>> {
+        if self.balancer.draining.is_cancelled() {
+            return Err(Trouble::plain("sessile is draining and takes no configuration any more"));
+        }
         let path = self.path.clone();
-        let read = tokio::task::spawn_blocking(move || super::read(&path)).await;
-        let config = read.map_err(|error| Trouble::plain(&error))?.map_err(|problems| troubles(&problems))?;
+        let read = tokio::task::spawn_blocking(move || config::load(&path)).await;
+        let config = read.map_err(Trouble::plain)?.map_err(|problems| Trouble::of(&problems))?;
         let changes = diff(&self.balancer.now().config, &config).iter().map(ToString::to_string).collect();
-        let prepared = self.prepare(inner, Arc::new(config)).await.map_err(|fault| Trouble::plain(&fault))?;
-        let generation = self.commit(inner, prepared);
+        let prepared = self.prepare(Arc::new(config)).await.map_err(Trouble::plain)?;
+        let generation = self.commit(prepared).await;
         Ok(Applied { generation, changes })
     }
 
     /// Everything that may fail, without anybody noticing.
-    async fn prepare(&self, inner: &Inner, config: Arc<Config>) -> Result<Prepared, StartFault> {
-        let mut sockets = Vec::new();
-        for listener in &config.listeners {
-            if inner.listeners.contains_key(&listener.address) {
-                continue;
-            }
-            let address = listener.address.to_string();
-            let socket =
-                net::listen(listener.address).map_err(|error| StartFault::Bind { address, error })?;
-            sockets.push((listener.clone(), socket));
-        }
+    async fn prepare(&self, config: Arc<Config>) -> Result<Prepared, StartFault> {
         let now = self.balancer.snapshot();
         let ring = if same_ring(&now.config, &config) && now.generation > 0 {
             Arc::clone(&now.ring)
@@ -277,12 +244,14 @@ impl Reloader {
             });
             Arc::new(built.await.map_err(|error| StartFault::Signals(io::Error::other(error)))?)
         };
+        let sockets = self.inner.lock().await.sockets.prepare(&config)?;
         Ok(Prepared { config, ring, sockets })
     }
 
     /// Makes a prepared configuration the one in force; the generation it has now.
-    fn commit(&self, inner: &mut Inner, prepared: Prepared) -> u64 {
+    async fn commit(self: &Arc<Self>, prepared: Prepared) -> u64 {
         let Prepared { config, ring, sockets } = prepared;
+        let inner = &mut *self.inner.lock().await;
         let now = self.balancer.snapshot();
         let members: Vec<Member> = config.backends.iter().map(|spec| self.member(inner, spec)).collect();
         for old in &now.members {
@@ -295,7 +264,8 @@ impl Reloader {
         let generation = now.generation.saturating_add(1);
         self.balancer.commit(Snapshot { generation, config: Arc::clone(&config), members, ring });
         self.balancer.metrics.committed(generation);
-        self.listen(inner, &config, sockets);
+        inner.sockets.commit(&config, sockets, |endpoint| (self.pages)(self, endpoint));
+        self.generation.send_replace(generation);
         generation
     }
 
@@ -329,40 +299,6 @@ impl Reloader {
         self.attendants.spawn(attend(Arc::clone(backend), asked, config, self.stop.clone()));
     }
 
-    /// Starts the new listeners, tells the kept ones their policy, and stops the rest. Connections that came through a
-    /// listener that goes away stay.
-    fn listen(&self, inner: &mut Inner, config: &Config, sockets: Vec<(Listener, TcpListener)>) {
-        for listener in &config.listeners {
-            if let Some(listening) = inner.listeners.get(&listener.address) {
-                listening.policy.store(Arc::new(listener.clone()));
-            }
-        }
-        inner.listeners.retain(|address, listening| {
-            let kept = config.listeners.iter().any(|listener| listener.address == *address);
-            if !kept {
-                listening.stop.cancel();
-            }
-            kept
-        });
-        for (listener, socket) in sockets {
-            let address = listener.address;
-            let bound = socket.local_addr().unwrap_or(address);
-            let policy = Arc::new(ArcSwap::from_pointee(listener));
-            let stop = CancellationToken::new();
-            let current = Arc::clone(&policy);
-            let accepting = accept(
-                Arc::clone(&self.balancer),
-                Arc::clone(&self.door),
-                socket,
-                move || current.load_full(),
-                stop.clone(),
-            );
-            tracing::info!(address = %bound, "listening");
-            let task = tokio::spawn(accepting);
-            inner.listeners.insert(address, Listening { policy, bound, stop, task });
-        }
-    }
-
     /// Lets openings go on when every backend of the first configuration has been probed once.
     fn announce_first_round(&self) {
         let balancer = Arc::clone(&self.balancer);
@@ -380,23 +316,6 @@ impl Reloader {
             balancer.probed();
         });
     }
-}
-
-impl Trouble {
-    /// A problem that is nowhere in the file.
-    fn plain(error: &dyn std::error::Error) -> Vec<Self> {
-        vec![Self { line: None, column: None, message: error.to_string(), help: None }]
-    }
-}
-
-fn troubles(problems: &Problems) -> Vec<Trouble> {
-    let trouble = |problem: &crate::config::Problem| Trouble {
-        line: problem.position.map(|position| position.line),
-        column: problem.position.map(|position| position.column),
-        message: problem.message.clone(),
-        help: problem.help.clone(),
-    };
-    problems.iter().map(trouble).collect()
 }
 
 /// Whether the ring of two configurations is one: names in order, weights, key.

@@ -1,0 +1,56 @@
+//! `sessile check`.
+
+use std::io::IsTerminal as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::CONFIG;
+use super::terminal::{Table, err, out, plain};
+use crate::config::{self, AdminAddress, AdminState, Config};
+
+/// Loads a configuration; the exit code, and everything that is wrong on standard error, if it is not sound.
+pub(super) fn load(path: &Path) -> Result<Config, ExitCode> {
+    config::load(path).map_err(|problems| {
+        err(&problems.render(std::io::stderr().is_terminal()));
+        ExitCode::from(CONFIG)
+    })
+}
+
+/// Says that a file is sound, and what it comes to; or all that is wrong with it.
+pub(super) fn check(path: &Path) -> ExitCode {
+    match load(path) {
+        Ok(config) => {
+            out(&format!("{} is sound\n{}", plain(&path.display().to_string()), summary(&config)));
+            ExitCode::SUCCESS
+        }
+        Err(code) => code,
+    }
+}
+
+fn summary(config: &Config) -> String {
+    let Config { listeners, admin, placement, backends, .. } = config;
+    let listeners: Vec<String> = listeners.iter().map(|listener| listener.address.to_string()).collect();
+    let mut desk = match &admin.address {
+        AdminAddress::Tcp(address) => address.to_string(),
+        AdminAddress::Unix(path) => path.display().to_string(),
+    };
+    if let Some(address) = admin.metrics_address {
+        desk.push_str(&format!(", metrics on {address}"));
+    }
+    let (strategy, storage) = (placement.strategy.label(), placement.storage.label());
+    let names = backends.iter().map(|backend| match backend.state {
+        AdminState::Ready => backend.name.clone(),
+        state => format!("{} ({})", backend.name, state.label()),
+    });
+    let names = names.collect::<Vec<_>>().join(", ");
+    let mut table = Table::bare();
+    for (what, value) in [
+        ("listeners", listeners.join(", ")),
+        ("admin", desk),
+        ("placement", format!("{strategy}, storage {storage}, locate {}", placement.locate.label())),
+        ("backends", format!("{}: {names}", backends.len())),
+    ] {
+        table.row([what.to_owned(), value]);
+    }
+    table.render("  ")
+}

@@ -1,0 +1,197 @@
+//! Talking to the admin socket of a running balancer: one request, one answer.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, to_bytes};
+use hyper::client::conn::http1;
+use hyper::header::HOST;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use super::terminal::plain;
+use crate::server::status::Failed;
+
+/// Where the admin socket is if nobody says otherwise.
+pub(super) const DEFAULT: &str = "http://127.0.0.1:9321";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A reload with a thousand backends builds a large ring.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// An admin socket, as `--admin` says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Admin {
+    /// Host and port.
+    Tcp(String),
+    /// A path.
+    Unix(PathBuf),
+}
+
+impl FromStr for Admin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORMS: &str = "write http://HOST:PORT or unix:/PATH";
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            let sound = path.starts_with('/') && path.len() > 1;
+            return if sound { Ok(Self::Unix(path.into())) } else { Err(FORMS.into()) };
+        }
+        if text.starts_with("https://") {
+            return Err("the admin socket does not speak TLS: write http://".into());
+        }
+        let authority = text.strip_prefix("http://").unwrap_or(text);
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        let sound = authority.rsplit_once(':').is_some_and(|(host, port)| {
+            let bare = !host.contains(':') || host.starts_with('[') && host.ends_with(']');
+            let clean = host.bytes().all(|byte| byte.is_ascii_graphic() && !b"/@?#\\".contains(&byte));
+            !host.is_empty() && bare && clean && port.parse::<u16>().is_ok()
+        });
+        if sound { Ok(Self::Tcp(authority.to_owned())) } else { Err(FORMS.into()) }
+    }
+}
+
+impl fmt::Display for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(authority) => write!(f, "http://{authority}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Why there is no good answer.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// Nobody answers, or not HTTP.
+    Silent(String),
+    /// The balancer says no.
+    Refused { status: StatusCode, why: Box<Failed>, body: Bytes },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent(why) => f.write_str(why),
+            Self::Refused { why, .. } => f.write_str(&plain(&why.error.message)),
+        }
+    }
+}
+
+/// Asks and waits: for a thread of its own, not for one that runs tasks.
+///
+/// # Errors
+/// No answer, or one that says no.
+pub(super) fn ask(admin: &Admin, method: Method, path: &str) -> Result<Bytes, Fault> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Fault::Silent(format!("no runtime: {error}")))?;
+    runtime.block_on(async {
+        let answer = timeout(ANSWER_TIMEOUT, exchange(admin, method, path)).await;
+        let late = |_| Err(Fault::Silent(format!("{admin} takes the request but does not answer")));
+        answer.unwrap_or_else(late)
+    })
+}
+
+async fn exchange(admin: &Admin, method: Method, path: &str) -> Result<Bytes, Fault> {
+    match admin {
+        Admin::Tcp(authority) => {
+            let stream = dial(admin, TcpStream::connect(authority)).await?;
+            talk(admin, stream, authority, method, path).await
+        }
+        Admin::Unix(file) => {
+            let stream = dial(admin, UnixStream::connect(file)).await?;
+            talk(admin, stream, "localhost", method, path).await
+        }
+    }
+}
+
+async fn dial<S>(admin: &Admin, dialling: impl Future<Output = io::Result<S>>) -> Result<S, Fault> {
+    let dialled = timeout(CONNECT_TIMEOUT, dialling).await;
+    dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|error| {
+        let why = match error.kind() {
+            io::ErrorKind::PermissionDenied => "the socket belongs to the user that runs the balancer",
+            _ => {
+                "is the balancer running? `address` in the [admin] section of its file says where it listens"
+            }
+        };
+        Fault::Silent(format!(
+            "nothing answers at {admin}: {error}\n  {why};\n  \
+             say so with --admin or SESSILE_ADMIN, such as {DEFAULT} or unix:/run/sessile/admin.sock"
+        ))
+    })
+}
+
+async fn talk(
+    admin: &Admin,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    host: &str,
+    method: Method,
+    path: &str,
+) -> Result<Bytes, Fault> {
+    let odd = |why: &dyn fmt::Display| {
+        Fault::Silent(format!("what answers at {admin} is not the admin socket of sessile: {why}"))
+    };
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| odd(&e))?;
+    let carried = tokio::spawn(connection);
+    let request = Request::builder().method(method).uri(path).header(HOST, host);
+    let request = request.body(Body::empty()).map_err(|e| odd(&e))?;
+    let answer = sender.send_request(request).await.map_err(|e| odd(&e))?;
+    let status = answer.status();
+    let body = to_bytes(Body::new(answer.into_body()), ANSWER_BYTES_MAX).await.map_err(|e| odd(&e))?;
+    carried.abort();
+    if status.is_success() {
+        return Ok(body);
+    }
+    match serde_json::from_slice(&body) {
+        Ok(why) => Err(Fault::Refused { status, why, body }),
+        Err(_) => Err(odd(&status)),
+    }
+}
+
+/// `text` as one segment of a path or value of a query.
+pub(super) fn encoded(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn admin_urls_are_read() {
+        let tcp = |authority: &str| Ok(Admin::Tcp(authority.to_owned()));
+        assert_eq!("http://127.0.0.1:9321".parse(), tcp("127.0.0.1:9321"));
+        assert_eq!("http://localhost:80/".parse(), tcp("localhost:80"));
+        assert_eq!("[::1]:9321".parse(), tcp("[::1]:9321"));
+        let unix = Ok(Admin::Unix("/run/s.sock".into()));
+        assert_eq!("unix:/run/s.sock".parse(), unix);
+        assert_eq!("unix:///run/s.sock".parse(), unix);
+        for wrong in
+            ["", "http://", "127.0.0.1", "http://h:99999", "unix:run", "unix:", "::1:9321", "http://a@b:1"]
+        {
+            assert!(wrong.parse::<Admin>().is_err(), "{wrong}");
+        }
+        assert!("https://127.0.0.1:9321".parse::<Admin>().is_err_and(|why| why.contains("TLS")));
+    }
+
+    #[test]
+    fn what_is_no_plain_letter_is_encoded() {
+        assert_eq!(encoded("user-7_a.b~"), "user-7_a.b~");
+        assert_eq!(encoded("a/b?c=ä d"), "a%2Fb%3Fc%3D%C3%A4%20d");
+    }
+}

@@ -1,0 +1,71 @@
+//! `sessile status`, `reload`, `drain`, `ready` and `maint`: asked of a running balancer.
+
+use std::process::ExitCode;
+
+use hyper::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+
+use super::CONFIG;
+use super::client::{Admin, Fault, ask, encoded};
+use super::shown;
+use super::terminal::{err, out};
+use crate::config::AdminState;
+
+/// Prints the status.
+pub(super) fn status(admin: &Admin, json: bool) -> ExitCode {
+    show(admin, json, Method::GET, "/api/v1/status", shown::status)
+}
+
+/// Reloads the file.
+pub(super) fn reload(admin: &Admin, json: bool) -> ExitCode {
+    show(admin, json, Method::POST, "/api/v1/reload", shown::reloaded)
+}
+
+/// Gives a backend a state.
+pub(super) fn tell(admin: &Admin, json: bool, name: &str, state: AdminState) -> ExitCode {
+    let path = format!("/api/v1/backends/{}/{}", encoded(name), state.label());
+    show(admin, json, Method::POST, &path, shown::told)
+}
+
+/// Asks, and prints the answer: as it came for scripts, errors included; else in words.
+fn show<T: DeserializeOwned>(
+    admin: &Admin,
+    json: bool,
+    method: Method,
+    path: &str,
+    words: impl Fn(&T) -> String,
+) -> ExitCode {
+    match ask(admin, method, path) {
+        Ok(body) if json => {
+            out(&format!("{}\n", String::from_utf8_lossy(&body)));
+            ExitCode::SUCCESS
+        }
+        Ok(body) => match serde_json::from_slice(&body) {
+            Ok(answer) => {
+                out(&words(&answer));
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                err(&format!(
+                    "sessile: {admin} answered something else: {error}\n  is it another version? --json shows all of it\n"
+                ));
+                ExitCode::FAILURE
+            }
+        },
+        Err(fault) => complain(&fault, json),
+    }
+}
+
+fn complain(fault: &Fault, json: bool) -> ExitCode {
+    match fault {
+        Fault::Refused { body, .. } if json => out(&format!("{}\n", String::from_utf8_lossy(body))),
+        Fault::Refused { why, .. } => {
+            err(&format!("sessile: {fault}\n{}", shown::problems(&why.problems)));
+        }
+        Fault::Silent(_) => err(&format!("sessile: {fault}\n")),
+    }
+    match fault {
+        Fault::Refused { status: StatusCode::UNPROCESSABLE_ENTITY, .. } => ExitCode::from(CONFIG),
+        _ => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,115 @@
+//! `sessile route`: where sessions would go, and why; from a file alone, or as a running balancer sees it.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use hyper::Method;
+
+use super::check;
+use super::client::{Admin, Fault, ask, encoded};
+use super::terminal::{Table, err, out};
+use crate::config::{AdminState, Config, Strategy};
+use crate::fleet::{Candidate, Decision, Facts, Found, Ring, decide};
+use crate::server::status::Route;
+use crate::snapshot::Snapshot;
+use crate::wire::SessionId;
+
+/// Where new sessions with these IDs go, by the file at `path` and with every backend up.
+pub(super) fn offline(path: &Path, ids: &[String]) -> ExitCode {
+    let config = match check::load(path) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    if config.placement.strategy == Strategy::RoundRobin {
+        err(
+            "round-robin: a new session goes to whichever backend's turn it is; this is the order of turns\n",
+        );
+    }
+    let snapshot = Plan::new(config);
+    let mut table = Table::bare();
+    let mut code = ExitCode::SUCCESS;
+    for (turn, id) in ids.iter().enumerate() {
+        let (backend, reason) = snapshot.route(&SessionId::new(id), turn);
+        if backend.is_none() {
+            code = ExitCode::FAILURE;
+        }
+        table.row([id.clone(), backend.unwrap_or_else(|| "-".into()), reason.into()]);
+    }
+    out(&table.render(""));
+    code
+}
+
+/// A configuration and its ring, without a fleet.
+pub(super) struct Plan(Snapshot);
+
+impl Plan {
+    /// The plan of `config`.
+    pub(super) fn new(config: Config) -> Self {
+        let names = config.backends.iter().map(|backend| (backend.name.as_str(), backend.weight));
+        let ring = Arc::new(Ring::new(names, config.placement.hash_key.reveal()));
+        Self(Snapshot { generation: 0, config: Arc::new(config), members: Vec::new(), ring })
+    }
+
+    /// Where a session goes that nobody has, while all backends are up and empty: the backend's name, and the word for
+    /// why; or for why not.
+    pub(super) fn route(&self, session: &SessionId, turn: usize) -> (Option<String>, &'static str) {
+        let Snapshot { config, ring, .. } = &self.0;
+        let facts = Facts {
+            key: Some(self.0.affinity_key(session)),
+            must_exist: false,
+            owner_up: None,
+            found: Found::Unasked,
+            pin: None,
+            strategy: config.placement.strategy,
+            storage: config.placement.storage,
+            load_factor: config.placement.load_factor,
+            sessions: 0,
+            turn,
+        };
+        let candidate = |at: usize| {
+            let state = config.backends.get(at).map_or(AdminState::Maint, |backend| backend.state);
+            Candidate {
+                ready: state == AdminState::Ready,
+                up: true,
+                maint: state == AdminState::Maint,
+                weight: config.backends.get(at).map_or(0, |backend| backend.weight),
+                sessions: 0,
+            }
+        };
+        match decide(&facts, ring, config.backends.len(), candidate) {
+            Decision::At(at, reason) => {
+                (config.backends.get(at).map(|backend| backend.name.clone()), reason.label())
+            }
+            Decision::Refuse(refusal) => (None, refusal.label()),
+            Decision::Owner | Decision::Evict => (None, "owner"),
+        }
+    }
+}
+
+/// Where a running balancer would send these sessions now.
+pub(super) fn online(admin: &Admin, ids: &[String]) -> ExitCode {
+    let mut table = Table::bare();
+    let mut code = ExitCode::SUCCESS;
+    for id in ids {
+        let path = format!("/api/v1/route?session={}", encoded(id));
+        let answer = ask(admin, Method::GET, &path);
+        match answer.map(|body| serde_json::from_slice::<Route>(&body)) {
+            Ok(Ok(Route { backend, reason, .. })) => table.row([id.clone(), backend, reason]),
+            Err(Fault::Refused { why, .. }) => {
+                table.row([id.clone(), "-".into(), why.error.reason]);
+                code = ExitCode::FAILURE;
+            }
+            Ok(Err(error)) => {
+                err(&format!("sessile: {admin} answered something else: {error}\n"));
+                return ExitCode::FAILURE;
+            }
+            Err(fault @ Fault::Silent(_)) => {
+                err(&format!("sessile: {fault}\n"));
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    out(&table.render(""));
+    code
+}

@@ -1,0 +1,268 @@
+//! Answers of the admin API as people read them. Pure.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::terminal::{Table, plain};
+use crate::server::Trouble;
+use crate::server::status::{BackendStatus, ListenerStatus, Reloaded, Status};
+
+/// `sessile status`.
+pub(super) fn status(status: &Status) -> String {
+    let up = Duration::from_secs_f64(status.uptime_seconds.clamp(0.0, 1e9).floor());
+    let condition = match (status.draining, status.ready) {
+        (true, _) => "is draining",
+        (false, true) => "is ready",
+        (false, false) => "is NOT ready: no backend is up",
+    };
+    let (version, generation) = (plain(&status.version), status.generation);
+    let mut text = format!(
+        "sessile {version} {condition}; generation {generation}, up {}\n\n",
+        humantime::format_duration(up)
+    );
+    let placement = &status.placement;
+    let mut table = Table::bare();
+    for (what, value) in [
+        ("file", status.config.file.clone()),
+        (
+            "placement",
+            format!("{}, storage {}, locate {}", placement.strategy, placement.storage, placement.locate),
+        ),
+        ("sessions", format!("{} owned, {} pinned", status.owners, status.pins)),
+        ("connections", format!("{}, of which {} opening", status.connections, status.openings)),
+    ] {
+        table.row([what.to_owned(), value]);
+    }
+    text.push_str(&table.render(""));
+    let last = &status.config.last_reload;
+    if !last.ok {
+        let _infallible =
+            write!(text, "\nThe file was refused at {} and changed nothing:\n", plain(&last.at));
+        text.push_str(&problems(&last.problems));
+    }
+    text.push('\n');
+    text.push_str(&listeners(&status.listeners));
+    text.push('\n');
+    text.push_str(&backends(&status.backends));
+    text
+}
+
+fn listeners(listeners: &[ListenerStatus]) -> String {
+    let mut table = Table::new(&["LISTENER", "CONNECTIONS", "NOTE"]);
+    for ListenerStatus { address, bound, connections } in listeners {
+        let note = match bound {
+            None => "accepts no more".to_owned(),
+            Some(bound) if bound != address => format!("bound to {bound}"),
+            Some(_) => String::new(),
+        };
+        table.row([address.clone(), connections.to_string(), note]);
+    }
+    table.render("")
+}
+
+fn backends(backends: &[BackendStatus]) -> String {
+    let heads = [
+        "BACKEND",
+        "ADDRESS",
+        "STATE",
+        "HEALTH",
+        "WEIGHT",
+        "SESSIONS",
+        "CONNECTIONS",
+        "PROBE ms",
+        "VERSION",
+        "NOTE",
+    ];
+    let mut table = Table::new(&heads);
+    for backend in backends {
+        let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+        table.row([
+            backend.name.clone(),
+            backend.address.clone(),
+            or_none(backend.state.clone()),
+            backend.health.clone(),
+            or_none(backend.weight.map(|weight| weight.to_string())),
+            backend.sessions.to_string(),
+            backend.connections.to_string(),
+            or_none(backend.probe_seconds.map(|seconds| format!("{:.1}", seconds * 1000.0))),
+            or_none(backend.version.clone()),
+            note(backend),
+        ]);
+    }
+    table.render("")
+}
+
+/// What is out of the ordinary.
+fn note(backend: &BackendStatus) -> String {
+    let mut notes = Vec::new();
+    if backend.leaving {
+        notes.push("removed, carries what it had".to_owned());
+    }
+    if let (Some(state), Some(file)) = (&backend.state, &backend.file_state)
+        && state != file
+    {
+        notes.push(format!("the file says {file}"));
+    }
+    if backend.suspect && backend.health == "up" {
+        notes.push("cannot be dialled".to_owned());
+    }
+    notes.extend(backend.error.clone());
+    notes.join("; ")
+}
+
+/// `sessile reload` that worked.
+pub(super) fn reloaded(reloaded: &Reloaded) -> String {
+    let Reloaded { generation, changes } = reloaded;
+    let mut text = format!("reloaded; generation {generation}");
+    text.push_str(if changes.is_empty() { ", nothing changed\n" } else { "\n" });
+    for change in changes {
+        let _infallible = writeln!(text, "  {}", plain(change));
+    }
+    text
+}
+
+/// `sessile drain` and its like.
+pub(super) fn told(backend: &BackendStatus) -> String {
+    let name = plain(&backend.name);
+    let (sessions, connections) = (backend.sessions, backend.connections);
+    let has = format!("now {sessions} session{}, {connections} connection{}", s(sessions), s(connections));
+    let state = backend.state.as_deref().unwrap_or_default();
+    let mut text = match state {
+        "ready" => format!("{name} is ready: it takes new sessions\n"),
+        "drain" => format!("{name} drains: nothing new goes there, what it has stays ({has})\n"),
+        "maint" => format!("{name} is in maintenance: only sessions that are live there reach it ({has})\n"),
+        other => format!("{name} is {}\n", plain(other)),
+    };
+    if let Some(file) = backend.file_state.as_deref().filter(|file| *file != state) {
+        let file = plain(file);
+        let _infallible = writeln!(
+            text,
+            "  the file says {file}, which holds again when that line changes or the balancer restarts"
+        );
+    }
+    text
+}
+
+/// The problems of a refused file, one a line and its cure below it.
+pub(super) fn problems(problems: &[Trouble]) -> String {
+    let mut text = String::new();
+    for Trouble { line, column, message, help } in problems {
+        let at = match (line, column) {
+            (Some(line), Some(column)) => format!("{line}:{column}: "),
+            _ => String::new(),
+        };
+        let _infallible = writeln!(text, "  {at}{}", plain(message));
+        if let Some(help) = help {
+            let _infallible = writeln!(text, "    {}", plain(help));
+        }
+    }
+    text
+}
+
+fn s(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::status::{ConfigStatus, PlacementStatus, ReloadStatus};
+
+    fn backend(name: &str) -> BackendStatus {
+        BackendStatus {
+            name: name.into(),
+            address: format!("{name}:4321"),
+            weight: Some(1),
+            state: Some("ready".into()),
+            file_state: Some("ready".into()),
+            health: "up".into(),
+            suspect: false,
+            version: Some("1.0.102".into()),
+            error: None,
+            probe_seconds: Some(0.000_31),
+            connections: 12,
+            sessions: 3,
+            leaving: false,
+        }
+    }
+
+    fn sample() -> Status {
+        let drained =
+            BackendStatus { state: Some("drain".into()), weight: Some(10), sessions: 0, ..backend("cli-2") };
+        let down = BackendStatus {
+            health: "down".into(),
+            suspect: true,
+            error: Some("connection refused".into()),
+            version: None,
+            probe_seconds: None,
+            connections: 0,
+            ..backend("cli-3")
+        };
+        let leaving =
+            BackendStatus { weight: None, state: None, file_state: None, leaving: true, ..backend("old") };
+        Status {
+            version: "0.1.0".into(),
+            generation: 7,
+            ready: true,
+            draining: false,
+            uptime_seconds: 7505.9,
+            config: ConfigStatus {
+                file: "/etc/sessile/sessile.toml".into(),
+                last_reload: ReloadStatus {
+                    at: "2026-01-02T03:04:05Z".into(),
+                    ok: true,
+                    problems: Vec::new(),
+                    changes: Vec::new(),
+                },
+            },
+            placement: PlacementStatus {
+                strategy: "consistent-hash".into(),
+                storage: "shared".into(),
+                locate: "auto".into(),
+            },
+            listeners: vec![
+                ListenerStatus {
+                    address: "0.0.0.0:4321".into(),
+                    bound: Some("0.0.0.0:4321".into()),
+                    connections: 14,
+                },
+                ListenerStatus {
+                    address: "127.0.0.1:0".into(),
+                    bound: Some("127.0.0.1:40001".into()),
+                    connections: 0,
+                },
+            ],
+            backends: vec![backend("cli-1"), drained, down, leaving],
+            owners: 6,
+            pins: 1,
+            openings: 2,
+            connections: 14,
+        }
+    }
+
+    #[test]
+    fn status_is_a_page() {
+        insta::assert_snapshot!(status(&sample()));
+    }
+
+    #[test]
+    fn a_refused_file_stands_out() {
+        let mut refused = sample();
+        refused.config.last_reload.ok = false;
+        let help = Some("did you mean `weight`?".into());
+        let message = "unknown key `wieght` in [[backend]]".into();
+        refused.config.last_reload.problems = vec![
+            Trouble { line: Some(9), column: Some(1), message, help },
+            Trouble { line: None, column: None, message: "cannot listen on 127.0.0.1:1".into(), help: None },
+        ];
+        refused.ready = false;
+        insta::assert_snapshot!(status(&refused));
+    }
+
+    #[test]
+    fn commands_say_what_they_mean() {
+        let drain = BackendStatus { state: Some("drain".into()), sessions: 1, ..backend("cli-1") };
+        let maint = BackendStatus { state: Some("maint".into()), ..backend("cli-1") };
+        insta::assert_snapshot!([told(&backend("cli-1")), told(&drain), told(&maint)].concat());
+    }
+}

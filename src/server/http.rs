@@ -1,0 +1,279 @@
+//! Admin sockets: how they are bound, and how HTTP is served on them.
+//!
+//! Everything a peer can hold is bounded: connections, the bytes of a request's head, the time it takes to send one, and
+//! the age of a connection, so that neither a slow reader nor a scraper that never hangs up keeps a place for ever. No
+//! route reads a body, so there is none to bound here.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use socket2::{Domain, SockAddr, Socket as RawSocket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::AdminAddress;
+use crate::net;
+
+/// Connections served at the same time, for each socket; a further one is told so and closed.
+pub const CONNECTIONS_MAX: usize = 64;
+/// For the whole head of a request, and between two requests of a connection.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Head of a request; hyper takes no less than 8 KiB.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+/// After this long a connection ends with the answer at hand.
+const AGE_MAX: Duration = Duration::from_secs(120);
+/// For that last answer.
+const GRACE: Duration = Duration::from_secs(2);
+/// After an accept that failed for want of descriptors or memory.
+const PAUSE: Duration = Duration::from_millis(100);
+const BACKLOG: i32 = 128;
+const BUSY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n\
+    {\"error\":{\"reason\":\"limit\",\"message\":\"too many connections to this admin socket\"}}";
+
+/// One admin socket of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Everything, reads and writes.
+    Admin(AdminAddress),
+    /// `/metrics`, `/healthz` and `/readyz` only.
+    Metrics(SocketAddr),
+}
+
+impl Endpoint {
+    /// Where to bind.
+    pub fn address(&self) -> AdminAddress {
+        match self {
+            Self::Admin(address) => address.clone(),
+            Self::Metrics(address) => AdminAddress::Tcp(*address),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address() {
+            AdminAddress::Tcp(address) => address.fmt(f),
+            AdminAddress::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// A bound socket on which nobody is served yet. Dropped, it is as if it had never been.
+#[derive(Debug)]
+pub(super) struct Bound {
+    socket: Socket,
+    address: AdminAddress,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix { listener: UnixListener, _file: SocketFile },
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// The name of a Unix socket in the file system; removed with the socket, unless another has taken its place.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "the admin socket's file stays behind");
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+/// Binds and listens. A Unix socket is this user's alone (mode 0600); a file left behind by a process that is gone is
+/// replaced, a socket on which somebody listens is not.
+///
+/// # Errors
+/// Whatever the kernel says, or who has the path.
+pub(super) fn bind(address: &AdminAddress) -> io::Result<Bound> {
+    match address {
+        AdminAddress::Tcp(address) => {
+            let listener = net::listen(*address)?;
+            let address = AdminAddress::Tcp(listener.local_addr()?);
+            Ok(Bound { socket: Socket::Tcp(listener), address })
+        }
+        AdminAddress::Unix(path) => {
+            make_way(path)?;
+            let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&SockAddr::unix(path)?)?;
+            let file = SocketFile { path: path.clone(), identity: identity(path)? };
+            // Nobody can connect before `listen`, so nobody gets in before the mode is set.
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+            socket.listen(BACKLOG)?;
+            let listener = UnixListener::from_std(socket.into())?;
+            Ok(Bound { socket: Socket::Unix { listener, _file: file }, address: address.clone() })
+        }
+    }
+}
+
+/// Removes a socket file that nobody listens on any more.
+fn make_way(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(file) if !file.file_type().is_socket() => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+        }
+        Ok(_) => {}
+    }
+    match StdUnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) => Err(error),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there")),
+    }
+}
+
+impl Bound {
+    /// Where it is bound; differs from what was asked for where that says port 0.
+    pub(super) fn address(&self) -> &AdminAddress {
+        &self.address
+    }
+
+    /// Serves until `stop`; requests at hand are answered then.
+    pub(super) async fn serve(self, router: Router, tasks: TaskTracker, stop: CancellationToken) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        while let Some(accepted) = stop.run_until_cancelled(self.socket.accept()).await {
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::debug!(%error, "an admin connection could not be accepted");
+                    sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                stream.turn_away();
+                continue;
+            };
+            let (router, stop) = (router.clone(), stop.clone());
+            tasks.spawn(async move {
+                match stream {
+                    Stream::Tcp(stream) => connection(stream, router, stop).await,
+                    Stream::Unix(stream) => connection(stream, router, stop).await,
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+impl Socket {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
+            Self::Unix { listener, .. } => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+        }
+    }
+}
+
+impl Stream {
+    /// Says what fits into an empty socket buffer, and waits for nothing.
+    fn turn_away(self) {
+        let said = match self {
+            Self::Tcp(stream) => stream.into_std().and_then(|mut stream| stream.write(BUSY)),
+            Self::Unix(stream) => stream.into_std().and_then(|mut stream| stream.write(BUSY)),
+        };
+        tracing::debug!(?said, "an admin connection over the limit was closed");
+    }
+}
+
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router, stop: CancellationToken) {
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut serving = pin!(serving);
+    let ended = tokio::select! {
+        ended = serving.as_mut() => Some(ended),
+        () = stop.cancelled() => None,
+        () = sleep(AGE_MAX) => None,
+    };
+    let ended = match ended {
+        Some(ended) => Some(ended),
+        None => {
+            serving.as_mut().graceful_shutdown();
+            timeout(GRACE, serving).await.ok()
+        }
+    };
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::debug!(%error, "an admin connection failed"),
+        None => tracing::debug!("an admin connection was cut off"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stale_socket_file_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let address = AdminAddress::Unix(path.clone());
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "stale");
+        let bound = bind(&address).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(bind(&address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert!(StdUnixStream::connect(&path).is_ok(), "the first is unharmed");
+        drop(bound);
+        assert!(!path.exists(), "what was never served leaves nothing behind");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("precious");
+        fs::write(&path, "data").unwrap();
+        assert!(bind(&AdminAddress::Unix(path.clone())).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "data");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_took_the_sockets_place_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let bound = bind(&AdminAddress::Unix(path.clone())).unwrap();
+        fs::rename(&path, folder.path().join("elsewhere")).unwrap();
+        fs::write(&path, "another's").unwrap();
+        drop(bound);
+        assert!(path.exists());
+    }
+}

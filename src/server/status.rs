@@ -1,0 +1,272 @@
+//! The shapes of the admin API, and the status: what runs now, in words and numbers that scripts may rely on.
+//!
+//! Fields are added, never renamed or removed; what does not apply is null and not left out.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use prometheus::core::Collector;
+use serde::{Deserialize, Serialize};
+
+use super::outcome::Trouble;
+use super::reload::Reloader;
+use crate::fleet::Backend;
+use crate::snapshot::Member;
+
+/// `/api/v1/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of this binary.
+    pub version: String,
+    /// Counts configurations that came into force, from 1.
+    pub generation: u64,
+    /// Whether new connections are welcome and would find a backend.
+    pub ready: bool,
+    /// Whether it is stopping.
+    pub draining: bool,
+    /// Since the start.
+    pub uptime_seconds: f64,
+    /// The configuration file.
+    pub config: ConfigStatus,
+    /// How sessions find a backend, in the words of the file.
+    pub placement: PlacementStatus,
+    /// Where clients connect, in the order of the file.
+    pub listeners: Vec<ListenerStatus>,
+    /// The fleet, in the order of the file; then removed backends that still carry connections.
+    pub backends: Vec<BackendStatus>,
+    /// Sessions attached through this balancer.
+    pub owners: usize,
+    /// Remembered placements.
+    pub pins: usize,
+    /// Connections that have not named a session yet.
+    pub openings: usize,
+    /// Client connections, those of removed listeners included.
+    pub connections: usize,
+}
+
+/// The configuration file and how it was last read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// Its path as given.
+    pub file: String,
+    /// The last attempt to read it.
+    pub last_reload: ReloadStatus,
+}
+
+/// One attempt to read the file; the first is the start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReloadStatus {
+    /// RFC 3339, in UTC.
+    pub at: String,
+    /// Whether it came into force.
+    pub ok: bool,
+    /// Why it did not.
+    pub problems: Vec<Trouble>,
+    /// What it changed.
+    pub changes: Vec<String>,
+}
+
+/// `[placement]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlacementStatus {
+    /// "consistent-hash" or "round-robin".
+    pub strategy: String,
+    /// "shared" or "local".
+    pub storage: String,
+    /// "auto", "always" or "off".
+    pub locate: String,
+}
+
+/// One listener.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// As in the file.
+    pub address: String,
+    /// As bound, which differs where the file says port 0; null once it has stopped listening.
+    pub bound: Option<String>,
+    /// Open now.
+    pub connections: usize,
+}
+
+/// One backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// As in the file.
+    pub name: String,
+    /// `host:port` as in the file.
+    pub address: String,
+    /// Share of new sessions; null once removed.
+    pub weight: Option<u32>,
+    /// In force: "ready", "drain" or "maint"; null once removed.
+    pub state: Option<String>,
+    /// The file's.
+    pub file_state: Option<String>,
+    /// "unknown", "up" or "down".
+    pub health: String,
+    /// Whether a dial failed since the last answered probe: nothing new goes there.
+    pub suspect: bool,
+    /// Of the server, as it says.
+    pub version: Option<String>,
+    /// Why the last failed probe failed, while that matters.
+    pub error: Option<String>,
+    /// What the last answered probe took.
+    pub probe_seconds: Option<f64>,
+    /// Open now.
+    pub connections: usize,
+    /// Owned now.
+    pub sessions: usize,
+    /// Whether it has left the file and only carries what it had.
+    pub leaving: bool,
+}
+
+/// `/api/v1/backends`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Backends {
+    /// As in [`Status`].
+    pub backends: Vec<BackendStatus>,
+}
+
+/// `/api/v1/route`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// As asked.
+    pub session: String,
+    /// Where it would go.
+    pub backend: String,
+    /// Why: the label of `sessile_placements_total`.
+    pub reason: String,
+}
+
+/// `/api/v1/reload` that worked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Now in force.
+    pub generation: u64,
+    /// What changed, in words.
+    pub changes: Vec<String>,
+}
+
+/// Every answer that is not 2xx.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// What went wrong.
+    pub error: Failure,
+    /// Of a configuration that was refused (422).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Trouble>,
+    /// What can be asked for instead (404).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<String>,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// One word, for scripts.
+    pub reason: String,
+    /// One sentence, for people.
+    pub message: String,
+}
+
+impl Status {
+    /// The status of this moment.
+    pub async fn of(reloader: &Reloader) -> Self {
+        let balancer = reloader.balancer();
+        let snapshot = balancer.snapshot();
+        let config = &snapshot.config;
+        let metrics = &balancer.metrics;
+        let last = reloader.last();
+        let mut listeners = Vec::new();
+        for listener in &config.listeners {
+            let address = listener.address.to_string();
+            let bound = reloader.listener_bound(listener.address).await.map(|bound| bound.to_string());
+            let connections = count(metrics.connections_active.with_label_values(&[&address]).get());
+            listeners.push(ListenerStatus { address, bound, connections });
+        }
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            generation: snapshot.generation,
+            ready: balancer.is_ready(),
+            draining: balancer.draining.is_cancelled(),
+            uptime_seconds: reloader.started().elapsed().as_secs_f64(),
+            config: ConfigStatus {
+                file: reloader.path().display().to_string(),
+                last_reload: ReloadStatus {
+                    at: rfc3339(last.at),
+                    ok: last.problems.is_empty(),
+                    problems: last.problems,
+                    changes: last.changes,
+                },
+            },
+            placement: PlacementStatus {
+                strategy: config.placement.strategy.label().into(),
+                storage: config.placement.storage.label().into(),
+                locate: config.placement.locate.label().into(),
+            },
+            listeners,
+            backends: Backends::of(reloader).await.backends,
+            owners: balancer.owners.len(),
+            pins: count(metrics.pins.get()),
+            openings: count(metrics.openings_active.get()),
+            connections: total(&metrics.connections_active),
+        }
+    }
+}
+
+impl Backends {
+    /// The fleet of this moment.
+    pub async fn of(reloader: &Reloader) -> Self {
+        let snapshot = reloader.balancer().snapshot();
+        let members = snapshot.members.iter().map(|member| BackendStatus::new(&member.backend, Some(member)));
+        let leaving = reloader.leaving().await;
+        let leaving = leaving.iter().map(|backend| BackendStatus::new(backend, None));
+        Self { backends: members.chain(leaving).collect() }
+    }
+}
+
+impl BackendStatus {
+    /// A backend, and what the configuration says of it; `None` once it says nothing any more.
+    pub fn new(backend: &Arc<Backend>, member: Option<&Member>) -> Self {
+        let standing = backend.standing().borrow().clone();
+        Self {
+            name: backend.name().to_string(),
+            address: backend.address().to_string(),
+            weight: member.map(|member| member.weight),
+            state: member.map(|member| member.state.label().into()),
+            file_state: member.map(|member| member.file_state.label().into()),
+            health: standing.health.label().into(),
+            suspect: backend.is_suspect(),
+            version: standing.version.map(|version| version.to_string()),
+            error: standing.error.map(|error| error.to_string()),
+            probe_seconds: standing.probe.map(|took| took.as_secs_f64()),
+            connections: backend.connections(),
+            sessions: backend.sessions(),
+            leaving: member.is_none(),
+        }
+    }
+}
+
+impl Failed {
+    /// An error without more to it than a word and a sentence.
+    pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        let error = Failure { reason: reason.into(), message: message.into() };
+        Self { error, problems: Vec::new(), routes: Vec::new() }
+    }
+}
+
+fn rfc3339(at: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(at).to_string()
+}
+
+/// A gauge as a count: between two updates it may be below zero for a moment.
+fn count(gauge: i64) -> usize {
+    usize::try_from(gauge).unwrap_or(0)
+}
+
+/// The sum of a family over all its labels.
+fn total(family: &prometheus::IntGaugeVec) -> usize {
+    let families = family.collect();
+    let metrics = families.iter().flat_map(prometheus::proto::MetricFamily::get_metric);
+    #[expect(clippy::cast_possible_truncation, reason = "whole numbers far below 2^52")]
+    metrics.map(|metric| count(metric.get_gauge().get_value() as i64)).fold(0, usize::saturating_add)
+}

@@ -1,0 +1,12 @@
+//! The outside of sessile: its admin API and its command line, on real sockets and with the built binary.
+
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+#[path = "cli/fleet.rs"]
+mod fleet;
+
+#[path = "cli/admin.rs"]
+mod admin;
+
+#[path = "cli/commands.rs"]
+mod commands;

@@ -1,0 +1,236 @@
+//! The built binary: what it prints, where, and how it exits.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::task::spawn_blocking;
+
+use crate::fleet::{ANY, Fleet, text};
+
+/// How a command ended.
+struct Ended {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn sessile(folder: &Path, arguments: &[&str]) -> Ended {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
+    for name in ["SESSILE_CONFIG", "SESSILE_ADMIN", "SESSILE_LOG"] {
+        command.env_remove(name);
+    }
+    let Output { status, stdout, stderr } = command.current_dir(folder).args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ended { code: status.code().unwrap(), out: text(stdout), err: text(stderr) }
+}
+
+/// A folder with a file of this content in it.
+fn folder(content: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("sessile.toml"), content).unwrap();
+    folder
+}
+
+fn here(arguments: &[&str]) -> Ended {
+    sessile(Path::new("."), arguments)
+}
+
+/// Runs the command against a fleet of this runtime.
+async fn ask(fleet: &Fleet, arguments: &[&str]) -> Ended {
+    let admin = format!("http://{}", fleet.admin().await);
+    let arguments: Vec<String> =
+        arguments.iter().map(ToString::to_string).chain(["--admin".to_owned(), admin]).collect();
+    let run = move || here(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    spawn_blocking(run).await.unwrap()
+}
+
+const SOUND: &str = r#"
+[[listener]]
+address = "0.0.0.0:4321"
+[admin]
+metrics_address = "0.0.0.0:9322"
+[[backend]]
+name = "cli-1"
+address = "cli-1:4321"
+[[backend]]
+name = "cli-2"
+address = "cli-2:4321"
+[[backend]]
+name = "cli-3"
+address = "cli-3:4321"
+state = "drain"
+"#;
+
+#[test]
+fn check_says_what_a_sound_file_comes_to() {
+    let folder = folder(SOUND);
+    let Ended { code, out, err } = sessile(folder.path(), &["check", "--config", "sessile.toml"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    insta::assert_snapshot!(out);
+}
+
+#[test]
+fn check_shows_a_typo_where_it_is() {
+    let folder = folder(&SOUND.replace("state =", "sate =").replace("0.0.0.0:4321", "localhost:4321"));
+    let Ended { code, out, err } = sessile(folder.path(), &["check", "--config", "sessile.toml"]);
+    assert_eq!((code, out.as_str()), (78, ""));
+    insta::assert_snapshot!(err);
+}
+
+#[test]
+fn check_needs_a_file_that_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = sessile(folder.path(), &["check", "--config", "nowhere.toml"]);
+    assert_eq!(missing.code, 78);
+    assert!(missing.err.contains("does not exist"), "{}", missing.err);
+    let run = sessile(folder.path(), &["run", "--config", "nowhere.toml"]);
+    assert_eq!((run.code, run.err), (78, missing.err));
+}
+
+#[test]
+fn wrong_usage_exits_with_64() {
+    for arguments in [
+        &[][..],
+        &["explode"],
+        &["check"],
+        &["route", "a"],
+        &["route", "--config", "x"],
+        &["route", "--config", "x", ""],
+        &["status", "--admin", "https://127.0.0.1:1"],
+        &["drain"],
+        &["completions", "klingon"],
+    ] {
+        let Ended { code, out, err } = here(arguments);
+        assert_eq!((code, out.as_str()), (64, ""), "{arguments:?}");
+        assert!(err.contains("Usage") || err.contains("--help"), "{arguments:?}: {err}");
+    }
+    for arguments in [&["--help"][..], &["--version"], &["help", "drain"]] {
+        assert_eq!(here(arguments).code, 0, "{arguments:?}");
+    }
+}
+
+#[test]
+fn route_answers_from_the_file_alone() {
+    let folder = folder(SOUND);
+    let ids: Vec<String> = (0..40).map(|number| format!("session-{number}")).collect();
+    let arguments: Vec<&str> =
+        ["route", "--config", "sessile.toml"].into_iter().chain(ids.iter().map(String::as_str)).collect();
+    let Ended { code, out, err } = sessile(folder.path(), &arguments);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines.len(), ids.len());
+    for (line, id) in lines.iter().zip(&ids) {
+        assert_eq!(line[0], id);
+        assert!(matches!(line[1], "cli-1" | "cli-2"), "{line:?}: cli-3 takes nothing new");
+        assert!(matches!(line[2], "hash" | "failover"), "{line:?}");
+    }
+    for reason in ["hash", "failover"] {
+        assert!(lines.iter().any(|line| line[2] == reason), "{out}");
+    }
+}
+
+#[test]
+fn route_with_no_ready_backend_fails() {
+    let file = "[[listener]]\n[[backend]]\nname = 'a'\naddress = 'a:1'\nstate = 'maint'\n";
+    let folder = folder(&file.replace("[[listener]]", "[[listener]]\naddress = '0.0.0.0:4321'"));
+    let ended = sessile(folder.path(), &["route", "--config", "sessile.toml", "x"]);
+    assert_eq!((ended.code, ended.out.as_str()), (1, "x  -  no_backend\n"));
+}
+
+#[tokio::test]
+async fn route_offline_and_online_agree() {
+    let fleet = Fleet::start(3).await;
+    let path = fleet.path();
+    let offline = move || here(&["route", "--config", path.to_str().unwrap(), "user-7", "a b/c&d", "ü"]);
+    let offline = spawn_blocking(offline).await.unwrap();
+    let online = ask(&fleet, &["route", "user-7", "a b/c&d", "ü"]).await;
+    assert_eq!((online.code, online.out), (0, offline.out));
+    let client = fleet.attach("user-7").await;
+    let attached = ask(&fleet, &["route", "user-7"]).await;
+    assert!(attached.out.ends_with("  owner\n"), "{}", attached.out);
+    drop(client);
+}
+
+#[tokio::test]
+async fn status_is_a_table_and_json() {
+    let fleet = Fleet::start(2).await;
+    let Ended { code, out, err } = ask(&fleet, &["status"]).await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("is ready; generation 1") && out.contains("\nBACKEND"), "{out}");
+    let json: Value = serde_json::from_str(&ask(&fleet, &["status", "--json"]).await.out).unwrap();
+    assert_eq!(json["backends"][1]["name"], "cli-2");
+}
+
+#[tokio::test]
+async fn states_are_given_by_command() {
+    let fleet = Fleet::start(2).await;
+    for word in ["drain", "maint", "ready"] {
+        let told = ask(&fleet, &[word, "cli-2"]).await;
+        assert_eq!(told.code, 0, "{}", told.err);
+        let json: Value = serde_json::from_str(&ask(&fleet, &["status", "--json"]).await.out).unwrap();
+        assert_eq!(json["backends"][1]["state"], word);
+    }
+    let unknown = ask(&fleet, &["drain", "cli/9"]).await;
+    assert_eq!((unknown.code, unknown.out.as_str()), (1, ""));
+    assert_eq!(unknown.err, "sessile: there is no backend called cli/9; there are cli-1, cli-2\n");
+    let json = ask(&fleet, &["drain", "cli-9", "--json"]).await;
+    let answer: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((json.code, answer["error"]["reason"].as_str()), (1, Some("unknown_backend")));
+}
+
+#[tokio::test]
+async fn a_reload_that_fails_exits_like_a_check_that_fails() {
+    let fleet = Fleet::start(1).await;
+    let sound = ask(&fleet, &["reload"]).await;
+    assert_eq!(sound.code, 0, "{}", sound.err);
+    assert!(sound.out.starts_with("reloaded; generation "), "{}", sound.out);
+    std::fs::write(fleet.path(), text(&fleet.standins, ANY, "[health]\nintervall = '1s'")).unwrap();
+    let broken = ask(&fleet, &["reload"]).await;
+    assert_eq!(broken.code, 78);
+    let expected = "  6:1: unknown key `intervall` in [health]\n    did you mean `interval`?\n";
+    assert!(broken.err.ends_with(expected), "{}", broken.err);
+    let json = ask(&fleet, &["reload", "--json"]).await;
+    let answer: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((json.code, answer["problems"][0]["line"].as_u64()), (78, Some(6)));
+}
+
+#[tokio::test]
+async fn commands_work_over_a_unix_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path: PathBuf = folder.path().join("admin.sock");
+    let _fleet = Fleet::start_with(1, path.to_str().unwrap(), "").await;
+    let url = format!("unix:{}", path.display());
+    let told = spawn_blocking(move || here(&["drain", "cli-1", "--admin", &url])).await.unwrap();
+    assert_eq!(told.code, 0, "{}", told.err);
+    assert!(told.out.starts_with("cli-1 drains"), "{}", told.out);
+}
+
+#[test]
+fn a_silent_admin_socket_is_explained() {
+    let taken = std::net::TcpListener::bind(ANY).unwrap();
+    let url = format!("http://{}", taken.local_addr().unwrap());
+    drop(taken);
+    let Ended { code, out, err } = here(&["status", "--admin", &url]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    for part in [url.as_str(), "is the balancer running?", "[admin]", "--admin", "SESSILE_ADMIN"] {
+        assert!(err.contains(part), "{part}: {err}");
+    }
+}
+
+#[test]
+fn the_manual_has_every_command() {
+    let man = here(&["man"]);
+    assert_eq!(man.code, 0);
+    for command in
+        ["run", "check", "route", "status", "reload", "drain", "ready", "maint", "completions", "man"]
+    {
+        assert!(man.out.contains(&format!(".SS \"sessile {command}\"\n")), "{command}: {}", man.out);
+    }
+    assert!(man.out.contains(".SH \"EXIT STATUS\"") && man.out.contains("\\-\\-config"), "{}", man.out);
+    for shell in ["bash", "zsh", "fish"] {
+        let script = here(&["completions", shell]);
+        assert!(script.code == 0 && script.out.contains("sessile"), "{shell}");
+    }
+}

@@ -34,7 +34,7 @@ fn a_server_that_is_shutting_down_is_down() {
         let mut direct = Client::start(fleet[0].address()).await;
         direct.result("runtime.shutdown", json!({})).await;
         balancer.until_health("a", Health::Down).await;
-        assert_eq!(balancer.backend("a").series().up.get(), 0);
+        until("the gauge says so", || balancer.backend("a").series().up.get() == 0).await;
         let mut client = balancer.client().await;
         client.create(&session).await;
         assert_eq!(fleet.home(&session), 1);

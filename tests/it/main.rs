@@ -15,4 +15,5 @@ mod harness;
 mod health;
 mod opening;
 mod placement;
+mod relay;
 mod tokens;

@@ -5,6 +5,7 @@ pub mod client;
 pub mod fleet;
 pub mod frames;
 pub mod text;
+pub mod wire;
 
 pub use balancer::Balancer;
 pub use client::{Client, End};
@@ -22,13 +23,18 @@ const IN_VAIN: Duration = Duration::from_secs(20);
 
 /// Runs a test to its end, or fails with its name.
 pub fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = runtime();
     let over = runtime.block_on(async { tokio::time::timeout(HANGS, test).await });
     runtime.shutdown_background();
     if over.is_err() {
         let thread = std::thread::current();
         panic!("{} hangs", thread.name().unwrap_or("a test"));
     }
+}
+
+/// The threads of one test.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
 /// Waits until `condition` holds, for a state that cannot be watched.

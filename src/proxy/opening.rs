@@ -258,7 +258,7 @@ impl<'a> Opening<'a> {
             self.state.push(state);
         }
         self.version = news.version.or(self.version.take());
-        self.record.add_to_client(u64::try_from(news.bytes.len()).unwrap_or(u64::MAX));
+        self.carried_down(news.bytes.len());
         self.client.send(&news.bytes).await
     }
 
@@ -317,6 +317,14 @@ impl<'a> Opening<'a> {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         self.record.add_to_backend(bytes);
         scout.link().lease.backend().series().bytes_to_backend.inc_by(bytes);
+    }
+
+    fn carried_down(&self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.record.add_to_client(bytes);
+        if let Some(scout) = &self.scout {
+            scout.link().lease.backend().series().bytes_to_client.inc_by(bytes);
+        }
     }
 }
 

@@ -99,7 +99,7 @@ async fn carry(
     session: Wanted,
     record: &Record,
 ) -> Close {
-    let Opened { client, unsent, rest, link } = opened;
+    let Opened { client, unsent, rest, link, midway } = opened;
     let Placed { backend, hold, .. } = placed;
     let config = Arc::clone(&balancer.now().config);
     let owned: SetOnce<Hold> = hold.map_or_else(SetOnce::new, SetOnce::from);
@@ -109,7 +109,13 @@ async fn carry(
             drop(owned.set(hold));
         }
     };
-    let birth = session.born.map(|request| -> Box<dyn Tap + '_> { Box::new(Birth::new(request, born)) });
+    let birth = session.born.map(|request| -> Box<dyn Tap + '_> {
+        let mut birth = Birth::new(request, midway, born);
+        // A frame may have begun in what is at hand, which the relay sends without looking. The answer is not there:
+        // the request has not been sent.
+        birth.look(&link.unread);
+        Box::new(birth)
+    });
     let series = backend.series();
     let up = Direction {
         first: unsent,

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::client::{Frame, Rest};
 use super::opening::{Opening, Session, draining, lost};
+use super::scout::Scout;
 use crate::close::{At, By, Close, Why};
 use crate::link::Link;
 
@@ -23,6 +24,8 @@ pub struct Opened {
     pub rest: Option<Rest>,
     /// The home.
     pub link: Link,
+    /// What is still to come of a frame that the home, as a scout, has begun to send to the client.
+    pub midway: usize,
 }
 
 impl Opening<'_> {
@@ -33,6 +36,7 @@ impl Opening<'_> {
     pub async fn settle(mut self, session: Session, link: Option<Link>) -> Result<Opened, Close> {
         let Frame { bytes, rest, .. } = session.frame;
         self.held.push(bytes);
+        let midway = self.scout.as_ref().filter(|_| link.is_none()).map_or(0, Scout::left);
         let link = match (link, self.scout.take()) {
             (None, Some(scout)) => scout.into_link(),
             (Some(link), None) => link,
@@ -51,7 +55,7 @@ impl Opening<'_> {
             ([only], true) => only.clone(),
             (held, _) => held.iter().flat_map(|bytes| bytes.iter()).chain(&unread).copied().collect(),
         };
-        Ok(Opened { client, unsent, rest, link })
+        Ok(Opened { client, unsent, rest, link, midway })
     }
 
     /// Waits until nothing is in flight with the scout, then lets it go. Answers of the client reach it meanwhile;

@@ -11,9 +11,11 @@
     reason = "a test may panic"
 )]
 
+mod drain;
 mod harness;
 mod health;
 mod opening;
 mod placement;
 mod relay;
+mod reload;
 mod tokens;

@@ -32,9 +32,18 @@ pub struct Client {
 impl Client {
     /// Connects, and says nothing yet.
     pub async fn dial(address: SocketAddr) -> Self {
+        Self::of(soon(TcpStream::connect(address)).await.unwrap())
+    }
+
+    /// A client on a socket that is connected already.
+    pub fn over(stream: std::net::TcpStream) -> Self {
+        stream.set_nonblocking(true).unwrap();
+        Self::of(TcpStream::from_std(stream).unwrap())
+    }
+
+    fn of(stream: TcpStream) -> Self {
         static CLIENTS: AtomicU64 = AtomicU64::new(0);
         let mark = format!("client-{}.", CLIENTS.fetch_add(1, Ordering::Relaxed));
-        let stream = soon(TcpStream::connect(address)).await.unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream, unread: BytesMut::new(), mark, next_id: 0, seen: Vec::new() }
     }

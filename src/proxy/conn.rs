@@ -87,8 +87,10 @@ async fn home(balancer: &Balancer, mut opening: Opening<'_>) -> Result<(Opened, 
         }
     };
     let wanted = Wanted::new(&session);
-    let opened = opening.settle(session, placed.link.take()).await?;
-    Ok((opened, placed, wanted))
+    match opening.settle(session, placed.link.take()).await {
+        Ok(opened) => Ok((opened, placed, wanted)),
+        Err((client, close)) => Err(farewell(client, close).await),
+    }
 }
 
 /// The relay, with whatever may end it early.

@@ -32,10 +32,15 @@ impl Opening<'_> {
     /// Moves to the home: `link`, or the scout itself.
     ///
     /// # Errors
-    /// How the connection ended instead.
-    pub async fn settle(mut self, session: Session, link: Option<Link>) -> Result<Opened, Close> {
-        let Frame { bytes, rest, .. } = session.frame;
+    /// How the connection ended instead; everything that waited has been answered.
+    pub async fn settle(
+        mut self,
+        session: Session,
+        link: Option<Link>,
+    ) -> Result<Opened, (TcpStream, Close)> {
+        let Frame { bytes, rest, envelope, .. } = session.frame;
         self.held.push(bytes);
+        self.owed.extend(envelope.id);
         let midway = self.scout.as_ref().filter(|_| link.is_none()).map_or(0, Scout::left);
         let link = match (link, self.scout.take()) {
             (None, Some(scout)) => scout.into_link(),
@@ -45,10 +50,14 @@ impl Opening<'_> {
                 let result = self.part(rest.is_some()).await;
                 let label = if result.is_ok() { "moved" } else { "failed" };
                 self.balancer.metrics.rehomes.with_label_values(&[label]).inc();
-                result?;
+                if let Err(close) = result {
+                    return Err((self.into_client(), close));
+                }
                 link
             }
-            (None, None) => return Err(Close::new(By::Balancer, At::Place, Why::Aborted)),
+            (None, None) => {
+                return Err((self.into_client(), Close::new(By::Balancer, At::Place, Why::Aborted)));
+            }
         };
         let (client, unread) = self.client.into_parts();
         let unsent = match (self.held.as_slice(), unread.is_empty()) {
@@ -113,6 +122,7 @@ impl Opening<'_> {
             return Err(self.faulty_on(fault, frame.envelope.id).await);
         }
         self.held.push(frame.bytes);
+        self.owed.extend(frame.envelope.id);
         Ok(())
     }
 }

@@ -91,8 +91,13 @@ async fn home(balancer: &Balancer, mut opening: Opening<'_>) -> Result<(Opened, 
         }
     };
     let wanted = Wanted::new(&session);
-    let opened = opening.settle(session, placed.link.take()).await?;
-    Ok((opened, placed, wanted))
+    match opening.settle(session, placed.link.take()).await {
+        Ok(opened) => Ok((opened, placed, wanted)),
+        Err((client, close)) => {
+            farewell(client).await;
+            Err(close)
+        }
+    }
 }
 
 /// The relay, with whatever may end it early.
@@ -103,7 +108,7 @@ async fn carry(
     session: Wanted,
     record: &Record,
 ) -> Close {
-    let Opened { client, unsent, rest, mut link } = opened;
+    let Opened { client, unsent, rest, mut link, midway } = opened;
     let Placed { backend, hold, .. } = placed;
     let config = Arc::clone(&balancer.now().config);
     let owned: SetOnce<Hold> = hold.map_or_else(SetOnce::new, SetOnce::from);
@@ -115,7 +120,7 @@ async fn carry(
     };
     let series = backend.series();
     let lingers = config.timeouts.linger.is_some();
-    let (mut walk_up, mut walk_down) = (Walk::default(), Walk::default());
+    let (mut walk_up, mut walk_down) = (Walk::default(), Walk::from(midway));
     let mut up_taps: Vec<Box<dyn Tap + '_>> = Vec::new();
     let mut down_taps: Vec<Box<dyn Tap + '_>> = Vec::new();
     if lingers {
@@ -128,7 +133,11 @@ async fn carry(
         up_taps.push(Box::new(Guard(rest)));
     }
     if let Some(request) = session.born.clone() {
-        down_taps.push(Box::new(Birth::new(request, born)));
+        let mut birth = Birth::new(request, midway, born);
+        // A frame may have begun in what is at hand, which the relay sends without looking. The answer is not there:
+        // the request has not been sent.
+        birth.look(&link.unread);
+        down_taps.push(Box::new(birth));
     }
     let up = Direction {
         first: unsent,

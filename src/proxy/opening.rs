@@ -44,6 +44,8 @@ pub struct Opening<'a> {
     scouts_lost: usize,
     /// Frames that the home will get, the one that names the session first.
     pub(super) held: Vec<Bytes>,
+    /// The requests among them.
+    pub(super) owed: Vec<Id>,
 }
 
 /// What the client wants, now that it is known.
@@ -79,6 +81,7 @@ impl<'a> Opening<'a> {
             authenticated: false,
             scouts_lost: 0,
             held: Vec::new(),
+            owed: Vec::new(),
         }
     }
 
@@ -141,7 +144,8 @@ impl<'a> Opening<'a> {
     pub async fn refuse(&mut self, refused: &Refused, id: Option<&Id>) -> Close {
         let waiting = self.scout.take().into_iter().flat_map(Scout::into_pending).map(|(id, _)| id);
         let next = self.next.take().and_then(|frame| frame.envelope.method.and(frame.envelope.id));
-        let ids: Vec<Id> = id.cloned().into_iter().chain(waiting).chain(next).collect();
+        let owed = std::mem::take(&mut self.owed);
+        let ids: Vec<Id> = id.cloned().into_iter().chain(waiting).chain(next).chain(owed).collect();
         for id in ids {
             if let Err(close) = self.answer(&id, refused).await {
                 return close;
@@ -258,7 +262,7 @@ impl<'a> Opening<'a> {
             self.state.push(state);
         }
         self.version = news.version.or(self.version.take());
-        self.record.add_to_client(u64::try_from(news.bytes.len()).unwrap_or(u64::MAX));
+        self.carried_down(news.bytes.len());
         self.client.send(&news.bytes).await
     }
 
@@ -317,6 +321,14 @@ impl<'a> Opening<'a> {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         self.record.add_to_backend(bytes);
         scout.link().lease.backend().series().bytes_to_backend.inc_by(bytes);
+    }
+
+    fn carried_down(&self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.record.add_to_client(bytes);
+        if let Some(scout) = &self.scout {
+            scout.link().lease.backend().series().bytes_to_client.inc_by(bytes);
+        }
     }
 }
 

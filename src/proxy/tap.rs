@@ -55,6 +55,11 @@ pub struct Walk {
 }
 
 impl Walk {
+    /// Begins `left` bytes before the end of a frame.
+    pub fn from(left: usize) -> Self {
+        Self { left, ..Self::default() }
+    }
+
     /// Whether what came was no frame, so that nothing can be said of the stream.
     pub fn is_lost(&self) -> bool {
         self.lost
@@ -112,12 +117,15 @@ pub struct Birth<F> {
     learned: Option<F>,
     head: BytesMut,
     body: Option<(Scan, usize)>,
+    /// Bytes of a frame that had begun earlier.
+    passing: usize,
 }
 
 impl<F: FnOnce(&SessionId)> Birth<F> {
-    /// Waits for the answer to `request` and tells `learned` the ID in it.
-    pub fn new(request: Id, learned: F) -> Self {
-        Self { request, learned: Some(learned), head: BytesMut::new(), body: None }
+    /// Waits for the answer to `request` and tells `learned` the ID in it. The first `passing` bytes are the rest of a
+    /// frame that had begun before anybody looked.
+    pub fn new(request: Id, passing: usize, learned: F) -> Self {
+        Self { request, learned: Some(learned), head: BytesMut::new(), body: None, passing }
     }
 
     /// A body is whole: is it the answer?
@@ -135,7 +143,9 @@ impl<F: FnOnce(&SessionId)> Birth<F> {
 
 impl<F: FnOnce(&SessionId) + Send> Tap for Birth<F> {
     fn look(&mut self, bytes: &[u8]) -> Tapped {
-        let mut rest = bytes;
+        let passed = self.passing.min(bytes.len());
+        self.passing = self.passing.saturating_sub(passed);
+        let mut rest = bytes.get(passed..).unwrap_or_default();
         loop {
             let Some((mut scan, left)) = self.body.take() else {
                 match complete_head(&mut self.head, &mut rest) {
@@ -170,14 +180,16 @@ mod tests {
         #[test]
         fn a_born_session_is_learned_in_any_split(pieces in prop::collection::vec(1usize..40, 1..20)) {
             let id = Scan::whole(br#"{"id":7}"#).unwrap().id.unwrap();
-            let mut stream = reply::frame(br#"{"method":"session.lifecycle","params":{"sessionId":"decoy"}}"#);
+            let mut stream = br#"rest of a frame","result":{}}"#.to_vec();
+            let passing = stream.len();
+            stream.extend(reply::frame(br#"{"method":"session.lifecycle","params":{"sessionId":"decoy"}}"#));
             stream.extend(reply::frame(br#"{"id":1,"result":{"sessionId":"other"}}"#));
             stream.extend(reply::frame(br#"{"id":7,"method":"ask","params":{}}"#));
             stream.extend(reply::frame(br#"{"id":7,"result":{"sessionId":"born"}}"#));
             let mut learned = None;
             let mut done = false;
             {
-                let mut tap = Birth::new(id, |session: &SessionId| learned = Some(session.clone()));
+                let mut tap = Birth::new(id, passing, |session: &SessionId| learned = Some(session.clone()));
                 let mut rest = &stream[..];
                 for piece in pieces.iter().cycle() {
                     let (now, later) = rest.split_at((*piece).min(rest.len()));

@@ -80,7 +80,9 @@ impl Balancer {
 
     /// Writes the file and has it read.
     pub async fn reload(&self, text: &Text) {
-        std::fs::write(&self.path, text.toml()).unwrap();
+        let new = self.path.with_extension("new");
+        std::fs::write(&new, text.toml()).unwrap();
+        std::fs::rename(new, &self.path).unwrap();
         self.reloader().reload("the test says so").await.unwrap();
     }
 
@@ -109,8 +111,9 @@ impl Balancer {
 
     /// Sessions whose place on the ring is this member.
     pub fn sessions_at(&self, member: usize) -> impl Iterator<Item = String> {
-        let snapshot = self.inner().snapshot();
-        let place = move |session: &String| snapshot.ring.walk(session.as_bytes()).next() == Some(member);
+        // The ring alone: a snapshot would keep its backends alive.
+        let ring = Arc::clone(&self.inner().snapshot().ring);
+        let place = move |session: &String| ring.walk(session.as_bytes()).next() == Some(member);
         (0..).map(|n| format!("session-{n}")).filter(place)
     }
 

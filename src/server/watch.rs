@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::reload::Reloader;
-use crate::config::diff;
+use crate::config::{self, diff};
 
 /// A burst is over when this long nothing has happened.
 const QUIET: Duration = Duration::from_millis(50);
@@ -67,7 +67,7 @@ fn unwatched(error: &notify::Error) {
 /// Whether the file says what is in force.
 fn is_in_force(reloader: &Reloader) -> bool {
     let now = reloader.balancer().snapshot();
-    super::read(reloader.path()).is_ok_and(|config| diff(&now.config, &config).is_empty())
+    config::load(reloader.path()).is_ok_and(|config| diff(&now.config, &config).is_empty())
 }
 
 /// The folder of the file that links lead to in the end.

@@ -46,12 +46,21 @@ impl Snapshot {
     /// Member `at` as a decision sees it; `failed` lists the members this placement could not dial.
     pub fn candidate(&self, at: usize, failed: &[usize]) -> Candidate {
         let Some(member) = self.members.get(at) else {
-            return Candidate { ready: false, up: false, maint: false, weight: 0, sessions: 0 };
+            return Candidate {
+                ready: false,
+                suspect: false,
+                up: false,
+                maint: false,
+                weight: 0,
+                sessions: 0,
+            };
         };
         let dialled = !failed.contains(&at);
+        let up = member.backend.is_up();
         Candidate {
             ready: dialled && member.is_ready(),
-            up: dialled && member.backend.is_up(),
+            suspect: dialled && up && member.state == AdminState::Ready && member.backend.is_suspect(),
+            up: dialled && up,
             maint: member.state == AdminState::Maint,
             weight: member.weight,
             sessions: member.backend.sessions(),

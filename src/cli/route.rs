@@ -70,6 +70,7 @@ impl Plan {
         let candidate = |at: usize| {
             let state = config.backends.get(at).map_or(AdminState::Maint, |backend| backend.state);
             Candidate {
+                suspect: false,
                 ready: state == AdminState::Ready,
                 up: true,
                 maint: state == AdminState::Maint,

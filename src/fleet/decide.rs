@@ -103,6 +103,8 @@ pub struct Facts<'a> {
 pub struct Candidate {
     /// Takes new sessions: up, in state `ready`, no dial failed since the last probe.
     pub ready: bool,
+    /// Would be ready but for a failed dial: tried when nobody is.
+    pub suspect: bool,
     /// Takes sessions it has: up, and not in this placement's list of failed dials.
     pub up: bool,
     /// In maintenance: only what is live stays reachable.
@@ -111,6 +113,13 @@ pub struct Candidate {
     pub weight: u32,
     /// Sessions owned now.
     pub sessions: usize,
+}
+
+impl Candidate {
+    /// A slow moment of the whole fleet must not turn everybody away: with nobody ready, a suspect will do.
+    fn as_last_resort(self) -> Self {
+        Self { ready: self.ready || self.suspect, ..self }
+    }
 }
 
 /// Where to.
@@ -160,14 +169,24 @@ pub fn decide(
             return Decision::Refuse(Refusal::OwnerDown);
         }
     }
-    let chosen = match (facts.strategy, facts.key) {
-        (Strategy::ConsistentHash, Some(key)) => by_ring(facts, ring.walk(key), members, &member),
-        _ => in_turn(facts.turn, members, &member).map(|at| (at, Reason::RoundRobin)),
-    };
+    let chosen = by_strategy(facts, ring, members, &member)
+        .or_else(|| by_strategy(facts, ring, members, &|at| member(at).as_last_resort()));
     match (chosen, facts.found) {
         (None, _) => Decision::Refuse(Refusal::NoBackend),
         (Some((at, _)), Found::Unsure) => Decision::At(at, Reason::Blind),
         (Some((at, reason)), _) => Decision::At(at, reason),
+    }
+}
+
+fn by_strategy(
+    facts: &Facts<'_>,
+    ring: &Ring,
+    members: usize,
+    member: &impl Fn(usize) -> Candidate,
+) -> Option<(usize, Reason)> {
+    match (facts.strategy, facts.key) {
+        (Strategy::ConsistentHash, Some(key)) => by_ring(facts, ring.walk(key), members, member),
+        _ => in_turn(facts.turn, members, member).map(|at| (at, Reason::RoundRobin)),
     }
 }
 
@@ -201,9 +220,14 @@ fn by_ring(
     first_ready
 }
 
+/// Any member that takes new sessions, in turn.
+pub fn anyone(turn: usize, members: usize, member: impl Fn(usize) -> Candidate) -> Option<usize> {
+    in_turn(turn, members, &member).or_else(|| in_turn(turn, members, &|at| member(at).as_last_resort()))
+}
+
 /// Weighted round robin over ready members: in any `weight of all` turns, each gets its weight. The stride spreads a
 /// heavy member's turns instead of giving it all of them in a row.
-pub fn in_turn(turn: usize, members: usize, member: &impl Fn(usize) -> Candidate) -> Option<usize> {
+fn in_turn(turn: usize, members: usize, member: &impl Fn(usize) -> Candidate) -> Option<usize> {
     let weight = |at: usize| {
         let candidate = member(at);
         if candidate.ready { usize::try_from(candidate.weight).unwrap_or(usize::MAX) } else { 0 }

@@ -287,7 +287,6 @@ impl Attendant {
     fn failed(&mut self, fault: &str, config: &Config) {
         let backend = &self.backend;
         backend.series().probes_failed.inc();
-        backend.suspect();
         let change = self.judge.observe(false, config.health.rise, config.health.fall);
         backend.stand(|standing| {
             standing.error = Some(fault.into());

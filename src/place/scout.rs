@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Miss, Refused, Want, addresses, open};
 use crate::balancer::Balancer;
 use crate::fleet::Backend;
-use crate::fleet::decide::in_turn;
+use crate::fleet::decide::anyone;
 use crate::link::{Link, StateFrame};
 use crate::wire::Refusal;
 
@@ -29,7 +29,7 @@ pub async fn scout(
         loop {
             let snapshot = balancer.snapshot();
             let candidate = |at| snapshot.candidate(at, &failed);
-            let next = in_turn(balancer.turn(), snapshot.members.len(), &candidate);
+            let next = anyone(balancer.turn(), snapshot.members.len(), candidate);
             let Some((at, member)) = next.and_then(|at| Some((at, snapshot.members.get(at)?))) else {
                 return Err(Refused::no_backend(&snapshot.config));
             };

@@ -35,7 +35,7 @@ test('running turns outlive reloads that add, remove, reweight and drain backend
     (config) => { config.backend[0].weight = 3; },
     (config) => { config.backend[1].state = 'drain'; },
     (config) => { config.placement.strategy = 'round-robin'; },
-    (config) => { config.timeouts.opening = '5s'; },
+    (config) => { config.timeouts.opening = config.timeouts.opening === '5s' ? '6s' : '5s'; },
     (config) => { config.backend[1].state = 'ready'; },
     (config) => { config.placement.strategy = 'consistent-hash'; },
     (config) => { config.backend[0].weight = 1; },

@@ -6,7 +6,8 @@ use proptest::strategy::Strategy as _;
 use super::*;
 use crate::config::Strategy;
 
-const READY: Candidate = Candidate { ready: true, up: true, maint: false, weight: 1, sessions: 0 };
+const READY: Candidate =
+    Candidate { ready: true, suspect: false, up: true, maint: false, weight: 1, sessions: 0 };
 const DRAINING: Candidate = Candidate { ready: false, ..READY };
 const MAINT: Candidate = Candidate { ready: false, maint: true, ..READY };
 const DOWN: Candidate = Candidate { ready: false, up: false, ..READY };
@@ -108,6 +109,16 @@ fn the_ring_is_walked_past_what_is_not_ready() {
 }
 
 #[test]
+fn a_suspect_is_tried_when_nobody_is_ready() {
+    let suspect = Candidate { ready: false, suspect: true, ..READY };
+    let order = walk("key");
+    assert_eq!(run(&facts("key"), with(order[0], suspect)), Decision::At(order[1], Reason::Failover));
+    assert_eq!(run(&facts("key"), [suspect; 4]), Decision::At(order[0], Reason::Hash));
+    let drained: [Candidate; 4] = std::array::from_fn(|at| if at == order[2] { suspect } else { DRAINING });
+    assert_eq!(run(&facts("key"), drained), Decision::At(order[2], Reason::Failover));
+}
+
+#[test]
 fn load_spills_to_the_next_on_the_ring() {
     let order = walk("key");
     let full = Candidate { sessions: 100, ..READY };
@@ -142,6 +153,7 @@ fn any_candidate() -> impl proptest::strategy::Strategy<Value = Candidate> {
     (any::<bool>(), any::<bool>(), any::<bool>(), 1u32..5, 0usize..60).prop_map(
         |(up, drain, maint, weight, sessions)| Candidate {
             ready: up && !drain && !maint,
+            suspect: false,
             up,
             maint,
             weight,

@@ -60,22 +60,22 @@ fn health_changes_after_results_in_a_row_and_not_before() {
     run(async {
         let fleet = Fleet::local(1).await;
         let text = fleet.text().set("health.interval", "\"300ms\"").set("health.timeout", "\"300ms\"");
-        let balancer = Balancer::start(&text.set("health.fall", "3").set("health.rise", "2")).await;
+        let balancer = Balancer::start(&text.set("health.fall", "8").set("health.rise", "2")).await;
         let backend = balancer.backend("a");
         let (ok, failed) = (&backend.series().probes_ok, &backend.series().probes_failed);
         let mut standing = backend.standing();
 
         fleet[0].zombie(true);
-        until("a probe fails", || failed.get() == 1).await;
+        until("a probe fails", || failed.get() >= 1).await;
         assert!(backend.is_up() && backend.is_suspect(), "one failure keeps new sessions away, no more");
         fleet[0].zombie(false);
         balancer.until_ready("a").await;
-        assert!(failed.get() < 3 && backend.is_up());
+        assert!(failed.get() < 8 && backend.is_up());
 
         fleet[0].zombie(true);
         let before = failed.get();
         soon(standing.wait_for(|standing| standing.health == Health::Down)).await.unwrap();
-        assert_eq!(failed.get() - before, 3);
+        assert_eq!(failed.get() - before, 8);
         assert!(standing.borrow().error.as_deref().unwrap().contains("shutting down"));
 
         fleet[0].zombie(false);

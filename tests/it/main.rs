@@ -14,6 +14,7 @@
 mod drain;
 mod harness;
 mod health;
+mod hostile;
 mod opening;
 mod placement;
 mod relay;

@@ -131,7 +131,7 @@ fn what_does_not_flow_out_is_not_taken_in() {
         const ALL: usize = 128 << 20;
         let mut wire = Wire::start().await;
         let balancer = Balancer::start(&wire.text()).await;
-        let (mut client, mut home) = wire.pair(&balancer).await;
+        let (mut client, mut home) = wire.pair_of(Client::dial_narrow(balancer.address).await).await;
         let block: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
         let mut written = 0;
         // The kernel's buffers fill, and then nothing moves: that it does not takes a moment to see.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::{Buf, Bytes, BytesMut};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::{frame, request, soon};
 
@@ -33,6 +33,13 @@ impl Client {
     /// Connects, and says nothing yet.
     pub async fn dial(address: SocketAddr) -> Self {
         Self::of(soon(TcpStream::connect(address)).await.unwrap())
+    }
+
+    /// Connects with little room for what it does not read.
+    pub async fn dial_narrow(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(16 << 10).unwrap();
+        Self::of(soon(socket.connect(address)).await.unwrap())
     }
 
     /// A client on a socket that is connected already.
@@ -66,11 +73,6 @@ impl Client {
         &mut self.stream
     }
 
-    /// Its own address.
-    pub fn address(&self) -> SocketAddr {
-        self.stream.local_addr().unwrap()
-    }
-
     /// The params of this client's `connect`.
     pub fn introduction(&self) -> Value {
         json!({"supportedTaskKinds": ["agent", "client", "shell"], "clientInfo": {"name": self.mark}})
@@ -93,11 +95,6 @@ impl Client {
             self.write(piece).await;
             tokio::task::yield_now().await;
         }
-    }
-
-    /// Writes until the peer takes no more.
-    pub fn stuff(&mut self, bytes: &[u8]) -> usize {
-        self.stream.try_write(bytes).unwrap_or(0)
     }
 
     /// The next frame, byte for byte, or how the connection ended.

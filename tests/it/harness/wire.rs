@@ -39,7 +39,11 @@ impl Wire {
 
     /// A client whose session frame has reached the backend, and the backend's end of its connection.
     pub async fn pair(&mut self, balancer: &Balancer) -> (Client, TcpStream) {
-        let mut client = balancer.dial().await;
+        self.pair_of(balancer.dial().await).await
+    }
+
+    /// The same for a client that has said nothing yet.
+    pub async fn pair_of(&mut self, mut client: Client) -> (Client, TcpStream) {
         client.write(first()).await;
         let home = soon(self.homes.recv()).await.unwrap();
         (client, home)

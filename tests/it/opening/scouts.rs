@@ -6,6 +6,10 @@ use sessile::standin::Cut;
 use crate::harness::client::sessile;
 use crate::harness::*;
 
+fn no_links(balancer: &Balancer) -> bool {
+    balancer.inner().now().members.iter().all(|member| member.backend.connections() == 0)
+}
+
 #[test]
 fn a_scout_killed_between_connect_and_create_is_not_missed() {
     run(async {
@@ -36,6 +40,7 @@ fn another_scout_answers_what_is_asked_after_the_first_one_died() {
         let scout = fleet.scout(&client);
         fleet[scout].refuse(true).await.unwrap();
         fleet[scout].close_connections(Cut::Reset).await;
+        until("the loss is noticed", || no_links(&balancer)).await;
         client.result("status.get", json!({})).await;
         let heard = fleet.heard(1 - scout, &client);
         let methods: Vec<_> = heard.iter().filter_map(|frame| frame.method.as_deref()).collect();
@@ -112,6 +117,7 @@ fn when_every_scout_is_gone_the_client_is_told_so() {
             server.refuse(true).await.unwrap();
             server.close_connections(Cut::Fin).await;
         }
+        until("the loss is noticed", || balancer.active() == 1 && no_links(&balancer)).await;
         let refused = client.refusal("status.get", json!({})).await;
         assert_eq!(refused, sessile(-32050, "no_backend"));
         assert_eq!(client.end().await, End::Fin);

@@ -85,6 +85,12 @@ impl Balancer {
         if probed.wait_for(|probed| *probed).await.is_err() {}
     }
 
+    /// Whether some backend serves only clients that have sent it a good token: then nobody else may learn where sessions
+    /// are.
+    pub fn demands_token(&self) -> bool {
+        self.now().members.iter().any(|member| member.backend.demands_token())
+    }
+
     /// Whether new connections are welcome and would find a backend.
     pub fn is_ready(&self) -> bool {
         !self.draining.is_cancelled() && self.now().is_up()

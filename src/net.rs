@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Connections the kernel keeps for us between two accepts.
@@ -14,6 +15,10 @@ const BACKLOG: i32 = 4096;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long a client that has been told why may take to close its side, and what it may still send.
+const FAREWELL: Duration = Duration::from_secs(2);
+const FAREWELL_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Binds and listens. An IPv6 address takes IPv6 only, so that `0.0.0.0` and `[::]` can stand side by side.
 ///
@@ -44,9 +49,21 @@ pub fn prepare(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
 }
 
-/// Closes with RST instead of FIN, as the other peer did.
-pub fn reset(stream: TcpStream) {
-    if let Err(error) = SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
+/// Closes in order: FIN, then whatever the peer still sends is read for a moment, because unread bytes would turn the FIN
+/// into an RST that destroys an answer on its way.
+pub async fn farewell(mut stream: TcpStream) {
+    let parting = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut (&mut stream).take(FAREWELL_BYTES_MAX), &mut tokio::io::sink()).await
+    };
+    if !matches!(tokio::time::timeout(FAREWELL, parting).await, Ok(Ok(_))) {
+        tracing::debug!("a peer did not close its side in time");
+    }
+}
+
+/// Makes the close that follows an RST instead of a FIN, as the other peer did.
+pub fn reset(stream: &TcpStream) {
+    if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
         tracing::debug!(%error, "a reset could not be passed on");
     }
 }

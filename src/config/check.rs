@@ -15,8 +15,8 @@ use toml::de::{DeTable, DeValue};
 use super::address;
 use super::defaults;
 use super::model::{
-    Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Limits, Listener, LocatePolicy,
-    MethodPolicy, OnDown, Placement, Storage, Strategy, Timeouts, Upstream,
+    Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Lifecycle, Limits, Listener, LocatePolicy,
+    MethodPolicy, OnDown, Placement, Routing, Storage, Strategy, Timeouts, Upstream,
 };
 use super::problem::{Fault, Findings};
 use super::raw::{self, Reader};
@@ -77,7 +77,8 @@ fn listeners(root: &DeTable<'_>, sockets: &mut Vec<Socket>, found: &mut Findings
             Some(_) => reader.take("address", |value| address::listening(values::text(value)?)),
             None => reader.found().is_whole().then_some(default.address),
         };
-        reader.take("routing", routing);
+        let routing = reader.word("routing", default.routing, Routing::ALL, Routing::label);
+        let lifecycle = reader.word("lifecycle", default.lifecycle, Lifecycle::ALL, Lifecycle::label);
         let rules = |list: Vec<String>| list.into_iter().collect::<BTreeSet<_>>();
         let allow = reader.list("methods_allow", METHOD_RULES_MAX, address::method_rule).map(rules);
         let deny = reader.list("methods_deny", METHOD_RULES_MAX, address::method_rule).map(rules);
@@ -85,18 +86,10 @@ fn listeners(root: &DeTable<'_>, sockets: &mut Vec<Socket>, found: &mut Findings
         let methods = MethodPolicy::new(allow.unwrap_or_default(), deny);
         if let Some(address) = address {
             sockets.push(Socket { what: "listener", address, span: reader.span("address") });
-            listeners.push(Listener { address, methods });
+            listeners.push(Listener { address, routing, methods, lifecycle });
         }
     }
     listeners
-}
-
-fn routing(value: &DeValue<'_>) -> Result<(), Fault> {
-    if value.as_str() == Some("session") {
-        return Err(Fault::new("\"session\" is not available in this version")
-            .help("\"connection\" routes a connection by the first session it names"));
-    }
-    values::word(value, &["connection"], |word| word).map(drop)
 }
 
 fn admin(mut reader: Reader<'_, '_>, sockets: &mut Vec<Socket>) -> Admin {
@@ -175,6 +168,7 @@ fn timeouts(mut reader: Reader<'_, '_>) -> Timeouts {
         rehome: reader.bounded("rehome", default.rehome, &UP_TO_AN_HOUR),
         half_close: reader.unlimited("half_close", default.half_close, &(SHORTEST..=DAY)),
         idle: reader.unlimited("idle", default.idle, &(SHORTEST..=WEEK)),
+        linger: reader.unlimited("linger", default.linger, &(SHORTEST..=DAY)),
         drain: reader.unlimited("drain", default.drain, &(SHORTEST..=WEEK)),
     }
 }
@@ -193,6 +187,7 @@ fn limits(mut reader: Reader<'_, '_>) -> Limits {
         connections_per_ip: reader.unlimited("connections_per_ip", default.connections_per_ip, &CONNECTIONS),
         opening_bytes,
         opening_memory: memory.map(|Size(bytes)| bytes),
+        parked: reader.unlimited("parked", default.parked, &CONNECTIONS),
         pins: reader.bounded("pins", default.pins, &PINS),
     }
 }

@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::model::{
-    Admin, AdminAddress, Health, Limits, Listener, LocatePolicy, MethodPolicy, OnDown, Placement, Secret,
-    Storage, Strategy, Timeouts,
+    Admin, AdminAddress, Health, Lifecycle, Limits, Listener, LocatePolicy, MethodPolicy, OnDown, Placement,
+    Routing, Secret, Storage, Strategy, Timeouts,
 };
 
 /// The weight of a backend that names none.
@@ -57,7 +57,12 @@ impl Default for MethodPolicy {
 impl Default for Listener {
     fn default() -> Self {
         let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 4321);
-        Self { address, methods: MethodPolicy::default() }
+        Self {
+            address,
+            routing: Routing::Connection,
+            methods: MethodPolicy::default(),
+            lifecycle: Lifecycle::Named,
+        }
     }
 }
 
@@ -97,6 +102,7 @@ impl Default for Timeouts {
             rehome: Duration::from_secs(10),
             half_close: Some(Duration::from_secs(30)),
             idle: None,
+            linger: None,
             drain: Some(Duration::from_mins(5)),
         }
     }
@@ -109,6 +115,7 @@ impl Default for Limits {
             connections_per_ip: None,
             opening_bytes: 1 << 20,
             opening_memory: Some(256 << 20),
+            parked: Some(1000),
             pins: 1_000_000,
         }
     }

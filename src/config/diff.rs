@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::model::{
-    Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Limits, Listener, MethodPolicy, Placement,
-    Secret, Timeouts, Upstream,
+    Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Limits, Listener, Placement, Secret,
+    Timeouts, Upstream,
 };
 use super::values::{Quantity, Size};
 
@@ -97,15 +97,22 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
 }
 
 fn listeners(changes: &mut Vec<Change>, old: &[Listener], new: &[Listener]) {
-    let by_address = |all: &[Listener]| -> BTreeMap<SocketAddr, MethodPolicy> {
-        let entry = |Listener { address, methods }: &Listener| (*address, methods.clone());
-        all.iter().map(entry).collect()
+    let by_address = |all: &[Listener]| -> BTreeMap<SocketAddr, Listener> {
+        all.iter().map(|listener| (listener.address, listener.clone())).collect()
     };
     let (old, new) = (by_address(old), by_address(new));
     changes.extend(old.keys().filter(|key| !new.contains_key(key)).copied().map(Change::ListenerRemoved));
     changes.extend(new.keys().filter(|key| !old.contains_key(key)).copied().map(Change::ListenerAdded));
     for (&address, new) in &new {
         let Some(old) = old.get(&address) else { continue };
+        let words = [
+            ("listener.routing", old.routing.label(), new.routing.label()),
+            ("listener.lifecycle", old.lifecycle.label(), new.lifecycle.label()),
+        ];
+        for (key, old, new) in words.into_iter().filter(|(_, old, new)| old != new) {
+            changes.push(Change::Setting { key, old: format!("\"{old}\""), new: format!("\"{new}\"") });
+        }
+        let (old, new) = (&old.methods, &new.methods);
         for (key, old, new) in
             [("methods_allow", &old.allow, &new.allow), ("methods_deny", &old.deny, &new.deny)]
         {
@@ -181,7 +188,7 @@ fn health(changes: &mut Vec<Change>, old: &Health, new: &Health) {
 }
 
 fn timeouts(changes: &mut Vec<Change>, old: &Timeouts, new: &Timeouts) {
-    let Timeouts { opening, connect, locate, rehome, half_close, idle, drain } = *new;
+    let Timeouts { opening, connect, locate, rehome, half_close, idle, linger, drain } = *new;
     setting(changes, "timeouts.opening", old.opening.show(), opening.show());
     setting(changes, "timeouts.connect", old.connect.show(), connect.show());
     setting(changes, "timeouts.locate", old.locate.show(), locate.show());
@@ -189,14 +196,16 @@ fn timeouts(changes: &mut Vec<Change>, old: &Timeouts, new: &Timeouts) {
     let unlimited = or_unlimited::<Duration>;
     setting(changes, "timeouts.half_close", unlimited(old.half_close), unlimited(half_close));
     setting(changes, "timeouts.idle", unlimited(old.idle), unlimited(idle));
+    setting(changes, "timeouts.linger", unlimited(old.linger), unlimited(linger));
     setting(changes, "timeouts.drain", unlimited(old.drain), unlimited(drain));
 }
 
 fn limits(changes: &mut Vec<Change>, old: &Limits, new: &Limits) {
-    let Limits { connections, connections_per_ip, opening_bytes, opening_memory, pins } = *new;
+    let Limits { connections, connections_per_ip, opening_bytes, opening_memory, parked, pins } = *new;
     let memory = |bytes: Option<usize>| or_unlimited(bytes.map(Size));
     let count = or_unlimited::<usize>;
     setting(changes, "limits.connections", count(old.connections), count(connections));
+    setting(changes, "limits.parked", count(old.parked), count(parked));
     setting(changes, "limits.connections_per_ip", count(old.connections_per_ip), count(connections_per_ip));
     setting(changes, "limits.opening_bytes", Size(old.opening_bytes).show(), Size(opening_bytes).show());
     setting(changes, "limits.opening_memory", memory(old.opening_memory), memory(opening_memory));

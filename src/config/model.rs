@@ -35,8 +35,30 @@ pub struct Config {
 pub struct Listener {
     /// The address to bind; its text is the metric label.
     pub address: SocketAddr,
-    /// What clients of this listener may call before a session is named.
+    /// What decides where a frame goes.
+    pub routing: Routing,
+    /// What clients of this listener may call: until a session is named, or always with routing by session.
     pub methods: MethodPolicy,
+    /// With routing by session: which `session.lifecycle` events clients see.
+    pub lifecycle: Lifecycle,
+}
+
+/// What decides where a frame goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routing {
+    /// The first session that its connection names.
+    Connection,
+    /// Its own session.
+    Session,
+}
+
+/// Which broadcast events about sessions a client sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifecycle {
+    /// Those of sessions it has named.
+    Named,
+    /// All, as without a balancer: other tenants' sessions too.
+    All,
 }
 
 /// Which methods a listener answers with `denied`. An allowed name wins over a denied one.
@@ -164,6 +186,8 @@ pub struct Timeouts {
     pub half_close: Option<Duration>,
     /// Without a byte in either direction of a relay.
     pub idle: Option<Duration>,
+    /// How long a client that vanished may come back to its running turns; `None` = not at all.
+    pub linger: Option<Duration>,
     /// From SIGTERM to the last connection's close.
     pub drain: Option<Duration>,
 }
@@ -179,6 +203,8 @@ pub struct Limits {
     pub opening_bytes: usize,
     /// Bytes all openings together may hold.
     pub opening_memory: Option<usize>,
+    /// Links kept for running turns of clients that vanished.
+    pub parked: Option<usize>,
     /// Remembered placements of sessions that are not live.
     pub pins: usize,
 }
@@ -245,6 +271,8 @@ macro_rules! words {
     };
 }
 
+words!(Routing: Connection = "connection", Session = "session");
+words!(Lifecycle: Named = "named", All = "all");
 words!(Strategy: ConsistentHash = "consistent-hash", RoundRobin = "round-robin");
 words!(Storage: Shared = "shared", Local = "local");
 words!(LocatePolicy: Auto = "auto", Always = "always", Off = "off");

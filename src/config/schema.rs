@@ -19,7 +19,7 @@ pub(super) struct Section {
 pub(super) static LISTENER: Section = Section {
     name: "listener",
     repeated: true,
-    keys: &["address", "routing", "methods_allow", "methods_deny"],
+    keys: &["address", "routing", "methods_allow", "methods_deny", "lifecycle"],
 };
 pub(super) static ADMIN: Section =
     Section { name: "admin", repeated: false, keys: &["address", "metrics_address"] };
@@ -33,12 +33,12 @@ pub(super) static HEALTH: Section =
 pub(super) static TIMEOUTS: Section = Section {
     name: "timeouts",
     repeated: false,
-    keys: &["opening", "connect", "locate", "rehome", "half_close", "idle", "drain"],
+    keys: &["opening", "connect", "locate", "rehome", "half_close", "idle", "linger", "drain"],
 };
 pub(super) static LIMITS: Section = Section {
     name: "limits",
     repeated: false,
-    keys: &["connections", "connections_per_ip", "opening_bytes", "opening_memory", "pins"],
+    keys: &["connections", "connections_per_ip", "opening_bytes", "opening_memory", "parked", "pins"],
 };
 pub(super) static UPSTREAM: Section =
     Section { name: "upstream", repeated: false, keys: &["connection_token"] };

@@ -7,22 +7,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::health::Health;
 use crate::metrics::BackendSeries;
-use crate::wire::SessionId;
 
 /// Questions waiting for one backend's standing connection; a further one waits outside.
 const ASKS_MAX: usize = 1024;
 
-/// A question about one session, sent over the standing query connection.
+/// A question, sent over the standing query connection.
 #[derive(Debug)]
 pub struct Ask {
-    /// A session-scoped read.
-    pub method: &'static str,
-    /// Whose.
-    pub session: SessionId,
+    /// A read.
+    pub method: Box<str>,
+    /// About what.
+    pub params: Value,
     /// Dropped without a word: no answer.
     pub answer: oneshot::Sender<Answer>,
 }
@@ -31,7 +31,7 @@ pub struct Ask {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     /// `result`.
-    Result(serde_json::Value),
+    Result(Value),
     /// `error`: its code.
     Error(i64),
 }
@@ -127,6 +127,11 @@ impl Backend {
         self.up.load(Ordering::Acquire)
     }
 
+    /// Whether it serves only clients that have sent a good token.
+    pub fn demands_token(&self) -> bool {
+        self.standing.borrow().demands_token
+    }
+
     /// A dial failed or an answer did not come: nothing new is placed here and nothing asked until a probe is answered.
     /// The first time, one is wanted at once.
     pub fn suspect(&self) {
@@ -197,13 +202,13 @@ impl Backend {
         self.series.sessions_active.dec();
     }
 
-    /// Asks about a session. `None` = no answer will come: the connection is lost, or nothing at all was answered for as
+    /// Asks something. `None` = no answer will come: the connection is lost, or nothing at all was answered for as
     /// long as `patience`; then the backend is not asked again before it answers a probe. One that answers others is
     /// merely busy, and waited for.
-    pub async fn ask(&self, method: &'static str, session: &SessionId, patience: Duration) -> Option<Answer> {
+    pub async fn ask(&self, method: &str, params: Value, patience: Duration) -> Option<Answer> {
         let asking = async {
             let (answer, answered) = oneshot::channel();
-            self.asks.send(Ask { method, session: session.clone(), answer }).await.ok()?;
+            self.asks.send(Ask { method: method.into(), params, answer }).await.ok()?;
             answered.await.ok()
         };
         tokio::pin!(asking);

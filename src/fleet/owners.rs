@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::IntGauge;
@@ -28,6 +28,8 @@ pub struct Owners {
     shards: Vec<Mutex<Shard>>,
     hash: RandomState,
     owned: AtomicUsize,
+    /// Tells the holds of one session apart.
+    holds: AtomicU64,
     gauge: IntGauge,
 }
 
@@ -41,7 +43,14 @@ struct Session {
 #[derive(Debug)]
 enum State {
     Claimed,
-    Owned { backend: Arc<Backend>, attached: usize, evict: CancellationToken },
+    Owned { backend: Arc<Backend>, holders: Vec<Holder>, evicting: bool },
+}
+
+/// One hold, and whom to tell when the session must leave.
+#[derive(Debug)]
+struct Holder {
+    number: u64,
+    alarm: CancellationToken,
 }
 
 /// What naming a session gives.
@@ -69,14 +78,21 @@ pub struct Hold {
     owners: Arc<Owners>,
     id: SessionId,
     backend: Arc<Backend>,
-    evict: CancellationToken,
+    number: u64,
+    alarm: CancellationToken,
 }
 
 impl Owners {
     /// An empty table that reports its size.
     pub fn new(gauge: IntGauge) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Arc::new(Self { shards, hash: RandomState::new(), owned: AtomicUsize::new(0), gauge })
+        Arc::new(Self {
+            shards,
+            hash: RandomState::new(),
+            owned: AtomicUsize::new(0),
+            holds: AtomicU64::new(0),
+            gauge,
+        })
     }
 
     /// Sessions owned now.
@@ -100,9 +116,10 @@ impl Owners {
             Entry::Occupied(mut entry) => {
                 let session = entry.get_mut();
                 match &mut session.state {
-                    State::Owned { backend, attached, evict } if !evict.is_cancelled() => {
-                        *attached = attached.saturating_add(1);
-                        Claim::Join(self.hold(id, backend, evict))
+                    State::Owned { backend, holders, evicting: false } => {
+                        let (holder, hold) = self.hold(id, backend);
+                        holders.push(holder);
+                        Claim::Join(hold)
                     }
                     _ => Claim::Wait(session.over.clone()),
                 }
@@ -127,8 +144,11 @@ impl Owners {
         }
     }
 
-    fn hold(self: &Arc<Self>, id: &SessionId, backend: &Arc<Backend>, evict: &CancellationToken) -> Hold {
-        Hold { owners: Arc::clone(self), id: id.clone(), backend: Arc::clone(backend), evict: evict.clone() }
+    fn hold(self: &Arc<Self>, id: &SessionId, backend: &Arc<Backend>) -> (Holder, Hold) {
+        let number = self.holds.fetch_add(1, Ordering::Relaxed);
+        let alarm = CancellationToken::new();
+        let (owners, id, backend) = (Arc::clone(self), id.clone(), Arc::clone(backend));
+        (Holder { number, alarm: alarm.clone() }, Hold { owners, id, backend, number, alarm })
     }
 
     fn shard(&self, id: &SessionId) -> MutexGuard<'_, Shard> {
@@ -146,8 +166,8 @@ impl Lead {
     /// The session is at `backend` now.
     pub fn settle(mut self, backend: &Arc<Backend>) -> Hold {
         self.settled = true;
-        let evict = CancellationToken::new();
-        let state = State::Owned { backend: Arc::clone(backend), attached: 1, evict: evict.clone() };
+        let (holder, hold) = self.owners.hold(&self.id, backend);
+        let state = State::Owned { backend: Arc::clone(backend), holders: vec![holder], evicting: false };
         let owned = Session { state, over: CancellationToken::new() };
         if let Some(claimed) = self.owners.shard(&self.id).insert(self.id.clone(), owned) {
             claimed.over.cancel();
@@ -155,7 +175,7 @@ impl Lead {
         self.owners.owned.fetch_add(1, Ordering::Relaxed);
         self.owners.gauge.inc();
         backend.session_added();
-        self.owners.hold(&self.id, backend, &evict)
+        hold
     }
 }
 
@@ -171,22 +191,51 @@ impl Drop for Lead {
 }
 
 impl Hold {
+    /// Which session.
+    pub fn session(&self) -> &SessionId {
+        &self.id
+    }
+
     /// Where the session is.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.backend
     }
 
     /// Cancelled when the session must leave its backend: close the connection.
-    pub fn evicted(&self) -> &CancellationToken {
-        &self.evict
+    pub fn alarm(&self) -> &CancellationToken {
+        &self.alarm
+    }
+
+    /// From now on `alarm` is what is cancelled then.
+    pub fn set_alarm(&mut self, alarm: &CancellationToken) {
+        if self.alarm.is_cancelled() {
+            alarm.cancel();
+        }
+        let mut shard = self.owners.shard(&self.id);
+        if let Some(Session { state: State::Owned { holders, evicting, .. }, .. }) = shard.get_mut(&self.id) {
+            if *evicting {
+                alarm.cancel();
+            }
+            for holder in holders.iter_mut().filter(|holder| holder.number == self.number) {
+                holder.alarm = alarm.clone();
+            }
+        }
+        drop(shard);
+        self.alarm = alarm.clone();
     }
 
     /// Makes every connection of the session close, this one included, because its backend is down and another will
     /// take it. The token says when all have let go.
     pub fn evict(self) -> CancellationToken {
-        self.evict.cancel();
-        let shard = self.owners.shard(&self.id);
-        shard.get(&self.id).map_or_else(CancellationToken::new, |session| session.over.clone())
+        let mut shard = self.owners.shard(&self.id);
+        let Some(session) = shard.get_mut(&self.id) else { return CancellationToken::new() };
+        if let State::Owned { holders, evicting, .. } = &mut session.state {
+            *evicting = true;
+            for holder in holders {
+                holder.alarm.cancel();
+            }
+        }
+        session.over.clone()
     }
 }
 
@@ -194,9 +243,9 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let mut shard = self.owners.shard(&self.id);
         let Some(session) = shard.get_mut(&self.id) else { return };
-        let State::Owned { attached, .. } = &mut session.state else { return };
-        *attached = attached.saturating_sub(1);
-        if *attached > 0 {
+        let State::Owned { holders, .. } = &mut session.state else { return };
+        holders.retain(|holder| holder.number != self.number);
+        if !holders.is_empty() {
             return;
         }
         if let Some(session) = shard.remove(&self.id) {
@@ -276,16 +325,19 @@ mod tests {
     fn an_evicted_session_is_free_when_all_have_let_go() {
         let (owners, a, b, id) = (owners(), backend("a"), backend("b"), SessionId::new("s"));
         let first = lead(&owners, &id).settle(&a);
-        let second = join(&owners, &id);
+        let mut second = join(&owners, &id);
+        let alarm = CancellationToken::new();
+        second.set_alarm(&alarm);
         let over = join(&owners, &id).evict();
-        assert!(first.evicted().is_cancelled());
+        assert!(alarm.is_cancelled());
+        assert!(first.alarm().is_cancelled());
         assert!(!wait(&owners, &id).is_cancelled(), "nobody joins a session that is being evicted");
         drop(first);
         assert!(!over.is_cancelled());
         drop(second);
         assert!(over.is_cancelled());
         let hold = lead(&owners, &id).settle(&b);
-        assert!(!hold.evicted().is_cancelled());
+        assert!(!hold.alarm().is_cancelled());
     }
 
     #[test]

@@ -311,7 +311,7 @@ impl Line {
 
     /// The frame of a question whose answer will be handed on.
     fn register(&mut self, ask: Ask) -> Vec<u8> {
-        let (id, frame) = self.request(ask.method, &json!({ "sessionId": ask.session.as_str() }));
+        let (id, frame) = self.request(&ask.method, &ask.params);
         self.pending.insert(id, ask.answer);
         frame
     }

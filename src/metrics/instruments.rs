@@ -53,6 +53,18 @@ pub struct Metrics {
     pub pins: IntGauge,
     /// Connections whose session belonged elsewhere than their scout.
     pub rehomes: IntCounterVec,
+    /// Requests that the switch waits for an answer to.
+    pub requests_in_flight: IntGauge,
+    /// How long they waited, by class of method.
+    pub request_duration: HistogramVec,
+    /// Those answered with an error, by class of method.
+    pub request_errors: IntCounterVec,
+    /// Links kept for the running turns of clients that are gone.
+    pub parked_connections: IntGauge,
+    /// Answers made of the whole fleet's.
+    pub merged_answers: IntCounterVec,
+    /// Ids of server requests made unique for a client.
+    pub ids_rewritten: IntCounter,
     /// Configurations read.
     pub config_reloads: IntCounterVec,
     /// The configuration in force.
@@ -163,6 +175,28 @@ impl Metrics {
                 "rehomes_total",
                 "Connections moved from their scout to the home.",
                 &["result"],
+            )?,
+            requests_in_flight: int_gauge(
+                r,
+                "requests_in_flight",
+                "Requests the switch has an answer to wait for.",
+            )?,
+            request_duration: histograms(r, "request_duration_seconds", "Of answered requests.", &["class"])?,
+            request_errors: counters(
+                r,
+                "request_errors_total",
+                "Requests answered with an error.",
+                &["class"],
+            )?,
+            parked_connections: int_gauge(
+                r,
+                "parked_connections",
+                "Links kept for turns of clients that left.",
+            )?,
+            merged_answers: counters(r, "merged_answers_total", "Answers made of the fleet's.", &["result"])?,
+            ids_rewritten: add(
+                r,
+                IntCounter::new("ids_rewritten_total", "Ids of server requests made unique.")?,
             )?,
             config_reloads: counters(r, "config_reloads_total", "Configurations read.", &["result"])?,
             config_generation: int_gauge(r, "config_generation", "The configuration in force.")?,

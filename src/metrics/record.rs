@@ -48,8 +48,11 @@ impl Record {
         self.client
     }
 
-    /// The connection has a home; its opening is over.
+    /// The connection has a home; its opening is over. With routing by session, only the first one is on record.
     pub fn placed(&mut self, session: Option<SessionId>, backend: &Arc<str>, reason: &'static str) {
+        if self.placed.is_some() {
+            return;
+        }
         self.metrics.opening_duration.observe(self.accepted.elapsed().as_secs_f64());
         self.session = session;
         self.placed = Some((Arc::clone(backend), reason));

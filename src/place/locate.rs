@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use futures_util::{FutureExt, future};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::config::{LocatePolicy, Storage};
 use crate::fleet::{Answer, Backend, Found};
@@ -123,7 +123,7 @@ fn name(snapshot: &Snapshot, at: usize) -> Option<&str> {
 }
 
 /// One member of each address: two names may stand for one server, and it is asked once. A ready one stands for all.
-fn addresses(snapshot: &Snapshot) -> impl Iterator<Item = usize> {
+pub fn addresses(snapshot: &Snapshot) -> impl Iterator<Item = usize> {
     let mut chosen: std::collections::HashMap<&str, usize> = std::collections::HashMap::new();
     for (at, member) in snapshot.members.iter().enumerate() {
         let known = chosen.entry(member.backend.address()).or_insert(at);
@@ -148,9 +148,10 @@ async fn ask(
     stored_too: bool,
     patience: Duration,
 ) -> Word {
-    let live = backend.ask("session.metadata.isProcessing", session, patience);
+    let params = json!({ "sessionId": session.as_str() });
+    let live = backend.ask("session.metadata.isProcessing", params.clone(), patience);
     let stored =
-        async { if stored_too { backend.ask("session.getMetadata", session, patience).await } else { None } };
+        async { if stored_too { backend.ask("session.getMetadata", params, patience).await } else { None } };
     let (live, stored) = future::join(live, stored).await;
     let complete = live.is_some() && (stored.is_some() || !stored_too);
     let said = Said {
@@ -166,7 +167,7 @@ async fn ask(
 }
 
 /// The time of the last change; ISO 8601 text and milliseconds both sort as text.
-fn modified(session: &Value) -> String {
+pub fn modified(session: &Value) -> String {
     match session.get("modifiedTime") {
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),

@@ -16,8 +16,8 @@ use crate::link::{GreetFault, Link, StateFrame, dial, greet};
 use crate::snapshot::Snapshot;
 use crate::wire::{Refusal, SessionId};
 
-pub use locate::locate;
-pub use scout::scout;
+pub use locate::{addresses, locate, modified};
+pub use scout::{everyone, scout};
 
 /// What a connection asks of placement.
 #[derive(Debug)]
@@ -32,14 +32,14 @@ pub struct Want<'a> {
     pub frames: &'a [StateFrame],
     /// The protocol version that the scout answered.
     pub version: Option<&'a [u8]>,
-    /// Where the scout is: chosen again, it is kept.
-    pub scout: Option<&'a Arc<Backend>>,
+    /// The backends this client is connected to already: chosen again, that connection is used.
+    pub have: &'a [Arc<Backend>],
 }
 
 /// Where a session went.
 #[derive(Debug)]
 pub struct Placed {
-    /// A new link; `None` = the scout is the home.
+    /// A new link; `None` = the client has one to this backend already.
     pub link: Option<Link>,
     /// The home.
     pub backend: Arc<Backend>,
@@ -106,7 +106,7 @@ pub async fn route(balancer: &Balancer, session: &SessionId) -> Result<(Arc<Back
         must_exist: true,
         frames: &[],
         version: None,
-        scout: None,
+        have: &[],
     };
     let owner = balancer.owners.find(session);
     let found = if owner.is_some() { Found::Unasked } else { ask_fleet(balancer, &snapshot, &want).await };
@@ -278,9 +278,9 @@ enum Miss {
     Refused(Refused),
 }
 
-/// A greeted link to `backend`, or `None` if the scout is one already.
+/// A greeted link to `backend`, or `None` if the client has one already.
 async fn open(want: &Want<'_>, snapshot: &Snapshot, backend: &Arc<Backend>) -> Result<Option<Link>, Miss> {
-    if want.scout.is_some_and(|scout| Arc::ptr_eq(scout, backend)) {
+    if want.have.iter().any(|known| Arc::ptr_eq(known, backend)) {
         return Ok(None);
     }
     let config = &snapshot.config;

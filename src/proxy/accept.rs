@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -64,9 +63,21 @@ pub async fn accept(
             }
         }
     }
-    while let Some(Ok((stream, client))) = socket.accept().now_or_never() {
-        admit(&balancer, &door, &label, policy(), stream, client);
+    // Asked without the runtime, which may not have heard yet of what waits here and lets a task take only so much at
+    // a time: whatever is left when the socket is closed is reset.
+    let Ok(socket) = socket.into_std() else { return };
+    loop {
+        match socket.accept().and_then(|(stream, client)| Ok((asynchronous(stream)?, client))) {
+            Ok((stream, client)) => admit(&balancer, &door, &label, policy(), stream, client),
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(_) => return,
+        }
     }
+}
+
+fn asynchronous(stream: std::net::TcpStream) -> io::Result<TcpStream> {
+    stream.set_nonblocking(true)?;
+    TcpStream::from_std(stream)
 }
 
 fn admit(

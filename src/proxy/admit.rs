@@ -78,6 +78,7 @@ mod tests {
             connections_per_ip: some(per_ip),
             opening_bytes: 0,
             opening_memory: None,
+            parked: None,
             pins: 0,
         }
     }

@@ -1,27 +1,27 @@
 //! One connection, from accept to close, on one page.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::SetOnce;
 
+use super::inlet::Inlet;
 use super::opening::{Opening, Session};
+use super::park::{Parked, park};
+use super::queue::Queue;
 use super::rehome::Opened;
 use super::relay::{Direction, relay};
-use super::tap::{Birth, Guard, Tap};
+use super::switch::switch;
+use super::tap::{Birth, Guard, Tap, Walk};
 use crate::balancer::Balancer;
-use crate::close::{At, Close, Why};
-use crate::config::{Listener, OnDown};
+use crate::close::{At, By, Close, Why};
+use crate::config::{Listener, OnDown, Routing};
 use crate::fleet::{Backend, Health, Hold};
+use crate::link::Link;
 use crate::metrics::Record;
+use crate::net::farewell;
 use crate::place::{Placed, place};
 use crate::wire::{Named, SessionId};
-
-/// How long a client that has been told why may take to close its side, and what it may still send.
-const FAREWELL: Duration = Duration::from_secs(2);
-const FAREWELL_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// A connection's life. Its account is settled however this ends.
 pub async fn connection(
@@ -30,7 +30,10 @@ pub async fn connection(
     client: TcpStream,
     mut record: Record,
 ) {
-    let close = live(&balancer, &listener, client, &mut record).await;
+    let close = match listener.routing {
+        Routing::Connection => live(&balancer, &listener, client, &mut record).await,
+        Routing::Session => switch(&balancer, &listener, client, &mut record).await,
+    };
     record.settle(close);
 }
 
@@ -45,7 +48,8 @@ pub async fn turn_away(
     let close = {
         let mut opening = Opening::new(&balancer, &listener, &record, client);
         let close = opening.turn_away(limit).await;
-        farewell(opening.into_client(), Close { at: At::Accept, ..close }).await
+        farewell(opening.into_client()).await;
+        Close { at: At::Accept, ..close }
     };
     record.settle(close);
 }
@@ -73,18 +77,27 @@ async fn live(
 async fn home(balancer: &Balancer, mut opening: Opening<'_>) -> Result<(Opened, Placed, Wanted), Close> {
     let session = match opening.until_session().await {
         Ok(session) => session,
-        Err(close) => return Err(farewell(opening.into_client(), close).await),
+        Err(close) => {
+            farewell(opening.into_client()).await;
+            return Err(close);
+        }
     };
     let mut placed = match place(balancer, &opening.want(&session)).await {
         Ok(placed) => placed,
         Err(refused) => {
             let close = opening.refuse(&refused, session.frame.envelope.id.as_ref()).await;
-            return Err(farewell(opening.into_client(), Close { at: At::Place, ..close }).await);
+            farewell(opening.into_client()).await;
+            return Err(Close { at: At::Place, ..close });
         }
     };
     let wanted = Wanted::new(&session);
-    let opened = opening.settle(session, placed.link.take()).await?;
-    Ok((opened, placed, wanted))
+    match opening.settle(session, placed.link.take()).await {
+        Ok(opened) => Ok((opened, placed, wanted)),
+        Err((client, close)) => {
+            farewell(client).await;
+            Err(close)
+        }
+    }
 }
 
 /// The relay, with whatever may end it early.
@@ -95,7 +108,7 @@ async fn carry(
     session: Wanted,
     record: &Record,
 ) -> Close {
-    let Opened { client, unsent, rest, link } = opened;
+    let Opened { client, unsent, rest, mut link, midway } = opened;
     let Placed { backend, hold, .. } = placed;
     let config = Arc::clone(&balancer.now().config);
     let owned: SetOnce<Hold> = hold.map_or_else(SetOnce::new, SetOnce::from);
@@ -105,19 +118,38 @@ async fn carry(
             drop(owned.set(hold));
         }
     };
-    let birth = session.born.map(|request| -> Box<dyn Tap + '_> { Box::new(Birth::new(request, born)) });
     let series = backend.series();
+    let lingers = config.timeouts.linger.is_some();
+    let (mut walk_up, mut walk_down) = (Walk::default(), Walk::from(midway));
+    let mut up_taps: Vec<Box<dyn Tap + '_>> = Vec::new();
+    let mut down_taps: Vec<Box<dyn Tap + '_>> = Vec::new();
+    if lingers {
+        (&mut walk_up).look(&unsent);
+        (&mut walk_down).look(&link.unread);
+        up_taps.push(Box::new(&mut walk_up));
+        down_taps.push(Box::new(&mut walk_down));
+    }
+    if let Some(rest) = rest {
+        up_taps.push(Box::new(Guard(rest)));
+    }
+    if let Some(request) = session.born.clone() {
+        let mut birth = Birth::new(request, midway, born);
+        // A frame may have begun in what is at hand, which the relay sends without looking. The answer is not there:
+        // the request has not been sent.
+        birth.look(&link.unread);
+        down_taps.push(Box::new(birth));
+    }
     let up = Direction {
         first: unsent,
-        tap: rest.map(|rest| -> Box<dyn Tap> { Box::new(Guard(rest)) }),
+        taps: up_taps,
         count: &|bytes| {
             record.add_to_backend(bytes);
             series.bytes_to_backend.inc_by(bytes);
         },
     };
     let down = Direction {
-        first: link.unread.freeze(),
-        tap: birth,
+        first: link.unread.split().freeze(),
+        taps: down_taps,
         count: &|bytes| {
             record.add_to_client(bytes);
             series.bytes_to_client.inc_by(bytes);
@@ -125,12 +157,20 @@ async fn carry(
     };
     let stop = async {
         tokio::select! {
-            () = async { owned.wait().await.evicted().cancelled().await } => Why::Evicted,
+            () = async { owned.wait().await.alarm().cancelled().await } => Why::Evicted,
             () = balancer.closing.cancelled() => Why::Draining,
             () = down_and_out(&backend, config.placement.on_down) => Why::Down,
         }
     };
-    relay(client, link.stream, up, down, &config.timeouts, stop).await
+    let close = relay(client, &mut link.stream, up, down, &config.timeouts, lingers, stop).await;
+    if lingers && close.by == By::Client && walk_up.is_between() && !walk_down.is_lost() {
+        let id = session.id().or_else(|| owned.get().map(|hold| hold.session().clone()));
+        let sessions = id.map(|id| (id, owned.into_inner())).into_iter().collect();
+        let Link { stream, lease, .. } = link;
+        let inlet = Inlet::resumed(By::Backend, walk_down);
+        park(balancer, Parked { stream, lease, inlet, out: Queue::default(), sessions });
+    }
+    close
 }
 
 /// Returns when the backend is down and that is to end its connections.
@@ -142,19 +182,6 @@ async fn down_and_out(backend: &Backend, on_down: OnDown) {
         }
     }
     std::future::pending().await
-}
-
-/// Closes in order: FIN, then whatever the client still sends is read for a moment, because unread bytes would turn
-/// the FIN into an RST that destroys the answer on its way.
-async fn farewell(mut client: TcpStream, close: Close) -> Close {
-    let parting = async {
-        client.shutdown().await?;
-        tokio::io::copy(&mut (&mut client).take(FAREWELL_BYTES_MAX), &mut tokio::io::sink()).await
-    };
-    if !matches!(tokio::time::timeout(FAREWELL, parting).await, Ok(Ok(_))) {
-        tracing::debug!("a client did not close its side in time");
-    }
-    close
 }
 
 /// What the relay needs to know of the session.

@@ -6,9 +6,13 @@
 pub mod accept;
 pub mod admit;
 pub mod client;
+mod inlet;
 pub mod conn;
 pub mod opening;
+mod park;
+mod queue;
 pub mod rehome;
 pub mod relay;
 pub mod scout;
+pub mod switch;
 pub mod tap;

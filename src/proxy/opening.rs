@@ -16,7 +16,6 @@ use super::scout::{News, Scout};
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
 use crate::config::{Config, Listener, STATE_METHODS};
-use crate::fleet::Backend;
 use crate::link::StateFrame;
 use crate::metrics::Record;
 use crate::place::{self, Refused, Want};
@@ -45,6 +44,8 @@ pub struct Opening<'a> {
     scouts_lost: usize,
     /// Frames that the home will get, the one that names the session first.
     pub(super) held: Vec<Bytes>,
+    /// The requests among them.
+    pub(super) owed: Vec<Id>,
 }
 
 /// What the client wants, now that it is known.
@@ -80,6 +81,7 @@ impl<'a> Opening<'a> {
             authenticated: false,
             scouts_lost: 0,
             held: Vec::new(),
+            owed: Vec::new(),
         }
     }
 
@@ -134,7 +136,7 @@ impl<'a> Opening<'a> {
             must_exist: id.is_some() && !session.frame.envelope.creates(),
             frames: &self.state,
             version: self.version.as_deref(),
-            scout: self.scout.as_ref().map(|scout| scout.link().lease.backend()),
+            have: self.scout.as_ref().map_or(&[], |scout| std::slice::from_ref(scout.link().lease.backend())),
         }
     }
 
@@ -142,7 +144,8 @@ impl<'a> Opening<'a> {
     pub async fn refuse(&mut self, refused: &Refused, id: Option<&Id>) -> Close {
         let waiting = self.scout.take().into_iter().flat_map(Scout::into_pending).map(|(id, _)| id);
         let next = self.next.take().and_then(|frame| frame.envelope.method.and(frame.envelope.id));
-        let ids: Vec<Id> = id.cloned().into_iter().chain(waiting).chain(next).collect();
+        let owed = std::mem::take(&mut self.owed);
+        let ids: Vec<Id> = id.cloned().into_iter().chain(waiting).chain(next).chain(owed).collect();
         for id in ids {
             if let Err(close) = self.answer(&id, refused).await {
                 return close;
@@ -193,8 +196,7 @@ impl<'a> Opening<'a> {
     /// Whether the client may learn where sessions are: where backends demand a token, only after a good `connect`.
     /// Until then every frame goes to the scout, which refuses it in its own words.
     fn may_know(&self) -> bool {
-        let demands = |backend: &Arc<Backend>| backend.standing().borrow().demands_token;
-        self.authenticated || !self.balancer.now().members.iter().any(|member| demands(&member.backend))
+        self.authenticated || !self.balancer.demands_token()
     }
 
     /// Lets the scout answer.
@@ -260,7 +262,7 @@ impl<'a> Opening<'a> {
             self.state.push(state);
         }
         self.version = news.version.or(self.version.take());
-        self.record.add_to_client(u64::try_from(news.bytes.len()).unwrap_or(u64::MAX));
+        self.carried_down(news.bytes.len());
         self.client.send(&news.bytes).await
     }
 
@@ -319,6 +321,14 @@ impl<'a> Opening<'a> {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         self.record.add_to_backend(bytes);
         scout.link().lease.backend().series().bytes_to_backend.inc_by(bytes);
+    }
+
+    fn carried_down(&self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.record.add_to_client(bytes);
+        if let Some(scout) = &self.scout {
+            scout.link().lease.backend().series().bytes_to_client.inc_by(bytes);
+        }
     }
 }
 

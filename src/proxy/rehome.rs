@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::client::{Frame, Rest};
 use super::opening::{Opening, Session, draining, lost};
+use super::scout::Scout;
 use crate::close::{At, By, Close, Why};
 use crate::link::Link;
 
@@ -23,16 +24,24 @@ pub struct Opened {
     pub rest: Option<Rest>,
     /// The home.
     pub link: Link,
+    /// What is still to come of a frame that the home, as a scout, has begun to send to the client.
+    pub midway: usize,
 }
 
 impl Opening<'_> {
     /// Moves to the home: `link`, or the scout itself.
     ///
     /// # Errors
-    /// How the connection ended instead.
-    pub async fn settle(mut self, session: Session, link: Option<Link>) -> Result<Opened, Close> {
-        let Frame { bytes, rest, .. } = session.frame;
+    /// How the connection ended instead; everything that waited has been answered.
+    pub async fn settle(
+        mut self,
+        session: Session,
+        link: Option<Link>,
+    ) -> Result<Opened, (TcpStream, Close)> {
+        let Frame { bytes, rest, envelope, .. } = session.frame;
         self.held.push(bytes);
+        self.owed.extend(envelope.id);
+        let midway = self.scout.as_ref().filter(|_| link.is_none()).map_or(0, Scout::left);
         let link = match (link, self.scout.take()) {
             (None, Some(scout)) => scout.into_link(),
             (Some(link), None) => link,
@@ -41,17 +50,21 @@ impl Opening<'_> {
                 let result = self.part(rest.is_some()).await;
                 let label = if result.is_ok() { "moved" } else { "failed" };
                 self.balancer.metrics.rehomes.with_label_values(&[label]).inc();
-                result?;
+                if let Err(close) = result {
+                    return Err((self.into_client(), close));
+                }
                 link
             }
-            (None, None) => return Err(Close::new(By::Balancer, At::Place, Why::Aborted)),
+            (None, None) => {
+                return Err((self.into_client(), Close::new(By::Balancer, At::Place, Why::Aborted)));
+            }
         };
         let (client, unread) = self.client.into_parts();
         let unsent = match (self.held.as_slice(), unread.is_empty()) {
             ([only], true) => only.clone(),
             (held, _) => held.iter().flat_map(|bytes| bytes.iter()).chain(&unread).copied().collect(),
         };
-        Ok(Opened { client, unsent, rest, link })
+        Ok(Opened { client, unsent, rest, link, midway })
     }
 
     /// Waits until nothing is in flight with the scout, then lets it go. Answers of the client reach it meanwhile;
@@ -109,6 +122,7 @@ impl Opening<'_> {
             return Err(self.faulty_on(fault, frame.envelope.id).await);
         }
         self.held.push(frame.bytes);
+        self.owed.extend(frame.envelope.id);
         Ok(())
     }
 }

@@ -32,8 +32,8 @@ thread_local! {
 pub struct Direction<'a> {
     /// What is at hand already.
     pub first: Bytes,
-    /// Looks at the bytes that follow `first`.
-    pub tap: Option<Box<dyn Tap + 'a>>,
+    /// Look at the bytes that follow `first`.
+    pub taps: Vec<Box<dyn Tap + 'a>>,
     /// Is told of bytes carried.
     pub count: &'a (dyn Fn(u64) + Sync),
 }
@@ -46,28 +46,35 @@ enum Fault {
 }
 
 /// Carries bytes until both directions have ended, one has failed, or `stop` says why not to go on.
+///
+/// With `lingers`, a client's end is not passed on: the backend's socket is left as it is, for whoever keeps it.
 pub async fn relay(
     mut client: TcpStream,
-    mut backend: TcpStream,
+    backend: &mut TcpStream,
     up: Direction<'_>,
     down: Direction<'_>,
     timeouts: &Timeouts,
+    lingers: bool,
     stop: impl Future<Output = Why>,
 ) -> Close {
     let clock = Clock::new();
     let close = {
         let (client_read, client_write) = client.split();
         let (backend_read, backend_write) = backend.split();
-        let up = carry(client_read, backend_write, up, &clock);
-        let down = carry(backend_read, client_write, down, &clock);
+        let up = carry(client_read, backend_write, up, &clock, !lingers);
+        let down = carry(backend_read, client_write, down, &clock, true);
         tokio::select! {
-            close = joined(up, down, timeouts.half_close) => close,
+            close = joined(up, down, timeouts.half_close, lingers) => close,
             why = stop => Close::new(By::Balancer, At::Relay, why),
             () = idle(&clock, timeouts.idle) => Close::new(By::Balancer, At::Relay, Why::Timeout),
         }
     };
     if close.why == Why::Reset {
-        net::reset(if close.by == By::Client { backend } else { client });
+        match close.by {
+            By::Client if lingers => {}
+            By::Client => net::reset(backend),
+            By::Backend | By::Balancer => net::reset(&client),
+        }
     }
     close
 }
@@ -77,6 +84,7 @@ async fn joined(
     up: impl Future<Output = Result<(), Fault>> + Send,
     down: impl Future<Output = Result<(), Fault>> + Send,
     half_close: Option<Duration>,
+    lingers: bool,
 ) -> Close {
     let (mut up, mut down) = (pin!(up), pin!(down));
     let (first, result) = tokio::select! {
@@ -87,6 +95,9 @@ async fn joined(
         Ok(()) => Close::new(first, At::Relay, Why::Fin),
         Err(fault) => return failed(first, &fault),
     };
+    if lingers && first == By::Client {
+        return fin;
+    }
     let other: Pin<&mut (dyn Future<Output = Result<(), Fault>> + Send)> =
         if first == By::Client { down } else { up };
     let rest = match half_close {
@@ -116,8 +127,9 @@ async fn carry(
     mut to: WriteHalf<'_>,
     direction: Direction<'_>,
     clock: &Clock,
+    passes_end: bool,
 ) -> Result<(), Fault> {
-    let Direction { first, mut tap, count } = direction;
+    let Direction { first, mut taps, count } = direction;
     if !first.is_empty() {
         to.write_all(&first).await.map_err(Fault::Write)?;
         count(u64::try_from(first.len()).unwrap_or(u64::MAX));
@@ -129,10 +141,14 @@ async fn carry(
                 let mut read = ReadBuf::new(buffer);
                 ready!(Pin::new(&mut from).poll_read(cx, &mut read)).map_err(Fault::Read)?;
                 let bytes = read.filled();
-                match tap.as_mut().map(|tap| tap.look(bytes)) {
-                    Some(Tapped::Fault) => return Poll::Ready(Err(Fault::Malformed)),
-                    Some(Tapped::Done) => tap = None,
-                    Some(Tapped::More) | None => {}
+                let mut sound = true;
+                taps.retain_mut(|tap| {
+                    let tapped = tap.look(bytes);
+                    sound &= tapped != Tapped::Fault;
+                    tapped == Tapped::More
+                });
+                if !sound {
+                    return Poll::Ready(Err(Fault::Malformed));
                 }
                 let written = match to.try_write(bytes) {
                     Ok(written) => written,
@@ -145,6 +161,9 @@ async fn carry(
         })
         .await?;
         if carried == 0 {
+            if !passes_end {
+                return Ok(());
+            }
             // A peer that is gone already has no use for a FIN.
             return to.shutdown().await.or(Ok(()));
         }

@@ -94,6 +94,11 @@ impl Scout {
         self.begun.is_some()
     }
 
+    /// Bytes of that rest.
+    pub fn left(&self) -> usize {
+        self.begun.as_ref().map_or(0, |begun| begun.body_left)
+    }
+
     /// The ids that wait for an answer, and the state frames among them.
     pub fn into_pending(self) -> impl Iterator<Item = (Id, Option<StateFrame>)> {
         self.pending.into_iter().map(|(id, pending)| (id, pending.state))

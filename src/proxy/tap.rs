@@ -7,6 +7,7 @@ use bytes::{Buf, BytesMut};
 
 use super::client::Rest;
 use crate::wire::envelope::Field;
+use crate::wire::frame;
 use crate::wire::{Head, Id, Scan, SessionId};
 
 /// Looks at one direction's bytes, in order.
@@ -42,18 +43,89 @@ impl Tap for Guard {
     }
 }
 
+/// Follows frames by their heads alone, to know where in one a stream stands.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// The part of a head that has come.
+    pub(super) head: BytesMut,
+    /// Body bytes still to come.
+    pub(super) left: usize,
+    /// What came is no frame; nothing can be said any more.
+    pub(super) lost: bool,
+}
+
+impl Walk {
+    /// Begins `left` bytes before the end of a frame.
+    pub fn from(left: usize) -> Self {
+        Self { left, ..Self::default() }
+    }
+
+    /// Whether what came was no frame, so that nothing can be said of the stream.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Whether the stream stands between two frames.
+    pub fn is_between(&self) -> bool {
+        !self.lost && self.left == 0 && self.head.is_empty()
+    }
+}
+
+impl Tap for &mut Walk {
+    fn look(&mut self, bytes: &[u8]) -> Tapped {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let body = self.left.min(rest.len());
+            rest.advance(body);
+            self.left = self.left.saturating_sub(body);
+            if rest.is_empty() {
+                break;
+            }
+            match complete_head(&mut self.head, &mut rest) {
+                Ok(Some(head)) => self.left = head.body_bytes,
+                Ok(None) => {}
+                Err(_) => {
+                    self.lost = true;
+                    return Tapped::Done;
+                }
+            }
+        }
+        Tapped::More
+    }
+}
+
+/// Reads a head of which `begun` has come already, taking its bytes off `rest`. Only heads are ever copied.
+fn complete_head(begun: &mut BytesMut, rest: &mut &[u8]) -> Result<Option<Head>, frame::Fault> {
+    let seen = begun.len();
+    begun.extend_from_slice(rest.get(..rest.len().min(frame::HEAD_BYTES_MAX)).unwrap_or_default());
+    match Head::read(begun)? {
+        None => {
+            rest.advance(rest.len());
+            Ok(None)
+        }
+        Some(head) => {
+            rest.advance(head.head_bytes.saturating_sub(seen).min(rest.len()));
+            *begun = BytesMut::new();
+            Ok(Some(head))
+        }
+    }
+}
+
 /// Watches a backend's frames for the answer that names a born session.
 pub struct Birth<F> {
     request: Id,
     learned: Option<F>,
     head: BytesMut,
     body: Option<(Scan, usize)>,
+    /// Bytes of a frame that had begun earlier.
+    passing: usize,
 }
 
 impl<F: FnOnce(&SessionId)> Birth<F> {
-    /// Waits for the answer to `request` and tells `learned` the ID in it.
-    pub fn new(request: Id, learned: F) -> Self {
-        Self { request, learned: Some(learned), head: BytesMut::new(), body: None }
+    /// Waits for the answer to `request` and tells `learned` the ID in it. The first `passing` bytes are the rest of a
+    /// frame that had begun before anybody looked.
+    pub fn new(request: Id, passing: usize, learned: F) -> Self {
+        Self { request, learned: Some(learned), head: BytesMut::new(), body: None, passing }
     }
 
     /// A body is whole: is it the answer?
@@ -71,25 +143,18 @@ impl<F: FnOnce(&SessionId)> Birth<F> {
 
 impl<F: FnOnce(&SessionId) + Send> Tap for Birth<F> {
     fn look(&mut self, bytes: &[u8]) -> Tapped {
-        let mut rest = bytes;
+        let passed = self.passing.min(bytes.len());
+        self.passing = self.passing.saturating_sub(passed);
+        let mut rest = bytes.get(passed..).unwrap_or_default();
         loop {
             let Some((mut scan, left)) = self.body.take() else {
-                // Only heads are ever copied, and they are short.
-                let seen = self.head.len();
-                self.head.extend_from_slice(
-                    rest.get(..rest.len().min(crate::wire::frame::HEAD_BYTES_MAX)).unwrap_or_default(),
-                );
-                match Head::read(&self.head) {
+                match complete_head(&mut self.head, &mut rest) {
                     // What is no frame names no session; the client will see it for itself.
                     Err(_) => return Tapped::Done,
                     Ok(None) => return Tapped::More,
-                    Ok(Some(head)) => {
-                        rest.advance(head.head_bytes.saturating_sub(seen).min(rest.len()));
-                        self.head.clear();
-                        self.body = Some((Scan::default(), head.body_bytes));
-                        continue;
-                    }
+                    Ok(Some(head)) => self.body = Some((Scan::default(), head.body_bytes)),
                 }
+                continue;
             };
             let now = left.min(rest.len());
             scan.feed(rest.get(..now).unwrap_or_default());
@@ -115,14 +180,16 @@ mod tests {
         #[test]
         fn a_born_session_is_learned_in_any_split(pieces in prop::collection::vec(1usize..40, 1..20)) {
             let id = Scan::whole(br#"{"id":7}"#).unwrap().id.unwrap();
-            let mut stream = reply::frame(br#"{"method":"session.lifecycle","params":{"sessionId":"decoy"}}"#);
+            let mut stream = br#"rest of a frame","result":{}}"#.to_vec();
+            let passing = stream.len();
+            stream.extend(reply::frame(br#"{"method":"session.lifecycle","params":{"sessionId":"decoy"}}"#));
             stream.extend(reply::frame(br#"{"id":1,"result":{"sessionId":"other"}}"#));
             stream.extend(reply::frame(br#"{"id":7,"method":"ask","params":{}}"#));
             stream.extend(reply::frame(br#"{"id":7,"result":{"sessionId":"born"}}"#));
             let mut learned = None;
             let mut done = false;
             {
-                let mut tap = Birth::new(id, |session: &SessionId| learned = Some(session.clone()));
+                let mut tap = Birth::new(id, passing, |session: &SessionId| learned = Some(session.clone()));
                 let mut rest = &stream[..];
                 for piece in pieces.iter().cycle() {
                     let (now, later) = rest.split_at((*piece).min(rest.len()));
@@ -133,6 +200,22 @@ mod tests {
             }
             prop_assert!(done);
             prop_assert_eq!(learned, Some(SessionId::new("born")));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_walk_knows_where_it_stands(lengths in prop::collection::vec(1usize..50, 1..8), cut in any::<prop::sample::Index>(), piece in 1usize..30) {
+            let mut stream = Vec::new();
+            let mut ends = vec![0];
+            for length in lengths {
+                stream.extend(reply::frame(&vec![b'x'; length]));
+                ends.push(stream.len());
+            }
+            let cut = cut.index(stream.len().saturating_add(1));
+            let mut walk = Walk::default();
+            for bytes in stream[..cut].chunks(piece) { prop_assert_eq!((&mut walk).look(bytes), Tapped::More); }
+            prop_assert_eq!(walk.is_between(), ends.contains(&cut));
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::reload::Reloader;
+use crate::config::{self, diff};
 
 /// A burst is over when this long nothing has happened.
 const QUIET: Duration = Duration::from_millis(50);
@@ -24,49 +25,86 @@ const PATIENCE: Duration = Duration::from_millis(250);
 /// Reloads whenever the file's content changes, until `stop`.
 pub async fn watch(reloader: Arc<Reloader>, stop: CancellationToken) {
     let (events, mut happened) = mpsc::channel(1);
-    let watcher = match watcher(reloader.path(), events) {
-        Ok(watcher) => watcher,
-        Err(error) => {
-            tracing::error!(%error, "the configuration file is not watched: reload with SIGHUP or `sessile reload`");
-            return;
-        }
-    };
     let hash = RandomState::new();
     let content = |path: &Path| fs::read(path).ok().map(|bytes| hash.hash_one(bytes));
-    let mut known = content(reloader.path());
+    let path = reloader.path();
+    let mut watching = match Watching::new(path, &events) {
+        Ok(watching) => watching,
+        Err(error) => return unwatched(&error),
+    };
     let work = async {
-        while happened.recv().await.is_some() {
-            let settled = async { while tokio::time::timeout(QUIET, happened.recv()).await.is_ok() {} };
-            if tokio::time::timeout(PATIENCE, settled).await.is_err() {
-                tracing::debug!("the folder of the configuration is busy");
-            }
-            let now = content(reloader.path());
+        // The file may have changed between its first reading and this watch.
+        let seen = content(path);
+        let mut known = is_in_force(&reloader).then_some(seen);
+        loop {
+            let now = Some(content(path));
             if now != known {
                 known = now;
                 drop(reloader.reload("the file changed").await);
             }
+            if happened.recv().await.is_none() {
+                return;
+            }
+            let settled = async { while tokio::time::timeout(QUIET, happened.recv()).await.is_ok() {} };
+            if tokio::time::timeout(PATIENCE, settled).await.is_err() {
+                tracing::debug!("the folder of the configuration is busy");
+            }
+            if watching.folder != real_folder(path) {
+                match Watching::new(path, &events) {
+                    Ok(next) => watching = next,
+                    Err(error) => return unwatched(&error),
+                }
+            }
         }
     };
     stop.run_until_cancelled(work).await;
-    drop(watcher);
 }
 
-/// Watches the file's folder, and the folder a link leads to.
-fn watcher(path: &Path, events: mpsc::Sender<()>) -> notify::Result<RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading the file is an event too, and must not lead to reading it again. A full channel says "look" already.
-        if !event.is_ok_and(|event| event.kind.is_access()) && events.try_send(()).is_err() {}
-    })?;
-    let folder = |path: &Path| match path.parent() {
+fn unwatched(error: &notify::Error) {
+    tracing::error!(%error, "the configuration file is not watched: reload with SIGHUP or `sessile reload`");
+}
+
+/// Whether the file says what is in force.
+fn is_in_force(reloader: &Reloader) -> bool {
+    let now = reloader.balancer().snapshot();
+    config::load(reloader.path()).is_ok_and(|config| diff(&now.config, &config).is_empty())
+}
+
+/// The folder of the file that links lead to in the end.
+fn real_folder(path: &Path) -> Option<PathBuf> {
+    fs::canonicalize(path).ok().map(|real| folder(&real))
+}
+
+fn folder(path: &Path) -> PathBuf {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => ".".into(),
-    };
-    let near = folder(path);
-    watcher.watch(&near, RecursiveMode::NonRecursive)?;
-    if let Ok(real) = fs::canonicalize(path)
-        && fs::canonicalize(&near).is_ok_and(|near| near != folder(&real))
-    {
-        watcher.watch(&folder(&real), RecursiveMode::NonRecursive)?;
     }
-    Ok(watcher)
+}
+
+/// A watch on the file's folder, and on the folder a link leads to.
+struct Watching {
+    _watcher: RecommendedWatcher,
+    /// Where the link led when the watch began: led elsewhere, it needs another.
+    folder: Option<PathBuf>,
+}
+
+impl Watching {
+    fn new(path: &Path, events: &mpsc::Sender<()>) -> notify::Result<Self> {
+        let events = events.clone();
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Reading the file is an event too, and must not lead to reading it again. A full channel says "look"
+            // already.
+            if !event.is_ok_and(|event| event.kind.is_access()) && events.try_send(()).is_err() {}
+        })?;
+        let near = folder(path);
+        watcher.watch(&near, RecursiveMode::NonRecursive)?;
+        let real = real_folder(path);
+        if let Some(real) = &real
+            && fs::canonicalize(&near).is_ok_and(|near| near != *real)
+        {
+            watcher.watch(real, RecursiveMode::NonRecursive)?;
+        }
+        Ok(Self { _watcher: watcher, folder: real })
+    }
 }

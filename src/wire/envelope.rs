@@ -109,8 +109,14 @@ pub struct Envelope {
     pub session: Field,
     /// `params.options.sessionId`.
     pub options_session: Field,
+    /// Whether a `result` or `error` member is there.
+    pub is_answer: bool,
     /// Whether an `error` member is there.
     pub is_error: bool,
+    /// `params.id`: the request that a `$/cancelRequest` is about.
+    pub cancels: Option<Id>,
+    /// `params.requestId`.
+    pub request: Field,
     /// `result.sessionId`.
     pub result_session: Field,
     /// `result.protocolVersion` as written.

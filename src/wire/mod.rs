@@ -5,6 +5,7 @@
 
 pub mod envelope;
 pub mod frame;
+mod key;
 pub mod reply;
 pub mod scan;
 mod text;

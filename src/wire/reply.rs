@@ -106,6 +106,24 @@ pub fn error(id: &Id, refusal: Refusal, message: &str, retry_after: Option<Durat
     frame(&body)
 }
 
+/// The frame that answers `id` with a result.
+pub fn result(id: &Id, result: &serde_json::Value) -> Vec<u8> {
+    let mut body = b"{\"jsonrpc\":\"2.0\",\"id\":".to_vec();
+    body.extend_from_slice(id.raw());
+    body.extend_from_slice(b",\"result\":");
+    body.extend_from_slice(result.to_string().as_bytes());
+    body.push(b'}');
+    frame(&body)
+}
+
+/// The frame that tells a server that nobody is there to answer its request.
+pub fn client_gone(id: &Id) -> Vec<u8> {
+    let mut body = b"{\"jsonrpc\":\"2.0\",\"id\":".to_vec();
+    body.extend_from_slice(id.raw());
+    body.extend_from_slice(b",\"error\":{\"code\":-32603,\"message\":\"the client has gone\"}}");
+    frame(&body)
+}
+
 /// A request on sessile's own account.
 pub fn request(id: u64, method: &str, params: &serde_json::Value) -> Vec<u8> {
     frame(json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string().as_bytes())

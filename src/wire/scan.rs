@@ -10,6 +10,7 @@
 use super::envelope::{
     Envelope, Fault, Field, ID_BYTES_MAX, Id, METHOD_BYTES_MAX, SESSION_ID_BYTES_MAX, SessionId,
 };
+use super::key::{Key, Place};
 use super::text::{self, Text};
 
 /// Deepest nesting taken.
@@ -18,29 +19,6 @@ pub const DEPTH_MAX: u32 = 512;
 const KEY_BYTES_MAX: usize = 16;
 /// In `seen`: no answer can be sure of its id.
 const TWO_IDS: u16 = 128;
-
-/// The innermost object whose keys matter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Top,
-    Params,
-    Options,
-    Result,
-}
-
-/// A key that matters, or any other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Key {
-    Id,
-    Method,
-    Params,
-    Session,
-    Options,
-    Error,
-    Result,
-    ProtocolVersion,
-    Other,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -121,7 +99,7 @@ impl Scan {
     pub fn feed(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() && self.fault.is_none_or(|fault| fault == Fault::Duplicate) {
-            let used = self.step(rest).clamp(1, rest.len());
+            let used = self.step(rest).min(rest.len());
             self.at = self.at.saturating_add(used);
             rest = rest.get(used..).unwrap_or_default();
         }
@@ -201,27 +179,8 @@ impl Scan {
     /// A key is complete: which one is it, and is it the first of its kind?
     fn named_key(&mut self) {
         let name = if self.text.is_over() { &[] } else { self.text.bytes() };
-        self.key = match (self.place, name) {
-            (Place::Top, b"id") => Key::Id,
-            (Place::Top, b"method") => Key::Method,
-            (Place::Top, b"params") => Key::Params,
-            (Place::Top, b"error") => Key::Error,
-            (Place::Top, b"result") => Key::Result,
-            (Place::Params, b"options") => Key::Options,
-            (Place::Params | Place::Options | Place::Result, b"sessionId") => Key::Session,
-            (Place::Result, b"protocolVersion") => Key::ProtocolVersion,
-            _ => Key::Other,
-        };
-        let bit = match (self.place, self.key) {
-            (Place::Top, Key::Id) => 1,
-            (Place::Top, Key::Method) => 2,
-            (Place::Top, Key::Params) => 4,
-            (Place::Params, Key::Session) => 8,
-            (Place::Params, Key::Options) => 16,
-            (Place::Options, Key::Session) => 32,
-            (Place::Top, Key::Result) => 64,
-            _ => 0,
-        };
+        self.key = Key::of(self.place, name);
+        let bit = self.key.bit(self.place);
         if self.seen & bit != 0 {
             self.fault = Some(Fault::Duplicate);
             if self.key == Key::Id {
@@ -236,12 +195,13 @@ impl Scan {
     /// The first byte of a value in a tracked object.
     fn value(&mut self, byte: u8) -> usize {
         match (self.key, byte) {
-            (Key::Id, b'"') => {
+            (Key::Id | Key::Cancels, b'"') => {
                 self.keep_raw(byte);
                 self.mode = Mode::Raw { quoted: true, escaped: false };
                 return 1;
             }
-            (Key::Id, b'-' | b'0'..=b'9' | b'n') | (Key::ProtocolVersion, b'-' | b'0'..=b'9') => {
+            (Key::Id, b'-' | b'0'..=b'9' | b'n')
+            | (Key::ProtocolVersion | Key::Cancels, b'-' | b'0'..=b'9') => {
                 self.keep_raw(byte);
                 self.mode = Mode::Raw { quoted: false, escaped: false };
                 return 1;
@@ -252,7 +212,7 @@ impl Scan {
                 self.mode = Mode::KeptText;
                 return 1;
             }
-            (Key::Session, b'"') => {
+            (Key::Session | Key::Request, b'"') => {
                 self.text.begin(SESSION_ID_BYTES_MAX);
                 self.mode = Mode::KeptText;
                 return 1;
@@ -263,8 +223,16 @@ impl Scan {
             }
             (Key::Params, b'{') => return self.enter(Place::Params),
             (Key::Options, b'{') => return self.enter(Place::Options),
-            (Key::Result, b'{') => return self.enter(Place::Result),
-            (Key::Error, _) => self.found.is_error = true,
+            (Key::Result, byte) => {
+                self.found.is_answer = true;
+                if byte == b'{' {
+                    return self.enter(Place::Result);
+                }
+            }
+            (Key::Error, _) => {
+                self.found.is_answer = true;
+                self.found.is_error = true;
+            }
             _ => {}
         }
         match byte {
@@ -310,6 +278,7 @@ impl Scan {
             (false, true) => Field::Long(SessionId::new(&text)),
         };
         match self.place {
+            Place::Params if self.key == Key::Request => self.found.request = field,
             Place::Params => self.found.session = field,
             Place::Options => self.found.options_session = field,
             Place::Result => self.found.result_session = field,
@@ -331,8 +300,12 @@ impl Scan {
             return self.again(byte);
         }
         if self.raw.len() >= ID_BYTES_MAX {
-            self.fault = Some(Fault::BadId);
-            return 1;
+            if self.key == Key::Id {
+                self.fault = Some(Fault::BadId);
+                return 1;
+            }
+            self.mode = if quoted { Mode::PassedText { escaped } } else { Mode::Passed };
+            return 0;
         }
         self.raw.push(byte);
         if quoted && byte == b'"' && !escaped {
@@ -355,6 +328,9 @@ impl Scan {
         let sound = serde_json::from_slice::<serde::de::IgnoredAny>(&self.raw).is_ok();
         match (self.key, sound) {
             (Key::ProtocolVersion, _) => self.found.protocol_version = Some(self.raw.as_slice().into()),
+            (Key::Cancels, _) => {
+                self.found.cancels = Some(Id { raw: self.raw.as_slice().into(), at: self.raw_at });
+            }
             (_, false) => self.fault = Some(Fault::BadId),
             (_, true) if self.raw == b"null" || self.seen & TWO_IDS != 0 => {}
             (_, true) => self.found.id = Some(Id { raw: self.raw.as_slice().into(), at: self.raw_at }),

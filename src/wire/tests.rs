@@ -19,7 +19,10 @@ fn read(body: &[u8]) -> Envelope {
         method: value["method"].as_str().map(Into::into),
         session: field(&value["params"]["sessionId"]),
         options_session: field(&value["params"]["options"]["sessionId"]),
+        is_answer: value.get("result").is_some() || value.get("error").is_some(),
         is_error: value.get("error").is_some(),
+        cancels: None,
+        request: Field::Absent,
         result_session: field(&value["result"]["sessionId"]),
         protocol_version: value["result"]["protocolVersion"]
             .as_u64()
@@ -122,6 +125,8 @@ prop_compose! {
         put(0, &mut options, "sessionId", inner);
         put(1, &mut params, "sessionId", session);
         put(2, &mut params, "options", Value::from(options));
+        params.remove("id");
+        params.remove("requestId");
         put(3, &mut top, "params", Value::from(params));
         put(4, &mut top, "method", Value::from(method));
         put(5, &mut result, "sessionId", born);
@@ -233,4 +238,17 @@ fn ids_keep_their_bytes_and_place() {
         assert_eq!(&body[id.span()], raw);
     }
     assert_eq!(Scan::whole(br#"{"id":null,"method":"m"}"#).unwrap().id, None);
+}
+
+#[test]
+fn what_a_cancellation_and_an_inference_answer_point_at_is_found() {
+    let envelope = |body: &str| Scan::whole(body.as_bytes()).unwrap();
+    for (body, raw) in [(r#"{"params":{"id":7}}"#, "7"), (r#"{"params":{"x":1,"id": "a-b" }}"#, "\"a-b\"")] {
+        let id = envelope(body).cancels.unwrap();
+        assert_eq!((id.raw(), &body[id.span()]), (raw.as_bytes(), raw));
+    }
+    assert_eq!(envelope(r#"{"params":{"id":{"sessionId":"x"}}}"#).cancels, None);
+    assert_eq!(envelope(&format!(r#"{{"id":1,"params":{{"id":"{}"}}}}"#, "a".repeat(300))).cancels, None);
+    assert_eq!(envelope(r#"{"params":{"requestId":"r1"}}"#).request, Field::Is(SessionId::new("r1")));
+    assert_eq!(envelope(r#"{"params":{"requestId":9}}"#).request, Field::Absent);
 }

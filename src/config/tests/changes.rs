@@ -107,8 +107,11 @@ fn any_config() -> impl Draw<Value = Config> {
         |(backends, ports, token, deny, seconds)| {
             let deny = if deny { MethodPolicy::default().deny } else { BTreeSet::new() };
             let methods = MethodPolicy::new(BTreeSet::new(), deny);
-            let listener =
-                |port| Listener { address: ([127, 0, 0, 1], port).into(), methods: methods.clone() };
+            let listener = |port| Listener {
+                address: ([127, 0, 0, 1], port).into(),
+                methods: methods.clone(),
+                ..Listener::default()
+            };
             Config {
                 listeners: ports.into_iter().map(listener).collect(),
                 health: Health { interval: Duration::from_secs(seconds), ..Health::default() },

@@ -42,9 +42,9 @@ fn renders_wrong_words() {
 }
 
 #[test]
-fn renders_routing_that_is_not_there_yet() {
+fn renders_routing_that_does_not_exist() {
     assert_snapshot!(rendered(
-        "[[listener]]\naddress = '127.0.0.1:4321'\nrouting = 'session'\ntls = {}\n[[backend]]\nname = 'a'\naddress = 'a:1'\n"
+        "[[listener]]\naddress = '127.0.0.1:4321'\nrouting = 'sessions'\ntls = {}\n[[backend]]\nname = 'a'\naddress = 'a:1'\n"
     ));
 }
 

@@ -1,0 +1,30 @@
+# Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
+
+.PHONY: test lint need-node unit sdk clean
+
+test: need-node lint unit sdk
+
+# Says what is missing instead of skipping what it was for.
+need-node:
+	@command -v node >/dev/null && command -v npm >/dev/null || { \
+	  echo "make test needs Node.js 20 or newer with npm: the tests run the real Copilot SDK and its real CLI server" >&2; \
+	  exit 1; }
+	@node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' || { \
+	  echo "make test needs Node.js 20 or newer; this is $$(node --version)" >&2; exit 1; }
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+# Unit, integration and doc tests; builds the binary that the SDK tests run.
+unit:
+	cargo test --locked
+
+sdk: tests/sdk/node_modules/.package-lock.json
+	cd tests/sdk && SESSILE_BIN=$(CURDIR)/target/debug/sessile npm test
+
+tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json
+	cd tests/sdk && npm ci
+
+clean:
+	rm -rf target tests/sdk/node_modules

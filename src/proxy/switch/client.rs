@@ -1,0 +1,356 @@
+//! The client's side of the switch: where each of its frames goes.
+
+use std::task::{Context, Poll};
+use std::time::Instant as StdInstant;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep_until};
+
+use super::errand::{self, News};
+use super::merge;
+use super::method::{self, Effect, Merge, Way};
+use super::table::{At, FLIGHTS_MAX, Flight, NOWHERE, Seat};
+use super::{QUEUE_BYTES_MAX, Switch, Target};
+use crate::close::{At as Where, By, Close, Why};
+use crate::link::StateFrame;
+use crate::place::{Refused, addresses};
+use crate::proxy::inlet::{Fault, Frame, Piece};
+use crate::wire::{Id, Named, Refusal, SessionId, reply};
+
+impl Switch<'_> {
+    /// Takes frames from the client while their way is free.
+    pub(super) fn turn_client(&mut self, cx: &mut Context<'_>) -> Result<bool, Close> {
+        let mut moved = false;
+        while self.may_read() {
+            let piece = match self.held.take() {
+                Some(frame) => Some(Piece::Frame(frame)),
+                None => match self.inlet.next(self.config.limits.opening_bytes) {
+                    Ok(piece) => piece,
+                    Err(fault) => return Err(self.faulty(&fault)),
+                },
+            };
+            match piece {
+                Some(Piece::Frame(frame)) if self.is_barred(&frame) => {
+                    self.held = Some(frame);
+                    break;
+                }
+                Some(Piece::Frame(frame)) => self.dispatch(frame)?,
+                Some(Piece::More { bytes, end }) => self.more(bytes, end.map(|envelope| envelope.id)),
+                None if self.ended => break,
+                None => match self.inlet.poll_fill(&self.client, cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(0)) => self.ended = true,
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(error)) => return Err(Close::io(By::Client, Where::Relay, &error)),
+                },
+            }
+            moved = true;
+        }
+        if moved {
+            self.watch();
+        }
+        Ok(moved)
+    }
+
+    /// A frame that has begun must be whole in time; between frames a client may idle.
+    fn watch(&mut self) {
+        if !self.inlet.is_midway() || self.inlet.is_passing() {
+            self.deadline = None;
+        } else if self.deadline.is_none() {
+            let due = Instant::now().checked_add(self.config.timeouts.opening);
+            self.deadline = due.map(|due| Box::pin(sleep_until(due)));
+        }
+    }
+
+    /// Whether the client's next bytes have somewhere to go.
+    fn may_read(&self) -> bool {
+        let room = match &self.target {
+            Some(Target::Upstream(at)) => self.upstreams.get(at).is_none_or(super::Upstream::has_room),
+            Some(Target::Errand(errand)) => {
+                self.waiting.get(errand).is_none_or(|waiting| waiting.bytes < QUEUE_BYTES_MAX)
+            }
+            Some(Target::Nowhere) | None => true,
+        };
+        let out = self.out.len().saturating_add(self.aside.len());
+        room && out < QUEUE_BYTES_MAX && self.table.flights.len() < FLIGHTS_MAX
+    }
+
+    /// Whether a frame has to wait: for the answer to a state request, or for room on its way.
+    fn is_barred(&self, frame: &Frame) -> bool {
+        if frame.envelope.method.is_some() && self.busy.is_some() {
+            return true;
+        }
+        match frame.envelope.named() {
+            Named::Session(session) | Named::Untracked(session) => match self.table.sessions.get(&session) {
+                Some(Seat::Seated { at, .. }) => {
+                    self.upstreams.get(at).is_some_and(|upstream| !upstream.has_room())
+                }
+                Some(Seat::Placing(errand)) => {
+                    self.waiting.get(errand).is_some_and(|waiting| waiting.bytes >= QUEUE_BYTES_MAX)
+                }
+                None => false,
+            },
+            Named::Born | Named::Nothing => false,
+        }
+    }
+
+    /// Sends a frame on its way.
+    fn dispatch(&mut self, frame: Frame) -> Result<(), Close> {
+        if frame.left > 0 {
+            self.target = Some(Target::Nowhere);
+        }
+        let Some(method) = frame.envelope.method.clone() else {
+            self.answer_up(frame);
+            return Ok(());
+        };
+        if let Some(id) = &frame.envelope.id
+            && self.table.flights.contains_key(id)
+        {
+            self.refuse(Some(id), &plain(Refusal::Malformed, "a request with this id is in flight"));
+            return Ok(());
+        }
+        if self.listener.methods.denies(&method) {
+            let message = format!("{method} affects a whole server; this listener does not allow it");
+            self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Denied, &message));
+            return Ok(());
+        }
+        match method::way(&method) {
+            Way::State => self.state_request(frame, &method),
+            Way::Cancel => self.cancel(&frame),
+            Way::Inference => self.inference(frame),
+            Way::Fleet(merge) if self.may_know() && self.is_many() => {
+                self.of_fleet(&frame, merge, &method);
+                Ok(())
+            }
+            Way::Provider if self.may_know() && self.is_many() => {
+                self.provide(frame, &method);
+                Ok(())
+            }
+            Way::Ordinary | Way::Provider | Way::Fleet(_) => match frame.envelope.named() {
+                named @ (Named::Session(_) | Named::Untracked(_) | Named::Born) if self.may_know() => {
+                    self.by_session(frame, &method, &named)
+                }
+                _ => self.forward_any(frame),
+            },
+        }
+    }
+
+    /// More of a large frame. At its end the id is known for sure.
+    fn more(&mut self, bytes: Bytes, end: Option<Option<Id>>) {
+        match self.target.clone() {
+            Some(Target::Upstream(at)) => self.push_up(at, bytes),
+            Some(Target::Errand(errand)) => {
+                if let Some(waiting) = self.waiting.get_mut(&errand) {
+                    waiting.bytes = waiting.bytes.saturating_add(bytes.len());
+                    waiting.more.push(bytes);
+                }
+            }
+            Some(Target::Nowhere) | None => {}
+        }
+        if end.is_some() {
+            self.target = None;
+        }
+    }
+
+    /// By the session that the frame names or will give birth to.
+    fn by_session(&mut self, frame: Frame, method: &str, named: &Named) -> Result<(), Close> {
+        let session = match named {
+            Named::Session(session) | Named::Untracked(session) => Some(session),
+            Named::Born | Named::Nothing => None,
+        };
+        if let Some(session) = session {
+            if self.table.is_lost(session, method::revives(method)) {
+                let message = "the backend of this session went away: resume the session to go on";
+                let refused = Refused::later(Refusal::BackendLost, message, &self.config);
+                self.refuse(frame.envelope.id.as_ref(), &refused);
+                return Ok(());
+            }
+            match self.table.sessions.get(session) {
+                Some(Seat::Seated { at, .. }) => return self.forward(*at, frame),
+                Some(Seat::Placing(errand)) => {
+                    self.wait(*errand, frame);
+                    return Ok(());
+                }
+                None => {}
+            }
+        }
+        let must_exist = session.is_some() && !frame.envelope.creates();
+        let (balancer, known, named) = (self.balancer.clone(), self.known(), named.clone());
+        let number = self.send_out(|number| errand::place(&balancer, number, &named, must_exist, known));
+        if let Some(session) = session {
+            self.table.sessions.insert(session.clone(), Seat::Placing(number));
+        }
+        self.wait(number, frame);
+        Ok(())
+    }
+
+    /// To whatever upstream there is; the first one is fetched.
+    fn forward_any(&mut self, frame: Frame) -> Result<(), Close> {
+        if let Some((&at, _)) = self.upstreams.first_key_value() {
+            return self.forward(at, frame);
+        }
+        let errand = match self.scouting {
+            Some(errand) => errand,
+            None => {
+                let (balancer, known) = (self.balancer.clone(), self.known());
+                self.send_out(|number| errand::scout(&balancer, number, known))
+            }
+        };
+        self.scouting = Some(errand);
+        self.wait(errand, frame);
+        Ok(())
+    }
+
+    /// To an upstream.
+    pub(super) fn forward(&mut self, at: At, frame: Frame) -> Result<(), Close> {
+        if let (Some(method), Some(id)) = (&frame.envelope.method, &frame.envelope.id) {
+            let named = frame.envelope.named();
+            let born = named == Named::Born;
+            let session = match named {
+                Named::Session(session) | Named::Untracked(session) => Some(session),
+                Named::Born | Named::Nothing => None,
+            };
+            if let (true, Some(upstream)) = (born, self.upstreams.get_mut(&at)) {
+                upstream.births = upstream.births.saturating_add(1);
+            }
+            let (effect, class) = (method::effect(method), method::class(method));
+            self.balancer.metrics.requests_in_flight.inc();
+            let flight = Flight { at, session, effect, born, class, since: StdInstant::now() };
+            self.table.depart(id.clone(), flight);
+        }
+        if frame.left > 0 {
+            self.target = Some(Target::Upstream(at));
+        }
+        let released = match (&frame.envelope.id, frame.envelope.named()) {
+            (None, Named::Session(session) | Named::Untracked(session)) => Some(session),
+            _ => None,
+        };
+        self.push_up(at, frame.bytes);
+        if let Some(session) = released {
+            self.table.release(&session);
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, errand: u64, frame: Frame) {
+        if frame.left > 0 {
+            self.target = Some(Target::Errand(errand));
+        }
+        let waiting = self.waiting.entry(errand).or_default();
+        waiting.bytes = waiting.bytes.saturating_add(frame.bytes.len());
+        waiting.frames.push_back(frame);
+    }
+
+    /// The client's answer to a server's request: under the server's own id again.
+    fn answer_up(&mut self, frame: Frame) {
+        let Some(id) = &frame.envelope.id else { return };
+        let Some(asked) = self.table.asked(id) else { return };
+        let bytes = frame.with_id(id, asked.id.raw());
+        if frame.left > 0 {
+            self.target = Some(Target::Upstream(asked.at));
+        }
+        self.push_up(asked.at, bytes);
+    }
+
+    /// A state request: one upstream answers the client, the others are told and their answers swallowed.
+    fn state_request(&mut self, frame: Frame, method: &str) -> Result<(), Close> {
+        if frame.left > 0 {
+            self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Limit, "the frame is too long"));
+            return Ok(());
+        }
+        if let Some(id) = frame.envelope.id.clone() {
+            let state = StateFrame::new(frame.body(), method, id.clone());
+            let held: usize = self.state.iter().map(StateFrame::bytes).sum();
+            if held.saturating_add(state.bytes()) > self.config.limits.opening_bytes {
+                let message = "the client's state is larger than limits.opening_bytes";
+                self.refuse(Some(&id), &plain(Refusal::Limit, message));
+                return Ok(());
+            }
+            let others: Vec<At> = self.upstreams.keys().skip(1).copied().collect();
+            for at in others {
+                let own = format!("sessile-{}", self.errand_last);
+                self.push_up(at, reply::with_id(frame.body(), id.span(), &own).into());
+            }
+            self.busy = Some((id, state));
+        }
+        self.forward_any(frame)
+    }
+
+    /// Asked of every server, over their query connections.
+    fn of_fleet(&mut self, frame: &Frame, merge: Merge, method: &str) {
+        let Some(id) = frame.envelope.id.clone().filter(|_| frame.left == 0) else {
+            self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Limit, "the frame is too long"));
+            return;
+        };
+        let body: serde_json::Value = serde_json::from_slice(frame.body()).unwrap_or_default();
+        let params = body.get("params").cloned().unwrap_or_else(|| serde_json::json!({}));
+        let (balancer, method) = (self.balancer.clone(), method.to_owned());
+        self.depart_alone(id.clone(), &method);
+        self.errands.push(Box::pin(async move {
+            let frame = merge::merged(&balancer, merge, &method, params, &id).await;
+            News::Merged { id, frame }
+        }));
+    }
+
+    /// Notes a request that is not on one upstream.
+    pub(super) fn depart_alone(&mut self, id: Id, method: &str) {
+        self.balancer.metrics.requests_in_flight.inc();
+        let (effect, class) = (Effect::None, method::class(method));
+        let flight =
+            Flight { at: NOWHERE, session: None, effect, born: false, class, since: StdInstant::now() };
+        self.table.depart(id, flight);
+    }
+
+    /// Its answer is there.
+    pub(super) fn end_alone(&mut self, id: &Id, is_error: bool) {
+        if let Some(flight) = self.table.arrive(id, is_error) {
+            self.landed(&flight, is_error);
+        }
+    }
+
+    /// Whether the fleet is more than one server.
+    fn is_many(&self) -> bool {
+        addresses(&self.balancer.now()).nth(1).is_some()
+    }
+
+    /// A cancellation follows the request it cancels.
+    fn cancel(&mut self, frame: &Frame) -> Result<(), Close> {
+        let flight = frame.envelope.cancels.as_ref().and_then(|id| self.table.flights.get(id));
+        if let Some(at) = flight.map(|flight| flight.at) {
+            self.push_up(at, frame.bytes.clone());
+        }
+        Ok(())
+    }
+
+    /// Part of an inference that a backend asked for goes back there.
+    fn inference(&mut self, frame: Frame) -> Result<(), Close> {
+        let request: Option<&SessionId> = match &frame.envelope.request {
+            crate::wire::envelope::Field::Is(request) => Some(request),
+            _ => None,
+        };
+        match request.and_then(|request| self.table.inference(request)) {
+            Some(at) => self.forward(at, frame),
+            None => self.forward_any(frame),
+        }
+    }
+
+    /// Whether the client may learn where sessions are: see the opening.
+    fn may_know(&self) -> bool {
+        self.authenticated || !self.balancer.demands_token()
+    }
+
+    /// The client sent what no server would read alike: answered where an id is known, and closed.
+    fn faulty(&mut self, fault: &Fault) -> Close {
+        let (id, refusal, why) = match fault {
+            Fault::Head(_) => (None, Refusal::Malformed, Why::Malformed),
+            Fault::Body(_, id) => (id.clone(), Refusal::Malformed, Why::Malformed),
+            Fault::Undecided(id) => (id.clone(), Refusal::Limit, Why::Limit),
+        };
+        self.refuse(id.as_ref(), &plain(refusal, &fault.to_string()));
+        Close::new(By::Client, Where::Relay, why)
+    }
+}
+
+fn plain(refusal: Refusal, message: &str) -> Refused {
+    Refused { refusal, message: message.to_owned(), retry_after: None }
+}

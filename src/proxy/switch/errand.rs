@@ -1,0 +1,206 @@
+//! Errands: what the switch has to wait for, and what comes of it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::balancer::Balancer;
+use crate::close::Close;
+use crate::config::OnDown;
+use crate::fleet::{Backend, Health};
+use crate::link::{Link, StateFrame};
+use crate::place::{self, Placed, Refused, Want};
+use crate::wire::{Id, Named, Refusal, SessionId};
+
+use super::table::{At, Seat};
+use super::upstream::Upstream;
+use super::{Switch, Target, Waiting};
+
+/// An errand on its way.
+pub(super) type Errand = Pin<Box<dyn Future<Output = News> + Send>>;
+
+/// What an errand brings.
+pub(super) enum News {
+    /// A session, or a session to be born, has a home or has none.
+    Placed { errand: u64, session: Option<SessionId>, placed: Result<Placed, Refused> },
+    /// The first upstream, or none.
+    Scouted { errand: u64, link: Result<Link, Refused> },
+    /// A link to every server that had none, or the reason why not.
+    Everyone { errand: u64, links: Result<Vec<Link>, Refused> },
+    /// An upstream has to be given up.
+    Alarm(At),
+    /// The fleet's answer to a request, as a whole frame.
+    Merged { id: Id, frame: Vec<u8> },
+}
+
+/// Finds a home for what `named` says.
+pub(super) fn place(
+    balancer: &Arc<Balancer>,
+    errand: u64,
+    named: &Named,
+    must_exist: bool,
+    known: Known,
+) -> Errand {
+    let balancer = Arc::clone(balancer);
+    let (session, tracked) = match named {
+        Named::Session(id) => (Some(id.clone()), true),
+        Named::Untracked(id) => (Some(id.clone()), false),
+        Named::Born | Named::Nothing => (None, false),
+    };
+    Box::pin(async move {
+        let want = Want {
+            session: session.as_ref(),
+            tracked,
+            must_exist,
+            frames: &known.state,
+            version: known.version.as_deref(),
+            have: &known.backends,
+        };
+        let placed = place::place(&balancer, &want).await;
+        News::Placed { errand, session, placed }
+    })
+}
+
+/// Finds a backend that can answer what any can.
+pub(super) fn scout(balancer: &Arc<Balancer>, errand: u64, known: Known) -> Errand {
+    let balancer = Arc::clone(balancer);
+    Box::pin(async move {
+        let link = place::scout(&balancer, &known.state, known.version.as_deref()).await;
+        News::Scouted { errand, link }
+    })
+}
+
+/// Finds a link to every server.
+pub(super) fn everyone(balancer: &Arc<Balancer>, errand: u64, known: Known) -> Errand {
+    let balancer = Arc::clone(balancer);
+    Box::pin(async move {
+        let links = place::everyone(&balancer, &known.state, known.version.as_deref(), &known.backends).await;
+        News::Everyone { errand, links }
+    })
+}
+
+/// What a new upstream has to be told or need not be dialled for.
+pub(super) struct Known {
+    pub state: Arc<Vec<StateFrame>>,
+    pub version: Option<Box<[u8]>>,
+    pub backends: Vec<Arc<Backend>>,
+}
+
+impl Switch<'_> {
+    /// What a new upstream has to know.
+    pub(super) fn known(&self) -> Known {
+        Known { state: Arc::clone(&self.state), version: self.version.clone(), backends: self.backends() }
+    }
+
+    /// An errand is back.
+    pub(super) fn heard(&mut self, news: News) -> Result<(), Close> {
+        match news {
+            News::Placed { errand, session, placed } => match placed {
+                Ok(placed) => self.placed(errand, session, placed),
+                Err(refused) => {
+                    if let Some(session) = &session {
+                        self.table.sessions.remove(session);
+                    }
+                    self.unplaced(errand, &refused);
+                    Ok(())
+                }
+            },
+            News::Scouted { errand, link } => {
+                self.scouting = None;
+                match link {
+                    Ok(link) => {
+                        let at = self.install(link);
+                        self.flush(errand, at)
+                    }
+                    Err(refused) => {
+                        self.unplaced(errand, &refused);
+                        Ok(())
+                    }
+                }
+            }
+            News::Everyone { errand, links } => self.provided(errand, links),
+            News::Alarm(at) => self.lose(at),
+            News::Merged { id, frame } => {
+                self.end_alone(&id, false);
+                self.say_own(frame);
+                Ok(())
+            }
+        }
+    }
+
+    /// A session has a home: its frames go there.
+    fn placed(&mut self, errand: u64, session: Option<SessionId>, placed: Placed) -> Result<(), Close> {
+        let Placed { link, backend, hold, reason } = placed;
+        let known = self.upstreams.iter().find(|(_, upstream)| Arc::ptr_eq(upstream.backend(), &backend));
+        let at = match (known.map(|(at, _)| *at), link) {
+            (Some(at), _) => at,
+            (None, Some(link)) => self.install(link),
+            (None, None) => {
+                // The upstream it was to use has been lost meanwhile.
+                let refused = Refused::later(Refusal::BackendLost, "the backend went away", &self.config);
+                if let Some(session) = &session {
+                    self.table.sessions.remove(session);
+                }
+                self.unplaced(errand, &refused);
+                return Ok(());
+            }
+        };
+        self.record.placed(session.clone(), backend.name(), reason.label());
+        if let Some(session) = session {
+            let mut hold = hold;
+            if let (Some(hold), Some(upstream)) = (&mut hold, self.upstreams.get(&at)) {
+                hold.set_alarm(upstream.alarm());
+            }
+            self.table.sessions.insert(session, Seat::Seated { at, hold, attached: false, flights: 0 });
+        }
+        self.flush(errand, at)
+    }
+
+    /// Sends what waited for an errand.
+    fn flush(&mut self, errand: u64, at: At) -> Result<(), Close> {
+        let Waiting { frames, more, .. } = self.waiting.remove(&errand).unwrap_or_default();
+        for frame in frames {
+            self.forward(at, frame)?;
+        }
+        if matches!(self.target, Some(Target::Errand(number)) if number == errand) {
+            self.target = Some(Target::Upstream(at));
+        }
+        for bytes in more {
+            self.push_up(at, bytes);
+        }
+        Ok(())
+    }
+
+    /// Refuses what waited for an errand.
+    fn unplaced(&mut self, errand: u64, refused: &Refused) {
+        let waiting = self.waiting.remove(&errand).unwrap_or_default();
+        if matches!(self.target, Some(Target::Errand(number)) if number == errand) {
+            self.target = Some(Target::Nowhere);
+        }
+        for frame in waiting.frames {
+            if frame.envelope.method.is_some() {
+                self.refuse(frame.envelope.id.as_ref(), refused);
+            }
+        }
+    }
+
+    /// Takes a new link into service.
+    pub(super) fn install(&mut self, link: Link) -> At {
+        self.upstream_last = self.upstream_last.saturating_add(1);
+        let at = self.upstream_last;
+        let upstream = Upstream::new(link);
+        let alarm = upstream.alarm().clone();
+        self.errands.push(Box::pin(async move {
+            alarm.cancelled_owned().await;
+            News::Alarm(at)
+        }));
+        if self.balancer.now().config.placement.on_down == OnDown::Close {
+            let mut standing = upstream.backend().standing();
+            self.errands.push(Box::pin(async move {
+                let down = standing.wait_for(|standing| standing.health == Health::Down).await.is_ok();
+                if down { News::Alarm(at) } else { std::future::pending().await }
+            }));
+        }
+        self.upstreams.insert(at, upstream);
+        at
+    }
+}

@@ -1,0 +1,272 @@
+//! The switch: every frame of a client to the backend of its own session.
+//!
+//! One task per client carries all its upstreams. Whatever can be done without waiting is done in [`Switch::turn`], which
+//! is polled; whatever must wait (placing a session, dialling, asking the fleet) is an errand, and only the frames that
+//! depend on it wait with it. Queues in both directions are bounded, and a full one stops reading from the peer that
+//! fills it. Frames reach the client whole: while one upstream is in the middle of a large frame, the others wait.
+
+mod client;
+mod errand;
+mod merge;
+mod method;
+mod provider;
+mod table;
+mod upstream;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::balancer::Balancer;
+use crate::close::{At as Where, By, Close, Why};
+use crate::config::{Config, Listener};
+use crate::fleet::Backend;
+use crate::link::StateFrame;
+use crate::metrics::Record;
+use crate::net::farewell;
+use crate::place::Refused;
+use crate::wire::{Id, reply};
+
+use crate::proxy::inlet::{Frame, Inlet};
+use crate::proxy::queue::Queue;
+use errand::{Errand, News};
+use table::{At, Table};
+use upstream::Upstream;
+
+/// Bytes waiting for one peer, beyond which nothing more is read for it.
+const QUEUE_BYTES_MAX: usize = 256 * 1024;
+
+/// One client and all its upstreams.
+struct Switch<'a> {
+    balancer: Arc<Balancer>,
+    config: Arc<Config>,
+    listener: &'a Listener,
+    record: &'a mut Record,
+    client: TcpStream,
+    inlet: Inlet,
+    out: Queue,
+    upstreams: BTreeMap<At, Upstream>,
+    upstream_last: At,
+    /// The upstream that is in the middle of a frame to the client.
+    speaker: Option<At>,
+    /// Frames of sessile's own that wait for the end of the speaker's.
+    aside: Queue,
+    table: Table,
+    providers: provider::Providers,
+    errands: FuturesUnordered<Pin<Box<dyn Future<Output = News> + Send>>>,
+    errand_last: u64,
+    /// Frames that wait for an errand.
+    waiting: HashMap<u64, Waiting>,
+    /// The errand that brings the first upstream.
+    scouting: Option<u64>,
+    /// Where the rest of the client's large frame goes.
+    target: Option<Target>,
+    /// A frame of the client whose way is full or not free yet.
+    held: Option<Frame>,
+    /// The state request in flight: nothing else is sent before its answer.
+    busy: Option<(Id, StateFrame)>,
+    state: Arc<Vec<StateFrame>>,
+    version: Option<Box<[u8]>>,
+    authenticated: bool,
+    /// The client has sent its last byte.
+    ended: bool,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// What waits for an errand, in order.
+#[derive(Default)]
+struct Waiting {
+    frames: VecDeque<Frame>,
+    /// The rest of the last one, as far as it has come.
+    more: Vec<Bytes>,
+    bytes: usize,
+}
+
+/// Where the rest of a large frame goes.
+#[derive(Clone, Debug)]
+enum Target {
+    Upstream(At),
+    Errand(u64),
+    Nowhere,
+}
+
+/// Carries a client's frames until it leaves or has to.
+pub async fn switch(
+    balancer: &Arc<Balancer>,
+    listener: &Listener,
+    client: TcpStream,
+    record: &mut Record,
+) -> Close {
+    let config = Arc::clone(&balancer.now().config);
+    let opening = Instant::now().checked_add(config.timeouts.opening);
+    let mut switch = Switch {
+        balancer: Arc::clone(balancer),
+        listener,
+        record,
+        client,
+        inlet: Inlet::new(By::Client, BytesMut::new()),
+        out: Queue::default(),
+        upstreams: BTreeMap::new(),
+        upstream_last: 0,
+        speaker: None,
+        aside: Queue::default(),
+        table: Table::default(),
+        providers: provider::Providers::default(),
+        errands: FuturesUnordered::new(),
+        errand_last: 0,
+        waiting: HashMap::new(),
+        scouting: None,
+        target: None,
+        held: None,
+        busy: None,
+        state: Arc::default(),
+        version: None,
+        authenticated: false,
+        ended: false,
+        deadline: opening.map(|due| Box::pin(sleep_until(due))),
+        config,
+    };
+    let close = tokio::select! {
+        close = poll_fn(|cx| switch.poll(cx)) => close,
+        () = balancer.closing.cancelled() => {
+            switch.refuse_all(&Refused::later(
+                crate::wire::Refusal::Draining,
+                "this balancer is stopping",
+                &switch.config.clone(),
+            ));
+            Close::new(By::Balancer, Where::Relay, Why::Draining)
+        }
+    };
+    switch.part().await;
+    if close.by == By::Client && switch.config.timeouts.linger.is_some() {
+        switch.park_all();
+    }
+    let Switch { client, .. } = switch;
+    if close.by != By::Client || close.why != Why::Fin {
+        farewell(client).await;
+    }
+    close
+}
+
+impl Switch<'_> {
+    /// Turns until nothing moves.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+        loop {
+            match self.turn(cx) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(close) => return Poll::Ready(close),
+            }
+        }
+        if self.ended
+            && self.held.is_none()
+            && self.waiting.is_empty()
+            && self.upstreams.values().all(Upstream::is_flushed)
+        {
+            return Poll::Ready(Close::new(By::Client, Where::Relay, Why::Fin));
+        }
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Close::new(By::Client, Where::Relay, Why::Timeout));
+        }
+        Poll::Pending
+    }
+
+    /// One round over everything that may move; whether something did.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Close> {
+        let mut moved = false;
+        while let Poll::Ready(Some(news)) = self.errands.poll_next_unpin(cx) {
+            self.heard(news)?;
+            moved = true;
+        }
+        moved |= self.turn_client(cx)?;
+        let mut next = 0;
+        while let Some((&at, _)) = self.upstreams.range(next..).next() {
+            moved |= self.turn_upstream(at, cx)?;
+            next = at.saturating_add(1);
+        }
+        let flushed = self.out.poll_flush(&self.client, cx);
+        match flushed {
+            Poll::Ready(Ok(wrote)) => Ok(moved | wrote),
+            Poll::Ready(Err(error)) => Err(Close::io(By::Client, Where::Relay, &error)),
+            Poll::Pending => Ok(moved),
+        }
+    }
+
+    /// Sets off on an errand.
+    fn send_out(&mut self, errand: impl FnOnce(u64) -> Errand) -> u64 {
+        self.errand_last = self.errand_last.saturating_add(1);
+        let number = self.errand_last;
+        self.errands.push(errand(number));
+        number
+    }
+
+    /// The backends this client is connected to.
+    fn backends(&self) -> Vec<Arc<Backend>> {
+        self.upstreams.values().map(|upstream| Arc::clone(upstream.backend())).collect()
+    }
+
+    /// Queues a frame of sessile's own for the client: between frames, never inside one.
+    fn say_own(&mut self, frame: Vec<u8>) {
+        if self.speaker.is_some() {
+            self.aside.push(frame.into());
+        } else {
+            self.say(frame.into());
+        }
+    }
+
+    /// The speaker's frame has ended.
+    fn fall_silent(&mut self) {
+        self.speaker = None;
+        let mut aside = std::mem::take(&mut self.aside);
+        while let Some(frame) = aside.pop() {
+            self.say(frame);
+        }
+    }
+
+    /// Queues bytes of a backend for the client.
+    fn say(&mut self, bytes: Bytes) {
+        self.record.add_to_client(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        self.out.push(bytes);
+    }
+
+    /// Answers a request with a refusal; the connection goes on.
+    fn refuse(&mut self, id: Option<&Id>, refused: &Refused) {
+        let Some(id) = id else { return };
+        let Refused { refusal, message, retry_after } = refused;
+        self.balancer.metrics.errors_answered.with_label_values(&[refusal.label()]).inc();
+        self.say_own(reply::error(id, *refusal, message, *retry_after));
+    }
+
+    /// Answers everything that waits for anything.
+    fn refuse_all(&mut self, refused: &Refused) {
+        let flying: Vec<Id> = self.table.flights.keys().cloned().collect();
+        let waiting = std::mem::take(&mut self.waiting);
+        let frames = waiting.into_values().flat_map(|waiting| waiting.frames).chain(self.held.take());
+        let ids: Vec<Id> = frames.filter_map(|frame| frame.envelope.id).chain(flying).collect();
+        for id in ids {
+            self.refuse(Some(&id), refused);
+        }
+    }
+
+    /// Sends what is queued for the client, for a moment, and closes the books.
+    async fn part(&mut self) {
+        const FAREWELL: Duration = Duration::from_secs(2);
+        let flights = i64::try_from(self.table.flights.len()).unwrap_or(i64::MAX);
+        self.balancer.metrics.requests_in_flight.sub(flights);
+        self.table.flights.clear();
+        let flushing = poll_fn(|cx| self.out.poll_flush(&self.client, cx));
+        if !matches!(tokio::time::timeout(FAREWELL, flushing).await, Ok(Ok(_))) {
+            tracing::debug!("a client did not take its last bytes");
+        }
+    }
+}

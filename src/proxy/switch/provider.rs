@@ -1,0 +1,126 @@
+//! Providers: calls that bind a whole server to this connection. Every server, or none.
+//!
+//! `sessionFs.setProvider` and `llmInference.setProvider` make a server call back over the connection that made them, so
+//! each server of the fleet needs an upstream of this client first. The client gets one answer: the first failure, or a
+//! success. Servers that come later are told as they are told any state.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::errand;
+use super::table::At;
+use super::{Frame, Switch};
+use crate::close::Close;
+use crate::link::{Link, StateFrame};
+use crate::place::Refused;
+use crate::wire::{Envelope, Id, Refusal, reply};
+
+/// The calls on their way, by number.
+#[derive(Default)]
+pub(super) struct Providers {
+    calls: HashMap<u64, Call>,
+}
+
+/// One call of the client, made of every server.
+struct Call {
+    id: Id,
+    state: StateFrame,
+    /// Who has not answered.
+    waiting: Vec<At>,
+    success: Option<Bytes>,
+    failure: Option<Bytes>,
+}
+
+impl Switch<'_> {
+    /// Makes sure that there is an upstream to every server, then calls them all.
+    pub(super) fn provide(&mut self, frame: Frame, method: &str) {
+        let Some(id) = frame.envelope.id.clone().filter(|_| frame.left == 0) else {
+            let refused = Refused {
+                refusal: Refusal::Limit,
+                message: "the frame is too long".into(),
+                retry_after: None,
+            };
+            return self.refuse(frame.envelope.id.as_ref(), &refused);
+        };
+        self.depart_alone(id.clone(), method);
+        let state = StateFrame::new(frame.body(), method, id.clone());
+        let (balancer, known) = (self.balancer.clone(), self.known());
+        self.send_out(|number| errand::everyone(&balancer, number, known));
+        let call = Call { id, state, waiting: Vec::new(), success: None, failure: None };
+        self.providers.calls.insert(self.errand_last, call);
+    }
+
+    /// Every server has an upstream, or one could not be reached and none is called.
+    pub(super) fn provided(&mut self, errand: u64, links: Result<Vec<Link>, Refused>) -> Result<(), Close> {
+        let links = match links {
+            Ok(links) => links,
+            Err(refused) => {
+                if let Some(call) = self.providers.calls.remove(&errand) {
+                    self.end_alone(&call.id, true);
+                    self.refuse(Some(&call.id), &refused);
+                }
+                return Ok(());
+            }
+        };
+        for link in links {
+            self.install(link);
+        }
+        let ats: Vec<At> = self.upstreams.keys().copied().collect();
+        let Some(call) = self.providers.calls.get_mut(&errand) else { return Ok(()) };
+        call.waiting.clone_from(&ats);
+        let own = own_id(errand);
+        let frame: Bytes = reply::with_id(call.state.body(), call.id.span(), &own).into();
+        for at in ats {
+            self.push_up(at, frame.clone());
+        }
+        Ok(())
+    }
+
+    /// A server has answered something of sessile's own.
+    pub(super) fn own_answer(&mut self, at: At, frame: &Frame) {
+        let Some(id) = &frame.envelope.id else { return };
+        let called = |number: &u64| id.raw() == serde_json::json!(own_id(*number)).to_string().as_bytes();
+        let Some(number) = self.providers.calls.keys().copied().find(called) else { return };
+        let Some(call) = self.providers.calls.get_mut(&number) else { return };
+        let answer = frame.with_id(id, call.id.raw());
+        let Envelope { is_error, .. } = frame.envelope;
+        let slot = if is_error { &mut call.failure } else { &mut call.success };
+        slot.get_or_insert(answer);
+        call.waiting.retain(|waiting| *waiting != at);
+        self.end_calls();
+    }
+
+    /// A lost server has failed every call that waited for it.
+    pub(super) fn fail_calls(&mut self, at: At) {
+        let message = "a backend went away before it answered";
+        for call in self.providers.calls.values_mut().filter(|call| call.waiting.contains(&at)) {
+            call.waiting.retain(|waiting| *waiting != at);
+            let error = || reply::error(&call.id, Refusal::BackendLost, message, None).into();
+            call.failure.get_or_insert_with(error);
+        }
+        self.end_calls();
+    }
+
+    /// Answers the calls that every server has answered.
+    fn end_calls(&mut self) {
+        let ended =
+            |call: &Call| call.waiting.is_empty() && (call.success.is_some() || call.failure.is_some());
+        let over: Vec<Call> =
+            self.providers.calls.extract_if(|_, call| ended(call)).map(|(_, call)| call).collect();
+        for Call { id, state, success, failure, .. } in over {
+            self.end_alone(&id, failure.is_some());
+            if failure.is_none() {
+                std::sync::Arc::make_mut(&mut self.state).push(state);
+            }
+            if let Some(answer) = failure.or(success) {
+                self.say_own(answer.to_vec());
+            }
+        }
+    }
+}
+
+/// The id under which servers are called.
+fn own_id(number: u64) -> String {
+    format!("sessile-call-{number}")
+}

@@ -1,0 +1,182 @@
+//! The books of one client: its sessions, the requests in flight in both directions, and what each answer changes.
+//!
+//! Client ids pass unchanged, so answers find their way by themselves; what is kept of them is for the day a backend is
+//! lost. Ids of server requests overlap between backends and are rewritten to numbers unique on this connection.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
+
+use super::method::Effect;
+use crate::fleet::Hold;
+use crate::wire::{Id, SessionId};
+
+/// Requests in flight from one client; a further one waits unread.
+pub(super) const FLIGHTS_MAX: usize = 4096;
+/// Server requests the client has not answered, and sessions it has lost: beyond, the oldest knowledge goes.
+const REMEMBERED_MAX: usize = 4096;
+
+/// An upstream, by a number never used twice on a connection.
+pub(super) type At = u64;
+
+/// No upstream: the whole fleet.
+pub(super) const NOWHERE: At = 0;
+
+/// Where a session of this client is.
+#[derive(Debug)]
+pub(super) enum Seat {
+    /// Being placed by this errand.
+    Placing(u64),
+    /// On this upstream.
+    Seated { at: At, hold: Option<Hold>, attached: bool, flights: usize },
+}
+
+/// A request of the client that waits for its answer.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub at: At,
+    pub session: Option<SessionId>,
+    pub effect: Effect,
+    /// Its answer will name a session.
+    pub born: bool,
+    pub class: &'static str,
+    pub since: Instant,
+}
+
+/// A server request that waits for the client's answer.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub at: At,
+    pub id: Id,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub sessions: HashMap<SessionId, Seat>,
+    pub flights: HashMap<Id, Flight>,
+    asked: HashMap<u64, Asked>,
+    asked_last: u64,
+    /// Which upstream made an inference request.
+    inferences: HashMap<SessionId, At>,
+    /// Sessions whose backend was lost: what follows needs a resume first.
+    lost: HashSet<SessionId>,
+}
+
+/// What a lost upstream leaves behind.
+#[derive(Debug, Default)]
+pub(super) struct Wreck {
+    /// Requests without an answer.
+    pub ids: Vec<Id>,
+    /// Sessions that were attached there.
+    pub sessions: Vec<SessionId>,
+}
+
+impl Table {
+    /// Notes a request on its way.
+    pub(super) fn depart(&mut self, id: Id, flight: Flight) {
+        if let Some(session) = &flight.session
+            && let Some(Seat::Seated { flights, .. }) = self.sessions.get_mut(session)
+        {
+            *flights = flights.saturating_add(1);
+        }
+        self.flights.insert(id, flight);
+    }
+
+    /// Notes an answer; the flight it ended.
+    pub(super) fn arrive(&mut self, id: &Id, is_error: bool) -> Option<Flight> {
+        let flight = self.flights.remove(id)?;
+        if let Some(session) = &flight.session {
+            self.settle(session, if is_error { Effect::None } else { flight.effect });
+        }
+        Some(flight)
+    }
+
+    fn settle(&mut self, session: &SessionId, effect: Effect) {
+        let Some(Seat::Seated { attached, flights, .. }) = self.sessions.get_mut(session) else { return };
+        *flights = flights.saturating_sub(1);
+        match effect {
+            Effect::Attach => *attached = true,
+            Effect::Detach => *attached = false,
+            Effect::None => {}
+        }
+        self.release(session);
+    }
+
+    /// Lets go of a session that this client neither holds nor waits for.
+    pub(super) fn release(&mut self, session: &SessionId) {
+        if matches!(self.sessions.get(session), Some(Seat::Seated { attached: false, flights: 0, .. })) {
+            self.sessions.remove(session);
+        }
+    }
+
+    /// A new number for a server request.
+    pub(super) fn ask(&mut self, at: At, id: Id) -> u64 {
+        self.asked_last = self.asked_last.saturating_add(1);
+        self.asked.insert(self.asked_last, Asked { at, id });
+        if self.asked.len() > REMEMBERED_MAX
+            && let Some(oldest) = self.asked.keys().min().copied()
+        {
+            self.asked.remove(&oldest);
+        }
+        self.asked_last
+    }
+
+    /// The server request that the client's answer with this id is for.
+    pub(super) fn asked(&mut self, id: &Id) -> Option<Asked> {
+        let number = str::from_utf8(id.raw()).ok()?.parse().ok()?;
+        self.asked.remove(&number)
+    }
+
+    /// The number that stands for a server request.
+    pub(super) fn number_of(&self, at: At, id: &Id) -> Option<u64> {
+        self.asked.iter().find(|(_, asked)| asked.at == at && asked.id == *id).map(|(number, _)| *number)
+    }
+
+    /// Remembers whose an inference request is.
+    pub(super) fn infer(&mut self, request: SessionId, at: At) {
+        if self.inferences.len() < REMEMBERED_MAX || self.inferences.contains_key(&request) {
+            self.inferences.insert(request, at);
+        }
+    }
+
+    /// Whose an inference request is.
+    pub(super) fn inference(&self, request: &SessionId) -> Option<At> {
+        self.inferences.get(request).copied()
+    }
+
+    /// Whether the session's backend was lost and nothing has brought it back since. `revived` brings it back.
+    pub(super) fn is_lost(&mut self, session: &SessionId, revived: bool) -> bool {
+        if revived {
+            self.lost.remove(session);
+        }
+        self.lost.contains(session)
+    }
+
+    /// Takes the sessions that the client is attached to on an upstream, the client having gone.
+    pub(super) fn leave(&mut self, at: At) -> Vec<(SessionId, Option<Hold>)> {
+        let there = |seat: &Seat| matches!(seat, Seat::Seated { at: upstream, .. } if *upstream == at);
+        let left = self.sessions.extract_if(|_, seat| there(seat));
+        let attached = |(session, seat)| match seat {
+            Seat::Seated { hold, attached: true, .. } => Some((session, hold)),
+            Seat::Seated { .. } | Seat::Placing(_) => None,
+        };
+        left.filter_map(attached).collect()
+    }
+
+    /// Takes everything that hangs on an upstream off the books.
+    pub(super) fn wreck(&mut self, at: At) -> Wreck {
+        let ids = self.flights.extract_if(|_, flight| flight.at == at).map(|(id, _)| id).collect();
+        self.asked.retain(|_, asked| asked.at != at);
+        self.inferences.retain(|_, upstream| *upstream != at);
+        let there = |seat: &Seat| matches!(seat, Seat::Seated { at: upstream, .. } if *upstream == at);
+        let mut sessions = Vec::new();
+        for (session, seat) in self.sessions.extract_if(|_, seat| there(seat)) {
+            if self.lost.len() < REMEMBERED_MAX {
+                self.lost.insert(session.clone());
+            }
+            if matches!(seat, Seat::Seated { attached: true, .. }) {
+                sessions.push(session);
+            }
+        }
+        Wreck { ids, sessions }
+    }
+}

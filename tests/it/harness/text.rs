@@ -1,0 +1,86 @@
+//! The text of a configuration file.
+
+use std::collections::BTreeMap;
+
+/// A configuration: settings by their full names, and backends.
+#[derive(Clone, Debug)]
+pub struct Text {
+    settings: BTreeMap<String, String>,
+    listener: BTreeMap<String, String>,
+    backends: Vec<Entry>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    name: String,
+    address: String,
+    weight: u32,
+    state: String,
+}
+
+impl Text {
+    /// A listener on any port, no backends, and deadlines that a busy machine does not miss.
+    pub fn new() -> Self {
+        let text = Self { settings: BTreeMap::new(), listener: BTreeMap::new(), backends: Vec::new() };
+        text.listener("address", "\"127.0.0.1:0\"")
+            .set("admin.address", "\"127.0.0.1:0\"")
+            .set("health.interval", "\"2s\"")
+            .set("health.timeout", "\"2s\"")
+            .set("timeouts.locate", "\"5s\"")
+    }
+
+    /// Sets a key, say `timeouts.opening`, to a value as TOML writes it.
+    pub fn set(mut self, key: &str, value: impl Into<String>) -> Self {
+        self.settings.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Sets a key of the listener.
+    pub fn listener(mut self, key: &str, value: impl Into<String>) -> Self {
+        self.listener.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Adds a backend.
+    pub fn backend(mut self, name: &str, address: impl ToString) -> Self {
+        let (name, address) = (name.to_owned(), address.to_string());
+        self.backends.push(Entry { name, address, weight: 1, state: "ready".to_owned() });
+        self
+    }
+
+    /// Takes a backend out.
+    pub fn without(mut self, name: &str) -> Self {
+        self.backends.retain(|entry| entry.name != name);
+        self
+    }
+
+    /// Changes a backend's weight.
+    pub fn weight(mut self, name: &str, weight: u32) -> Self {
+        self.entry(name).weight = weight;
+        self
+    }
+
+    /// Changes a backend's state.
+    pub fn state(mut self, name: &str, state: &str) -> Self {
+        state.clone_into(&mut self.entry(name).state);
+        self
+    }
+
+    fn entry(&mut self, name: &str) -> &mut Entry {
+        self.backends.iter_mut().find(|entry| entry.name == name).unwrap()
+    }
+
+    /// The file.
+    pub fn toml(&self) -> String {
+        let lines = |keys: &BTreeMap<String, String>| -> String {
+            keys.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
+        };
+        let mut toml = lines(&self.settings) + "[[listener]]\n" + &lines(&self.listener);
+        for Entry { name, address, weight, state } in &self.backends {
+            toml += &format!(
+                "[[backend]]\nname = \"{name}\"\naddress = \"{address}\"\nweight = {weight}\nstate = \"{state}\"\n"
+            );
+        }
+        toml
+    }
+}

@@ -1,0 +1,21 @@
+//! The balancer as its clients and its operators meet it: real sockets on port 0, stand-in servers behind.
+//!
+//! One binary, one module for each room of the balancer. What every test needs stands in [`harness`]. Tests wait for
+//! states and never sleep; where a time must pass because it is what is tested, it is a few hundred milliseconds and
+//! says so.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a test may panic"
+)]
+
+mod drain;
+mod harness;
+mod health;
+mod opening;
+mod placement;
+mod relay;
+mod reload;
+mod tokens;

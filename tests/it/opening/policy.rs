@@ -1,0 +1,101 @@
+//! Requests that harm a whole server.
+
+use serde_json::json;
+
+use crate::harness::client::sessile;
+use crate::harness::*;
+
+#[test]
+fn methods_that_change_a_whole_server_are_denied_and_the_connection_goes_on() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = Balancer::start(&fleet.text()).await;
+        let mut client = balancer.client().await;
+        let denied = [
+            "runtime.shutdown",
+            "sessionFs.setProvider",
+            "llmInference.setProvider",
+            "plugins.install",
+            "mcp.config.add",
+            "skills.config.x",
+            "user.settings.set",
+            "account.login",
+            "account.logout",
+            "secrets.addFilterValues",
+            "sessions.bulkDelete",
+            "sessions.pruneOld",
+            "sessions.setAdditionalPlugins",
+            "registerExtensionLaunchProvider",
+        ];
+        for method in denied {
+            let refused = client.refusal(method, json!({"sessionId": "s"})).await;
+            assert_eq!(refused, sessile(-32056, "denied"), "{method}");
+        }
+        client.create("s").await;
+        for server in fleet.iter() {
+            assert_eq!(server.look(|state| denied.map(|method| state.count(method))), [0; 14]);
+        }
+    });
+}
+
+#[test]
+fn a_denied_notification_is_dropped() {
+    run(async {
+        let fleet = Fleet::local(1).await;
+        let balancer = Balancer::start(&fleet.text()).await;
+        let mut client = balancer.client().await;
+        client.write(note("runtime.shutdown", &json!({}))).await;
+        client.write(note("harmless", &json!({}))).await;
+        client.result("ping", json!({})).await;
+        assert_eq!(fleet[0].look(|state| (state.count("runtime.shutdown"), state.count("harmless"))), (0, 1));
+    });
+}
+
+#[test]
+fn methods_allow_lets_a_method_through() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let text = fleet.text().listener("methods_allow", "[\"account.login\", \"mcp.config.*\"]");
+        let balancer = Balancer::start(&text).await;
+        let mut client = balancer.client().await;
+        for method in ["account.login", "mcp.config.add"] {
+            assert_eq!(client.refusal(method, json!({})).await, (-32601, None), "the server's own word");
+        }
+        assert_eq!(client.refusal("account.logout", json!({})).await.0, -32056);
+    });
+}
+
+#[test]
+fn a_reload_changes_the_policy_for_new_connections() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = Balancer::start(&fleet.text()).await;
+        let mut old = balancer.client().await;
+        balancer.reload(&fleet.text().listener("methods_allow", "[\"account.login\"]")).await;
+        assert_eq!(balancer.client().await.refusal("account.login", json!({})).await.0, -32601);
+        assert_eq!(old.refusal("account.login", json!({})).await.0, -32056, "a connection keeps its policy");
+    });
+}
+
+#[test]
+fn a_provider_is_set_on_one_server_or_on_none() {
+    run(async {
+        let allow = "[\"sessionFs.setProvider\", \"llmInference.setProvider\"]";
+        let params = json!({"initialCwd": "/"});
+        let fleet = Fleet::local(2).await;
+        let balancer = Balancer::start(&fleet.text().listener("methods_allow", allow)).await;
+        let mut client = balancer.client().await;
+        for method in ["sessionFs.setProvider", "llmInference.setProvider"] {
+            assert_eq!(client.refusal(method, params.clone()).await, sessile(-32056, "denied"));
+        }
+        assert!(fleet.iter().all(|server| server.look(|state| state.fs_provider().is_none())));
+        client.create("s").await;
+
+        let fleet = Fleet::local(1).await;
+        let balancer = Balancer::start(&fleet.text().listener("methods_allow", allow)).await;
+        let mut client = balancer.client().await;
+        client.result("sessionFs.setProvider", params).await;
+        client.create("s").await;
+        assert!(fleet[0].look(|state| state.fs_provider().is_some()));
+    });
+}

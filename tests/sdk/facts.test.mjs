@@ -1,0 +1,163 @@
+// The facts of real servers that sessile stands on, asked of a server directly: when a new CLI changes one of them,
+// this file says which, before the others fail for reasons harder to see. No balancer here.
+
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { createAndLeave, offline, oldSdk, prompts, resumeAndProve, sdk, turn } from './lib/client.mjs';
+import { fleet } from './lib/fleet.mjs';
+import { Model } from './lib/model.mjs';
+import { Raw, frame, writers } from './lib/raw.mjs';
+import { each, refusal, until, within } from './lib/wait.mjs';
+
+const timeout = 60000;
+
+test('a session is resumed with its history on its own home, and unknown on another', { timeout }, async (t) => {
+  const [servers, model] = await Promise.all([fleet(t, 2), Model.start(t)]);
+  const [one, two] = servers;
+  await createAndLeave(t, one.address, 'user-1', model);
+  assert.deepEqual(servers.onDisk('user-1'), ['cli-1']);
+  await resumeAndProve(t, one.address, 'user-1', model);
+  assert.deepEqual(await servers.live('user-1'), ['cli-1']);
+  const client = sdk(t, two.address);
+  const refused = await refusal('resume elsewhere', client.resumeSession('user-1', offline(model)));
+  assert.equal(refused.code, -32603);
+  assert.match(refused.message, /Session not found: user-1/);
+});
+
+test('on a shared home any server resumes a session', { timeout }, async (t) => {
+  const [servers, model] = await Promise.all([fleet(t, 2, { storage: 'shared' }), Model.start(t)]);
+  await createAndLeave(t, servers[0].address, 'user-1', model);
+  await servers[0].kill();
+  await resumeAndProve(t, servers[1].address, 'user-1', model);
+});
+
+test('a server tells where a session is live and where it is on disk', { timeout }, async (t) => {
+  const [servers, model] = await Promise.all([fleet(t, 2), Model.start(t)]);
+  const [one, two] = servers;
+  const client = sdk(t, one.address);
+  const session = await client.createSession({ ...offline(model), sessionId: 'user-1' });
+  assert.deepEqual(await one.ask('session.metadata.isProcessing', { sessionId: 'user-1' }), { processing: false });
+  assert.deepEqual(await one.ask('session.getMetadata', { sessionId: 'user-1' }), {}, 'no turn yet, so not on disk');
+  const denied = await refusal('isProcessing elsewhere', two.ask('session.metadata.isProcessing', { sessionId: 'user-1' }));
+  assert.match(denied.message, /Session not found/);
+  await turn(session, 'hello');
+  const known = await one.ask('session.getMetadata', { sessionId: 'user-1' });
+  assert.equal(known.session.sessionId, 'user-1');
+  assert.deepEqual(await two.ask('session.getMetadata', { sessionId: 'user-1' }), {});
+});
+
+test('a running turn is processing until the model answers, and is aborted when its last client leaves', { timeout }, async (t) => {
+  const [[server], model] = await Promise.all([fleet(t, 1), Model.start(t)]);
+  const processing = async () => (await server.ask('session.metadata.isProcessing', { sessionId: 'user-1' })).processing;
+  const client = sdk(t, server.address);
+  const session = await client.createSession({ ...offline(model), sessionId: 'user-1' });
+  await turn(session, 'one');
+  model.hold();
+  await session.send({ prompt: '[[two]]' });
+  await until('the turn runs', processing);
+  await client.forceStop();
+  await until('the session is unloaded', async () => !(await server.runs('user-1')));
+  model.release();
+  const later = await sdk(t, server.address).resumeSession('user-1', offline(model));
+  assert.deepEqual(await prompts(later), ['one', 'two']);
+});
+
+test('two creates of one ID at once on one server both succeed', { timeout }, async (t) => {
+  const [server] = await fleet(t, 1);
+  await each(Array.from({ length: 10 }, (_, i) => `race-${i}`), 2, async (sessionId) => {
+    const pair = await Promise.all([Raw.open(server.address), Raw.open(server.address)]);
+    await Promise.all(pair.map((raw) => raw.connect()));
+    await Promise.all(pair.map((raw) => raw.call('session.create', { model: 'fake', sessionId })));
+    for (const raw of pair) raw.destroy();
+  });
+});
+
+test('any cut of a frame is taken', { timeout }, async (t) => {
+  const [server] = await fleet(t, 1);
+  for (const writer of Object.values(writers)) {
+    const raw = await Raw.open(server.address);
+    const result = await raw.callWritten('ping', (id) => ({ jsonrpc: '2.0', id, method: 'ping', params: {} }), writer);
+    assert.equal(result.protocolVersion, 3);
+    raw.destroy();
+  }
+});
+
+test('escaped keys and escaped IDs are decoded by the server', { timeout }, async (t) => {
+  const [server] = await fleet(t, 1);
+  const raw = await Raw.open(server.address);
+  const result = await raw.callWritten('session.create', (id) => String.raw`{"jsonrpc":"2.0","id":${id},"m\u0065thod":"session.create",`
+    + String.raw`"p\u0061rams":{"model":"fake","session\u0049d":"us\u0065r-1"}}`);
+  assert.equal(result.sessionId, 'user-1');
+  assert.ok(await server.runs('user-1'));
+  raw.destroy();
+});
+
+test('a create without an ID, with null or with an empty one, gets an ID from the server', { timeout }, async (t) => {
+  const [server] = await fleet(t, 1);
+  const raw = await Raw.open(server.address);
+  for (const born of [{}, { sessionId: null }, { sessionId: '' }]) {
+    const { sessionId } = await raw.call('session.create', { model: 'fake', ...born });
+    assert.match(sessionId, /^[0-9a-f-]{36}$/);
+  }
+  raw.destroy();
+});
+
+test('an old SDK begins with ping and works', { timeout }, async (t) => {
+  const [[server], model] = await Promise.all([fleet(t, 1), Model.start(t)]);
+  const client = oldSdk(t, server.address);
+  await client.start();
+  const session = await client.createSession({ ...offline(model), sessionId: 'user-1' });
+  assert.deepEqual(await turn(session, 'hello'), { shown: 1, first: 'hello' });
+});
+
+test('connection tokens: the codes of a missing one, a wrong one and a needless one', { timeout }, async (t) => {
+  const [[guarded], [open]] = await Promise.all([fleet(t, 1, { token: 'good' }), fleet(t, 1)]);
+  const code = async (call) => (await refusal('a call', call)).code;
+  const raw = await Raw.open(guarded.address);
+  assert.equal(await code(raw.call('ping')), -32001);
+  assert.equal(await code(raw.call('session.resume', { sessionId: 'user-1' })), -32001);
+  assert.equal(await code(raw.connect('wrong')), -32002);
+  assert.equal(await code(raw.connect()), -32002);
+  assert.equal((await raw.connect('good')).ok, true, 'the same connection may try again');
+  raw.destroy();
+  assert.equal(await code(sdk(t, guarded.address, { token: 'wrong' }).start()), -32002);
+  assert.equal(await code(sdk(t, open.address, { token: 'needless' }).start()), -32003);
+});
+
+test('a paused server still accepts, answers nothing, and answers all of it when it goes on', { timeout }, async (t) => {
+  const [server] = await fleet(t, 1);
+  server.pause();
+  const raw = await Raw.open(server.address);
+  let answered = false;
+  const pong = raw.call('ping').then(() => { answered = true; });
+  await raw.write(frame({ jsonrpc: '2.0', method: 'nothing' }));
+  assert.equal(answered, false);
+  server.resume();
+  await within('the answer', pong);
+  raw.destroy();
+});
+
+test('a server told to shut down accepts and refuses everything, or is gone', { timeout }, async (t) => {
+  const [server] = await fleet(t, 1);
+  await server.ask('runtime.shutdown');
+  let raw;
+  try {
+    raw = await Raw.open(server.address);
+  } catch {
+    return; // newer servers exit
+  }
+  const refused = await refusal('ping', raw.call('ping'));
+  assert.equal(refused.code, -32000);
+  assert.match(refused.message, /SERVER_SHUTTING_DOWN/);
+  raw.destroy();
+});
+
+test('a killed server starts again on its port with its sessions', { timeout }, async (t) => {
+  const [[server], model] = await Promise.all([fleet(t, 1), Model.start(t)]);
+  await createAndLeave(t, server.address, 'user-1', model);
+  const { port } = server;
+  await server.kill();
+  await server.start();
+  assert.equal(server.port, port);
+  await resumeAndProve(t, server.address, 'user-1', model);
+});

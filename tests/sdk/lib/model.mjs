@@ -1,0 +1,76 @@
+// A model that needs no network: an OpenAI-compatible `/v1/chat/completions`, streaming where asked to, whose answer
+// proves what it was shown. With `hold()` it keeps turns waiting for a promise, never for time.
+
+import { createServer } from 'node:http';
+
+/** The text of a message's content, which may be a string or parts. */
+const text = (content) => (typeof content === 'string' ? content : content.map((part) => part.text ?? '').join(''));
+
+/** What the tests said, without what the server wraps around it. */
+const said = (message) => /\[\[(.*?)\]\]/s.exec(text(message.content))?.[1];
+
+export class Model {
+  /** The prompts of every completion asked for, oldest first, each a list of what the user said so far. */
+  requests = [];
+  #server;
+  #held = null;
+
+  static async start(t) {
+    const model = new Model();
+    model.#server = createServer((request, response) => model.#answer(request, response).catch((error) => {
+      response.destroy(error);
+    }));
+    await new Promise((resolve) => model.#server.listen(0, '127.0.0.1', resolve));
+    t.after(() => {
+      model.release();
+      model.#server.closeAllConnections();
+      model.#server.close();
+    });
+    return model;
+  }
+
+  get baseUrl() { return `http://127.0.0.1:${this.#server.address().port}/v1`; }
+
+  /** From now on turns wait, begun but unfinished, until `release()`. */
+  hold() {
+    let open;
+    const gate = new Promise((resolve) => { open = resolve; });
+    this.#held = { gate, open };
+  }
+
+  release() {
+    this.#held?.open();
+    this.#held = null;
+  }
+
+  async #answer(request, response) {
+    let body = '';
+    for await (const part of request.setEncoding('utf8')) body += part;
+    if (request.method !== 'POST' || !request.url.endsWith('/chat/completions')) {
+      response.writeHead(404).end('{}');
+      return;
+    }
+    const asked = JSON.parse(body);
+    const prompts = asked.messages.filter((message) => message.role === 'user').map(said).filter((one) => one !== undefined);
+    this.requests.push(prompts);
+    const message = { role: 'assistant', content: JSON.stringify({ shown: prompts.length, first: prompts[0] }) };
+    const usage = { prompt_tokens: 1, completion_tokens: 1, total_tokens: 2 };
+    const base = { id: 'x', created: 0, model: asked.model };
+    if (!asked.stream) {
+      await this.#held?.gate;
+      response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify({
+        ...base, object: 'chat.completion', choices: [{ index: 0, message, finish_reason: 'stop' }], usage,
+      }));
+      return;
+    }
+    const object = 'chat.completion.chunk';
+    const chunk = (rest) => response.write(`data: ${JSON.stringify({ ...base, object, ...rest })}\n\n`);
+    response.writeHead(200, { 'content-type': 'text/event-stream' });
+    chunk({ choices: [{ index: 0, delta: { role: 'assistant', content: '' }, finish_reason: null }] });
+    await this.#held?.gate;
+    chunk({ choices: [{ index: 0, delta: message, finish_reason: null }] });
+    chunk({ choices: [{ index: 0, delta: {}, finish_reason: 'stop' }] });
+    chunk({ choices: [], usage });
+    response.end('data: [DONE]\n\n');
+  }
+}

@@ -10,3 +10,6 @@ mod admin;
 
 #[path = "cli/commands.rs"]
 mod commands;
+
+#[path = "cli/demo.rs"]
+mod demo;

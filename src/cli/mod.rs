@@ -9,6 +9,7 @@ mod shown;
 mod remote;
 mod route;
 mod manual;
+mod demo;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -60,6 +61,18 @@ enum Command {
     Ready(Told),
     /// Keep everything off a backend but the sessions that are live there
     Maint(Told),
+    /// Play with it: three servers, a balancer in front, and sessions that stay where they belong
+    ///
+    /// Needs nothing. Real servers are used if `copilot` or `copilot-runtime` is in PATH, without an account and without
+    /// the network; else built-in stand-ins.
+    Demo {
+        /// The CLI server to start, instead of what is in PATH
+        #[arg(long, value_name = "PATH")]
+        cli: Option<PathBuf>,
+        /// End after the sample sessions; exit 1 if one of them landed wrongly
+        #[arg(long)]
+        once: bool,
+    },
     /// Print a completion script, such as for `source <(sessile completions bash)`
     Completions {
         /// For which shell
@@ -120,6 +133,7 @@ pub fn main() -> ExitCode {
         Command::Drain(told) => tell(told, AdminState::Drain),
         Command::Ready(told) => tell(told, AdminState::Ready),
         Command::Maint(told) => tell(told, AdminState::Maint),
+        Command::Demo { cli, once } => demo::demo(cli, once),
         Command::Completions { shell } => print(&manual::completions(shell, Line::command())),
         Command::Man => match manual::man(Line::command()) {
             Ok(page) => print(&page),

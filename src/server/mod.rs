@@ -100,17 +100,23 @@ pub async fn run(path: &Path, config: Config) -> Result<(), StartFault> {
 }
 
 /// The signals that end the process.
-struct Stops {
+#[derive(Debug)]
+pub struct Stops {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Stops {
-    fn new() -> std::io::Result<Self> {
+    /// Takes them from now on: they no longer end the process by themselves.
+    ///
+    /// # Errors
+    /// The kernel has no room for another signal pipe.
+    pub fn new() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn next(&mut self) {
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

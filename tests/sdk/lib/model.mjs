@@ -44,12 +44,15 @@ export class Model {
 
   get baseUrl() { return `http://127.0.0.1:${this.#server.address().port}/v1`; }
 
-  /** From now on turns wait, begun but unfinished, until `release()`. */
-  hold() {
+  /** From now on turns wait, begun but unfinished, until `release()`: all of them, or those whose prompt `is`. */
+  hold(is = () => true) {
     let open;
     const gate = new Promise((resolve) => { open = resolve; });
-    this.#held = { gate, open };
+    this.#held = { gate, open, is };
   }
+
+  /** How many times it was asked with `prompt` as the last word. */
+  asked(prompt) { return this.requests.filter((said) => said.at(-1) === prompt).length; }
 
   release() {
     this.#held?.open();
@@ -66,12 +69,13 @@ export class Model {
     const asked = JSON.parse(body);
     const prompts = asked.messages.filter((message) => message.role === 'user').map(said).filter((one) => one !== undefined);
     this.requests.push(prompts);
+    const gate = this.#held?.is(prompts.at(-1)) ? this.#held.gate : undefined;
     const message = reply(asked.messages, prompts);
     const finish_reason = message.tool_calls ? 'tool_calls' : 'stop';
     const usage = { prompt_tokens: 1, completion_tokens: 1, total_tokens: 2 };
     const base = { id: 'x', created: 0, model: asked.model };
     if (!asked.stream) {
-      await this.#held?.gate;
+      await gate;
       response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify({
         ...base, object: 'chat.completion', choices: [{ index: 0, message, finish_reason }], usage,
       }));
@@ -81,7 +85,7 @@ export class Model {
     const chunk = (rest) => response.write(`data: ${JSON.stringify({ ...base, object, ...rest })}\n\n`);
     response.writeHead(200, { 'content-type': 'text/event-stream' });
     chunk({ choices: [{ index: 0, delta: { role: 'assistant', content: '' }, finish_reason: null }] });
-    await this.#held?.gate;
+    await gate;
     chunk({ choices: [{ index: 0, delta: message, finish_reason: null }] });
     chunk({ choices: [{ index: 0, delta: {}, finish_reason }] });
     chunk({ choices: [], usage });

@@ -108,16 +108,18 @@ impl Backend {
         &self.series
     }
 
-    /// What the last probes said, now and whenever it changes.
+    /// What the last probes said, now and whenever it changes; a probe that only took another time wakes nobody.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.standing.subscribe()
     }
 
     /// Changes what probes say.
     pub fn stand(&self, change: impl FnOnce(&mut Standing)) {
-        self.standing.send_modify(|standing| {
+        self.standing.send_if_modified(|standing| {
+            let health = standing.health;
             change(standing);
             self.up.store(standing.health == Health::Up, Ordering::Release);
+            standing.health != health
         });
         self.series.up.set(i64::from(self.is_up()));
     }

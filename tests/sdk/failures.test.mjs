@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { Balancer, balancerOnly } from './lib/balancer.mjs';
+import { Balancer, balancerOnly, routing } from './lib/balancer.mjs';
 import { createAndLeave, offline, oldSdk, prompts, resumeAndProve, sdk, turn } from './lib/client.mjs';
 import { fleet } from './lib/fleet.mjs';
 import { Model } from './lib/model.mjs';
@@ -25,12 +25,17 @@ test('with no backend up, start() is refused with no_backend instead of hanging'
   const raw = await Raw.open(at.address);
   t.after(() => raw.destroy());
   assert.equal((await refusal('resume', raw.call('session.resume', { sessionId: 'user-1-chat' }), 3000)).code, -32050);
-  assert.equal((await within('the close', raw.closed)).orderly, true, 'answered, then closed');
+  if (routing === 'connection') {
+    assert.equal((await within('the close', raw.closed)).orderly, true, 'answered, then closed');
+  } else {
+    assert.equal((await refusal('connect', raw.connect(), 3000)).code, -32050, 'the connection may have other sessions: it stays');
+  }
 
-  // And when a server comes, the next client is served.
+  // And when a server comes, the next client is served; so is one that was kept.
   await servers[0].start();
   await at.untilHealth('cli-1', 'up');
   await sdk(t, at.address).start();
+  if (routing === 'session') assert.equal((await within('connect', raw.connect())).ok, true);
 });
 
 test('a stopped server takes only its own sessions with it, and gives them back', balancerOnly, async (t) => {

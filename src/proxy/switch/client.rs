@@ -184,9 +184,9 @@ impl Switch<'_> {
         Ok(())
     }
 
-    /// To whatever upstream there is; the first one is fetched.
+    /// To whatever upstream there is to a backend that is up; if there is none, one is fetched.
     fn forward_any(&mut self, frame: Frame) -> Result<(), Close> {
-        if let Some((&at, _)) = self.upstreams.first_key_value() {
+        if let Some(at) = self.any_up() {
             return self.forward(at, frame);
         }
         let errand = match self.scouting {
@@ -199,6 +199,12 @@ impl Switch<'_> {
         self.scouting = Some(errand);
         self.wait(errand, frame);
         Ok(())
+    }
+
+    /// The upstream that answers what any can: one whose backend is up.
+    fn any_up(&self) -> Option<At> {
+        let up = self.upstreams.iter().find(|(_, upstream)| upstream.backend().is_up());
+        up.map(|(at, _)| *at)
     }
 
     /// To an upstream.
@@ -266,7 +272,8 @@ impl Switch<'_> {
                 self.refuse(Some(&id), &plain(Refusal::Limit, message));
                 return Ok(());
             }
-            let others: Vec<At> = self.upstreams.keys().skip(1).copied().collect();
+            let answers = self.any_up();
+            let others: Vec<At> = self.upstreams.keys().copied().filter(|at| Some(*at) != answers).collect();
             for at in others {
                 let own = format!("sessile-{}", self.errand_last);
                 self.push_up(at, reply::with_id(frame.body(), id.span(), &own).into());

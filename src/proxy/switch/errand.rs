@@ -28,6 +28,8 @@ pub(super) enum News {
     Everyone { errand: u64, links: Result<Vec<Link>, Refused> },
     /// An upstream has to be given up.
     Alarm(At),
+    /// An upstream's backend has gone down.
+    Down(At),
     /// The fleet's answer to a request, as a whole frame.
     Merged { id: Id, frame: Vec<u8> },
 }
@@ -108,7 +110,7 @@ impl Switch<'_> {
                 self.scouting = None;
                 match link {
                     Ok(link) => {
-                        let at = self.install(link);
+                        let at = self.upstream_to(link.lease.backend()).unwrap_or_else(|| self.install(link));
                         self.flush(errand, at)
                     }
                     Err(refused) => {
@@ -119,6 +121,7 @@ impl Switch<'_> {
             }
             News::Everyone { errand, links } => self.provided(errand, links),
             News::Alarm(at) => self.lose(at),
+            News::Down(at) => self.downed(at),
             News::Merged { id, frame } => {
                 self.end_alone(&id, false);
                 self.say_own(frame);
@@ -130,8 +133,7 @@ impl Switch<'_> {
     /// A session has a home: its frames go there.
     fn placed(&mut self, errand: u64, session: Option<SessionId>, placed: Placed) -> Result<(), Close> {
         let Placed { link, backend, hold, reason } = placed;
-        let known = self.upstreams.iter().find(|(_, upstream)| Arc::ptr_eq(upstream.backend(), &backend));
-        let at = match (known.map(|(at, _)| *at), link) {
+        let at = match (self.upstream_to(&backend), link) {
             (Some(at), _) => at,
             (None, Some(link)) => self.install(link),
             (None, None) => {
@@ -153,6 +155,12 @@ impl Switch<'_> {
             self.table.sessions.insert(session, Seat::Seated { at, hold, attached: false, flights: 0 });
         }
         self.flush(errand, at)
+    }
+
+    /// The upstream to a backend, if there is one.
+    fn upstream_to(&self, backend: &Arc<Backend>) -> Option<At> {
+        let known = self.upstreams.iter().find(|(_, upstream)| Arc::ptr_eq(upstream.backend(), backend));
+        known.map(|(at, _)| *at)
     }
 
     /// Sends what waited for an errand.
@@ -178,7 +186,9 @@ impl Switch<'_> {
         }
         for frame in waiting.frames {
             if frame.envelope.method.is_some() {
-                self.refuse(frame.envelope.id.as_ref(), refused);
+                let id = frame.envelope.id.as_ref();
+                self.busy.take_if(|(busy, _)| id == Some(busy));
+                self.refuse(id, refused);
             }
         }
     }
@@ -188,19 +198,38 @@ impl Switch<'_> {
         self.upstream_last = self.upstream_last.saturating_add(1);
         let at = self.upstream_last;
         let upstream = Upstream::new(link);
-        let alarm = upstream.alarm().clone();
-        self.errands.push(Box::pin(async move {
-            alarm.cancelled_owned().await;
-            News::Alarm(at)
-        }));
-        if self.balancer.now().config.placement.on_down == OnDown::Close {
-            let mut standing = upstream.backend().standing();
-            self.errands.push(Box::pin(async move {
-                let down = standing.wait_for(|standing| standing.health == Health::Down).await.is_ok();
-                if down { News::Alarm(at) } else { std::future::pending().await }
-            }));
-        }
         self.upstreams.insert(at, upstream);
+        self.attend(at);
         at
+    }
+
+    /// Hears when an upstream has to be given up, or its backend goes down.
+    fn attend(&mut self, at: At) {
+        let Some(upstream) = self.upstreams.get(&at) else { return };
+        let alarm = upstream.alarm().clone();
+        let mut standing = upstream.backend().standing();
+        self.errands.push(Box::pin(async move {
+            let down = async {
+                let alive = standing.wait_for(|standing| standing.health != Health::Down).await.is_ok();
+                if !(alive && standing.wait_for(|standing| standing.health == Health::Down).await.is_ok()) {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! {
+                () = alarm.cancelled() => News::Alarm(at),
+                () = down => News::Down(at),
+            }
+        }));
+    }
+
+    /// An upstream's backend is down. With `on_down = "keep"` that is a reason to stay only for sessions: who waits for
+    /// what any backend can answer must not wait for this one.
+    fn downed(&mut self, at: At) -> Result<(), Close> {
+        let keeps = self.balancer.now().config.placement.on_down == OnDown::Keep;
+        if keeps && self.table.seats(at) {
+            self.attend(at);
+            return Ok(());
+        }
+        self.lose(at)
     }
 }

@@ -151,6 +151,12 @@ impl Table {
         self.lost.contains(session)
     }
 
+    /// Whether a session of this client is on an upstream.
+    pub(super) fn seats(&self, at: At) -> bool {
+        let there = |seat: &Seat| matches!(seat, Seat::Seated { at: upstream, .. } if *upstream == at);
+        self.sessions.values().any(there)
+    }
+
     /// Takes the sessions that the client is attached to on an upstream, the client having gone.
     pub(super) fn leave(&mut self, at: At) -> Vec<(SessionId, Option<Hold>)> {
         let there = |seat: &Seat| matches!(seat, Seat::Seated { at: upstream, .. } if *upstream == at);

@@ -1,8 +1,9 @@
 // What clients are pointed at: a sessile in front of a fleet; or, with SESSILE_DIRECT=1, the fleet's first server
-// itself, which shows that a test is right about servers and SDK before it judges a balancer.
+// itself, which shows that a test is right about servers and SDK before it judges a balancer. SESSILE_ROUTING=session
+// makes every listener carry each frame to its own session's server, where it would pin the connection by default.
 
 import assert from 'node:assert/strict';
-import { existsSync, renameSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -10,12 +11,18 @@ import { child, folder } from './life.mjs';
 import { until } from './wait.mjs';
 
 export const direct = process.env.SESSILE_DIRECT === '1';
+export const routing = process.env.SESSILE_ROUTING ?? 'connection';
+if (!['connection', 'session'].includes(routing)) throw new Error(`SESSILE_ROUTING=${routing} is neither connection nor session`);
 
 const timeout = 90000;
 /** Options of a test that holds for one server as well as for a fleet behind a balancer. */
 export const anyFront = { timeout };
 /** Options of a test that means nothing without a balancer. */
 export const balancerOnly = { timeout, skip: direct && 'one server directly: no balancer to test' };
+/** Options of a test about one connection with sessions on many servers. */
+export const sessionOnly = direct ? balancerOnly : { timeout, skip: routing !== 'session' && 'the listener pins connections: run with SESSILE_ROUTING=session' };
+/** Options of a test about a connection being pinned. */
+export const connectionOnly = direct ? balancerOnly : { timeout, skip: routing !== 'connection' && 'the listener routes by session' };
 
 /** Points clients at `servers`. `config` changes the balancer's configuration; see `Balancer`. */
 export function front(t, servers, config) {
@@ -72,7 +79,8 @@ export class Balancer {
 
   /**
    * Starts a balancer for `servers`, and waits until it has found every one of them up (`up` names fewer). `config`
-   * has the sections of the file (placement, timeouts…), each laid over what suits tests; `env` is for secrets.
+   * has the sections of the file (placement, timeouts…), each laid over what suits tests; `listener` has keys of the
+   * one listener; `env` is for secrets.
    */
   static async start(t, servers, { env = {}, up, ...config } = {}) {
     const balancer = new Balancer();
@@ -81,7 +89,7 @@ export class Balancer {
     const [listen, admin] = [await freePort(), await freePort()];
     Object.assign(balancer, { address: `127.0.0.1:${listen}`, admin: `http://127.0.0.1:${admin}` });
     balancer.config = {
-      listener: [{ address: balancer.address }],
+      listener: [{ address: balancer.address, routing, ...config.listener }],
       admin: { address: `127.0.0.1:${admin}` },
       // Landing by the hash alone is what tests foretell: no spill.
       placement: { load_factor: 0, ...config.placement },
@@ -128,6 +136,13 @@ export class Balancer {
   }
 
   terminate() { this.#child.kill('SIGTERM'); }
+
+  /** What the process has in memory now and had at most, in bytes: `{ now, most }`. Linux only. */
+  memory() {
+    const status = readFileSync(`/proc/${this.#child.pid}/status`, 'utf8');
+    const bytes = (name) => Number(new RegExp(`^${name}:\\s+(\\d+) kB$`, 'm').exec(status)[1]) * 1024;
+    return { now: bytes('VmRSS'), most: bytes('VmHWM') };
+  }
 
   async exited() {
     const running = this.#child;

@@ -1,5 +1,6 @@
 // A model that needs no network: an OpenAI-compatible `/v1/chat/completions`, streaming where asked to, whose answer
-// proves what it was shown. With `hold()` it keeps turns waiting for a promise, never for time.
+// proves what it was shown. With `hold()` it keeps turns waiting for a promise, never for time. A prompt of the form
+// `use TOOL {"its": "arguments"}` makes it call that tool first, and its answer then has what the tool `gave`.
 
 import { createServer } from 'node:http';
 
@@ -8,6 +9,18 @@ const text = (content) => (typeof content === 'string' ? content : content.map((
 
 /** What the tests said, without what the server wraps around it. */
 const said = (message) => /\[\[(.*?)\]\]/s.exec(text(message.content))?.[1];
+
+/** The message that answers `messages`: a call of the tool the last prompt asks for, once, or the account. */
+function reply(messages, prompts) {
+  const asked = messages.findLastIndex((message) => message.role === 'user' && said(message) !== undefined);
+  const gave = messages.slice(asked + 1).filter((message) => message.role === 'tool').map((message) => text(message.content));
+  const use = /^use (\S+) (.*)$/s.exec(prompts.at(-1) ?? '');
+  if (use && gave.length === 0) {
+    const call = { index: 0, id: `call-${prompts.length}`, type: 'function', function: { name: use[1], arguments: use[2] } };
+    return { role: 'assistant', content: '', tool_calls: [call] };
+  }
+  return { role: 'assistant', content: JSON.stringify({ shown: prompts.length, first: prompts[0], ...(use && { gave }) }) };
+}
 
 export class Model {
   /** The prompts of every completion asked for, oldest first, each a list of what the user said so far. */
@@ -31,12 +44,15 @@ export class Model {
 
   get baseUrl() { return `http://127.0.0.1:${this.#server.address().port}/v1`; }
 
-  /** From now on turns wait, begun but unfinished, until `release()`. */
-  hold() {
+  /** From now on turns wait, begun but unfinished, until `release()`: all of them, or those whose prompt `is`. */
+  hold(is = () => true) {
     let open;
     const gate = new Promise((resolve) => { open = resolve; });
-    this.#held = { gate, open };
+    this.#held = { gate, open, is };
   }
+
+  /** How many times it was asked with `prompt` as the last word. */
+  asked(prompt) { return this.requests.filter((said) => said.at(-1) === prompt).length; }
 
   release() {
     this.#held?.open();
@@ -53,13 +69,15 @@ export class Model {
     const asked = JSON.parse(body);
     const prompts = asked.messages.filter((message) => message.role === 'user').map(said).filter((one) => one !== undefined);
     this.requests.push(prompts);
-    const message = { role: 'assistant', content: JSON.stringify({ shown: prompts.length, first: prompts[0] }) };
+    const gate = this.#held?.is(prompts.at(-1)) ? this.#held.gate : undefined;
+    const message = reply(asked.messages, prompts);
+    const finish_reason = message.tool_calls ? 'tool_calls' : 'stop';
     const usage = { prompt_tokens: 1, completion_tokens: 1, total_tokens: 2 };
     const base = { id: 'x', created: 0, model: asked.model };
     if (!asked.stream) {
-      await this.#held?.gate;
+      await gate;
       response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify({
-        ...base, object: 'chat.completion', choices: [{ index: 0, message, finish_reason: 'stop' }], usage,
+        ...base, object: 'chat.completion', choices: [{ index: 0, message, finish_reason }], usage,
       }));
       return;
     }
@@ -67,9 +85,9 @@ export class Model {
     const chunk = (rest) => response.write(`data: ${JSON.stringify({ ...base, object, ...rest })}\n\n`);
     response.writeHead(200, { 'content-type': 'text/event-stream' });
     chunk({ choices: [{ index: 0, delta: { role: 'assistant', content: '' }, finish_reason: null }] });
-    await this.#held?.gate;
+    await gate;
     chunk({ choices: [{ index: 0, delta: message, finish_reason: null }] });
-    chunk({ choices: [{ index: 0, delta: {}, finish_reason: 'stop' }] });
+    chunk({ choices: [{ index: 0, delta: {}, finish_reason }] });
     chunk({ choices: [], usage });
     response.end('data: [DONE]\n\n');
   }

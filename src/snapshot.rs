@@ -12,7 +12,7 @@ use crate::wire::SessionId;
 /// One configuration in force.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Counts configurations and commands, from 1.
+    /// Counts configurations, from 1.
     pub generation: u64,
     /// The configuration itself.
     pub config: Arc<Config>,

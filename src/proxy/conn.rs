@@ -10,9 +10,9 @@ use super::opening::{Opening, Session};
 use super::park::{Parked, park};
 use super::queue::Queue;
 use super::rehome::Opened;
-use super::relay::{Direction, relay};
+use super::relay::{Direction, Tally, relay};
 use super::switch::switch;
-use super::tap::{Birth, Guard, Tap, Walk};
+use super::tap::{Birth, Guard, Walk};
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
 use crate::config::{Listener, OnDown, Routing};
@@ -118,43 +118,21 @@ async fn carry(
             drop(owned.set(hold));
         }
     };
-    let series = backend.series();
     let lingers = config.timeouts.linger.is_some();
     let (mut walk_up, mut walk_down) = (Walk::default(), Walk::from(midway));
-    let mut up_taps: Vec<Box<dyn Tap + '_>> = Vec::new();
-    let mut down_taps: Vec<Box<dyn Tap + '_>> = Vec::new();
+    let mut up = Direction::new(unsent, Tally::to_backend(record, &backend));
+    let mut down = Direction::new(link.unread.split().freeze(), Tally::to_client(record, &backend));
     if lingers {
-        (&mut walk_up).look(&unsent);
-        (&mut walk_down).look(&link.unread);
-        up_taps.push(Box::new(&mut walk_up));
-        down_taps.push(Box::new(&mut walk_down));
+        up.tap(&mut walk_up);
+        down.tap(&mut walk_down);
     }
     if let Some(rest) = rest {
-        up_taps.push(Box::new(Guard(rest)));
+        // What is at hand has been looked at already.
+        up.taps.push(Box::new(Guard(rest)));
     }
     if let Some(request) = session.born.clone() {
-        let mut birth = Birth::new(request, midway, born);
-        // A frame may have begun in what is at hand, which the relay sends without looking. The answer is not there:
-        // the request has not been sent.
-        birth.look(&link.unread);
-        down_taps.push(Box::new(birth));
+        down.tap(Birth::new(request, midway, born));
     }
-    let up = Direction {
-        first: unsent,
-        taps: up_taps,
-        count: &|bytes| {
-            record.add_to_backend(bytes);
-            series.bytes_to_backend.inc_by(bytes);
-        },
-    };
-    let down = Direction {
-        first: link.unread.split().freeze(),
-        taps: down_taps,
-        count: &|bytes| {
-            record.add_to_client(bytes);
-            series.bytes_to_client.inc_by(bytes);
-        },
-    };
     let stop = async {
         tokio::select! {
             () = async { owned.wait().await.alarm().cancelled().await } => Why::Evicted,

@@ -20,6 +20,8 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use super::tap::{Tap, Tapped};
 use crate::close::{At, By, Close, Why};
 use crate::config::Timeouts;
+use crate::fleet::Backend;
+use crate::metrics::{BackendSeries, Record};
 use crate::net;
 
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -28,14 +30,58 @@ thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into());
 }
 
-/// Bytes that one direction sends before it reads, who looks on, and who counts.
+/// One direction: what it sends before it reads, who looks on, and who counts.
 pub struct Direction<'a> {
     /// What is at hand already.
-    pub first: Bytes,
+    first: Bytes,
     /// Look at the bytes that follow `first`.
     pub taps: Vec<Box<dyn Tap + 'a>>,
-    /// Is told of bytes carried.
-    pub count: &'a (dyn Fn(u64) + Sync),
+    tally: Tally<'a>,
+}
+
+impl<'a> Direction<'a> {
+    /// A direction in which `first` is at hand.
+    pub fn new(first: Bytes, tally: Tally<'a>) -> Self {
+        Self { first, taps: Vec::new(), tally }
+    }
+
+    /// Lets `tap` look at everything, from what is at hand on.
+    pub fn tap(&mut self, mut tap: impl Tap + 'a) {
+        if tap.look(&self.first) == Tapped::More {
+            self.taps.push(Box::new(tap));
+        }
+    }
+}
+
+/// Where carried bytes are counted.
+#[derive(Clone, Copy)]
+pub struct Tally<'a> {
+    record: &'a Record,
+    series: &'a BackendSeries,
+    to_client: bool,
+}
+
+impl<'a> Tally<'a> {
+    /// Of bytes from the client.
+    pub fn to_backend(record: &'a Record, backend: &'a Backend) -> Self {
+        Self { record, series: backend.series(), to_client: false }
+    }
+
+    /// Of bytes to the client.
+    pub fn to_client(record: &'a Record, backend: &'a Backend) -> Self {
+        Self { record, series: backend.series(), to_client: true }
+    }
+
+    fn add(self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        if self.to_client {
+            self.record.add_to_client(bytes);
+            self.series.bytes_to_client.inc_by(bytes);
+        } else {
+            self.record.add_to_backend(bytes);
+            self.series.bytes_to_backend.inc_by(bytes);
+        }
+    }
 }
 
 /// Who fails a direction.
@@ -129,10 +175,10 @@ async fn carry(
     clock: &Clock,
     passes_end: bool,
 ) -> Result<(), Fault> {
-    let Direction { first, mut taps, count } = direction;
+    let Direction { first, mut taps, tally } = direction;
     if !first.is_empty() {
         to.write_all(&first).await.map_err(Fault::Write)?;
-        count(u64::try_from(first.len()).unwrap_or(u64::MAX));
+        tally.add(first.len());
         drop(first);
     }
     loop {
@@ -169,7 +215,7 @@ async fn carry(
         }
         clock.tick();
         to.write_all(&left).await.map_err(Fault::Write)?;
-        count(u64::try_from(carried).unwrap_or(u64::MAX));
+        tally.add(carried);
     }
 }
 

@@ -98,9 +98,9 @@ fn a_stored_session_is_found_where_it_is_stored() {
         let disks = [fleet::disk(), fleet::disk(), fleet::disk()];
         let fleet = Fleet::built(3, |at, builder| builder.disk(&disks[at])).await;
         let balancer = Balancer::start(&fleet.text().set("placement.storage", "\"local\"")).await;
-        for at in 0..3 {
+        for (at, disk) in disks.iter().enumerate() {
             let session = balancer.sessions_at((at + 1) % 3).nth(at).unwrap();
-            disks[at].put(&session, &["one", "two"]);
+            disk.put(&session, &["one", "two"]);
             let mut client = balancer.client().await;
             client.resume(&session).await;
             assert_eq!((fleet.home(&session), client.prompts(&session).await), (at, 2));

@@ -65,6 +65,9 @@ pub(super) enum Fault {
     Head(#[from] frame::Fault),
     #[error("{0}")]
     Body(envelope::Fault, Option<Id>),
+    /// Found behind what has been passed on; the rest of the frame will be skipped.
+    #[error("{0}")]
+    Midway(envelope::Fault),
     #[error("nothing in the first bytes of a large frame says where it must go")]
     Undecided(Option<Id>),
 }
@@ -199,12 +202,13 @@ impl Inlet {
         self.relax();
         scan.feed(&bytes);
         let left = left.saturating_sub(bytes.len());
-        if left == 0 {
-            let end = scan.finish().map_err(|(fault, id)| Fault::Body(fault, id))?;
-            return Ok(Some(Piece::More { bytes, end: Some(end) }));
-        }
         if let Some(fault) = scan.fault() {
-            return Err(Fault::Body(fault, None));
+            self.begun = (left > 0).then_some(Begun::Skipping { left });
+            return Err(Fault::Midway(fault));
+        }
+        if left == 0 {
+            let end = scan.finish().map_err(|(fault, _)| Fault::Midway(fault))?;
+            return Ok(Some(Piece::More { bytes, end: Some(end) }));
         }
         self.begun = Some(Begun::Passing { scan, left });
         Ok((!bytes.is_empty()).then_some(Piece::More { bytes, end: None }))

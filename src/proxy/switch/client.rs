@@ -9,12 +9,13 @@ use tokio::time::{Instant, sleep_until};
 use super::errand::{self, News};
 use super::merge;
 use super::method::{self, Effect, Merge, Way};
-use super::table::{At, FLIGHTS_MAX, Flight, NOWHERE, Seat};
-use super::{QUEUE_BYTES_MAX, Switch, Target};
+use super::table::{At, Flight, NOWHERE, Seat};
+use super::{ERRANDS_MAX, QUEUE_BYTES_MAX, Switch, Target, Waiter};
 use crate::close::{At as Where, By, Close, Why};
 use crate::link::StateFrame;
 use crate::place::{Refused, addresses};
 use crate::proxy::inlet::{Fault, Frame, Piece};
+use crate::wire::envelope::Fault as Body;
 use crate::wire::{Id, Named, Refusal, SessionId, reply};
 
 impl Switch<'_> {
@@ -26,6 +27,10 @@ impl Switch<'_> {
                 Some(frame) => Some(Piece::Frame(frame)),
                 None => match self.inlet.next(self.config.limits.opening_bytes) {
                     Ok(piece) => piece,
+                    Err(Fault::Midway(fault)) => {
+                        self.spoilt(fault)?;
+                        continue;
+                    }
                     Err(fault) => return Err(self.faulty(&fault)),
                 },
             };
@@ -72,12 +77,17 @@ impl Switch<'_> {
             Some(Target::Nowhere) | None => true,
         };
         let out = self.out.len().saturating_add(self.aside.len());
-        room && out < QUEUE_BYTES_MAX && self.table.flights.len() < FLIGHTS_MAX
+        room && out < QUEUE_BYTES_MAX
     }
 
     /// Whether a frame has to wait: for the answer to a state request, or for room on its way.
     fn is_barred(&self, frame: &Frame) -> bool {
-        if frame.envelope.method.is_some() && self.busy.is_some() {
+        let Some(method) = frame.envelope.method.as_deref() else { return false };
+        if self.busy.is_some() || self.waiting.len() >= ERRANDS_MAX {
+            return true;
+        }
+        if method::way(method) == Way::State && !self.waiting.is_empty() {
+            // An upstream on its way would not be told.
             return true;
         }
         match frame.envelope.named() {
@@ -107,6 +117,11 @@ impl Switch<'_> {
             && self.table.flights.contains_key(id)
         {
             self.refuse(Some(id), &plain(Refusal::Malformed, "a request with this id is in flight"));
+            return Ok(());
+        }
+        if self.table.is_full() {
+            let message = "this client has too many sessions or requests in flight";
+            self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Limit, message));
             return Ok(());
         }
         if self.listener.methods.denies(&method) {
@@ -142,7 +157,7 @@ impl Switch<'_> {
             Some(Target::Errand(errand)) => {
                 if let Some(waiting) = self.waiting.get_mut(&errand) {
                     waiting.bytes = waiting.bytes.saturating_add(bytes.len());
-                    waiting.more.push(bytes);
+                    waiting.pieces.push_back(Waiter::More(bytes));
                 }
             }
             Some(Target::Nowhere) | None => {}
@@ -244,7 +259,7 @@ impl Switch<'_> {
         }
         let waiting = self.waiting.entry(errand).or_default();
         waiting.bytes = waiting.bytes.saturating_add(frame.bytes.len());
-        waiting.frames.push_back(frame);
+        waiting.pieces.push_back(Waiter::Frame(Box::new(frame)));
     }
 
     /// The client's answer to a server's request: under the server's own id again.
@@ -346,11 +361,26 @@ impl Switch<'_> {
         self.authenticated || !self.balancer.demands_token()
     }
 
+    /// A large frame repeats a routing key behind what has been sent on: its backend must not see it whole.
+    fn spoilt(&mut self, fault: Body) -> Result<(), Close> {
+        tracing::warn!(client = %self.record.client(), %fault, "a frame is cut off in the middle");
+        match self.target.replace(Target::Nowhere) {
+            Some(Target::Upstream(at)) => self.lose(at),
+            Some(Target::Errand(errand)) => {
+                self.unplaced(errand, &plain(Refusal::Malformed, &fault.to_string()));
+                self.table.forget(errand);
+                Ok(())
+            }
+            Some(Target::Nowhere) | None => Ok(()),
+        }
+    }
+
     /// The client sent what no server would read alike: answered where an id is known, and closed.
     fn faulty(&mut self, fault: &Fault) -> Close {
         let (id, refusal, why) = match fault {
             Fault::Head(_) => (None, Refusal::Malformed, Why::Malformed),
             Fault::Body(_, id) => (id.clone(), Refusal::Malformed, Why::Malformed),
+            Fault::Midway(_) => (None, Refusal::Malformed, Why::Malformed),
             Fault::Undecided(id) => (id.clone(), Refusal::Limit, Why::Limit),
         };
         self.refuse(id.as_ref(), &plain(refusal, &fault.to_string()));

@@ -13,7 +13,7 @@ use crate::wire::{Id, Named, Refusal, SessionId};
 
 use super::table::{At, Seat};
 use super::upstream::Upstream;
-use super::{Switch, Target, Waiting};
+use super::{Switch, Target, Waiter};
 
 /// An errand on its way.
 pub(super) type Errand = Pin<Box<dyn Future<Output = News> + Send>>;
@@ -132,7 +132,7 @@ impl Switch<'_> {
 
     /// A session has a home: its frames go there.
     fn placed(&mut self, errand: u64, session: Option<SessionId>, placed: Placed) -> Result<(), Close> {
-        let Placed { link, backend, hold, reason } = placed;
+        let Placed { link, backend, mut hold, reason } = placed;
         let at = match (self.upstream_to(&backend), link) {
             (Some(at), _) => at,
             (None, Some(link)) => self.install(link),
@@ -147,14 +147,15 @@ impl Switch<'_> {
             }
         };
         self.record.placed(session.clone(), backend.name(), reason.label());
-        if let Some(session) = session {
-            let mut hold = hold;
-            if let (Some(hold), Some(upstream)) = (&mut hold, self.upstreams.get(&at)) {
-                hold.set_alarm(upstream.alarm());
-            }
-            self.table.sessions.insert(session, Seat::Seated { at, hold, attached: false, flights: 0 });
+        let Some(session) = session else { return self.flush(errand, at) };
+        if let (Some(hold), Some(upstream)) = (&mut hold, self.upstreams.get(&at)) {
+            hold.set_alarm(upstream.alarm());
         }
-        self.flush(errand, at)
+        self.table.sessions.insert(session.clone(), Seat::Seated { at, hold, attached: false, flights: 0 });
+        self.flush(errand, at)?;
+        // What waited may have been given up meanwhile.
+        self.table.release(&session);
+        Ok(())
     }
 
     /// The upstream to a backend, if there is one.
@@ -165,26 +166,29 @@ impl Switch<'_> {
 
     /// Sends what waited for an errand.
     fn flush(&mut self, errand: u64, at: At) -> Result<(), Close> {
-        let Waiting { frames, more, .. } = self.waiting.remove(&errand).unwrap_or_default();
-        for frame in frames {
-            self.forward(at, frame)?;
+        let waiting = self.waiting.remove(&errand).unwrap_or_default();
+        // What is forwarded now may have come to its end already; only the frame still coming in has a target.
+        let target = match self.target.take() {
+            Some(Target::Errand(number)) if number == errand => Some(Target::Upstream(at)),
+            target => target,
+        };
+        for waiter in waiting.pieces {
+            match waiter {
+                Waiter::Frame(frame) => self.forward(at, *frame)?,
+                Waiter::More(bytes) => self.push_up(at, bytes),
+            }
         }
-        if matches!(self.target, Some(Target::Errand(number)) if number == errand) {
-            self.target = Some(Target::Upstream(at));
-        }
-        for bytes in more {
-            self.push_up(at, bytes);
-        }
+        self.target = target;
         Ok(())
     }
 
     /// Refuses what waited for an errand.
-    fn unplaced(&mut self, errand: u64, refused: &Refused) {
+    pub(super) fn unplaced(&mut self, errand: u64, refused: &Refused) {
         let waiting = self.waiting.remove(&errand).unwrap_or_default();
         if matches!(self.target, Some(Target::Errand(number)) if number == errand) {
             self.target = Some(Target::Nowhere);
         }
-        for frame in waiting.frames {
+        for frame in waiting.into_frames() {
             if frame.envelope.method.is_some() {
                 let id = frame.envelope.id.as_ref();
                 self.busy.take_if(|(busy, _)| id == Some(busy));

@@ -41,6 +41,8 @@ use errand::{Errand, News};
 use table::{At, Table};
 use upstream::Upstream;
 
+/// Errands that one client may have on their way; a frame that needs a further one waits.
+const ERRANDS_MAX: usize = 256;
 /// Bytes waiting for one peer, beyond which nothing more is read for it.
 const QUEUE_BYTES_MAX: usize = 256 * 1024;
 
@@ -84,10 +86,24 @@ struct Switch<'a> {
 /// What waits for an errand, in order.
 #[derive(Default)]
 struct Waiting {
-    frames: VecDeque<Frame>,
-    /// The rest of the last one, as far as it has come.
-    more: Vec<Bytes>,
+    pieces: VecDeque<Waiter>,
     bytes: usize,
+}
+
+/// A frame that waits, or more of the one before.
+enum Waiter {
+    Frame(Box<Frame>),
+    More(Bytes),
+}
+
+impl Waiting {
+    /// The frames, to be refused.
+    fn into_frames(self) -> impl Iterator<Item = Frame> {
+        self.pieces.into_iter().filter_map(|waiter| match waiter {
+            Waiter::Frame(frame) => Some(*frame),
+            Waiter::More(_) => None,
+        })
+    }
 }
 
 /// Where the rest of a large frame goes.
@@ -251,7 +267,7 @@ impl Switch<'_> {
     fn refuse_all(&mut self, refused: &Refused) {
         let flying: Vec<Id> = self.table.flights.keys().cloned().collect();
         let waiting = std::mem::take(&mut self.waiting);
-        let frames = waiting.into_values().flat_map(|waiting| waiting.frames).chain(self.held.take());
+        let frames = waiting.into_values().flat_map(Waiting::into_frames).chain(self.held.take());
         let ids: Vec<Id> = frames.filter_map(|frame| frame.envelope.id).chain(flying).collect();
         for id in ids {
             self.refuse(Some(&id), refused);

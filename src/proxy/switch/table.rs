@@ -10,8 +10,9 @@ use super::method::Effect;
 use crate::fleet::Hold;
 use crate::wire::{Id, SessionId};
 
-/// Requests in flight from one client; a further one waits unread.
-pub(super) const FLIGHTS_MAX: usize = 4096;
+/// Requests in flight from one client, and its sessions; a further one is refused.
+const FLIGHTS_MAX: usize = 4096;
+const SESSIONS_MAX: usize = 16 * 1024;
 /// Server requests the client has not answered, and sessions it has lost: beyond, the oldest knowledge goes.
 const REMEMBERED_MAX: usize = 4096;
 
@@ -71,6 +72,16 @@ pub(super) struct Wreck {
 }
 
 impl Table {
+    /// Whether one client asks for too much.
+    pub(super) fn is_full(&self) -> bool {
+        self.flights.len() >= FLIGHTS_MAX || self.sessions.len() >= SESSIONS_MAX
+    }
+
+    /// The session that this errand was to place will not be.
+    pub(super) fn forget(&mut self, errand: u64) {
+        self.sessions.retain(|_, seat| !matches!(seat, Seat::Placing(number) if *number == errand));
+    }
+
     /// Notes a request on its way.
     pub(super) fn depart(&mut self, id: Id, flight: Flight) {
         if let Some(session) = &flight.session

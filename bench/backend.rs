@@ -1,0 +1,73 @@
+//! Backends that cost as little as a backend can: one thread, a fixed answer to every request.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Starts `count` backends on a thread of their own.
+pub fn start(count: usize) -> Vec<SocketAddr> {
+    let (addresses, started) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            for _ in 0..count {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                addresses.send(listener.local_addr().unwrap()).unwrap();
+                tokio::spawn(async move {
+                    while let Ok((stream, _)) = listener.accept().await {
+                        tokio::spawn(serve(stream));
+                    }
+                });
+            }
+            std::future::pending::<()>().await;
+        });
+    });
+    (0..count).map(|_| started.recv().unwrap()).collect()
+}
+
+/// Frames in `bytes` from the front on: each body and where the next frame begins.
+pub fn frame(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let end = memchr::memmem::find(bytes, b"\r\n\r\n")? + 4;
+    let head = std::str::from_utf8(&bytes[..end]).ok()?;
+    let length: usize = head.strip_prefix("Content-Length: ")?.trim_end().parse().ok()?;
+    bytes.get(end..end + length).map(|body| (body, end + length))
+}
+
+async fn serve(mut stream: TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let mut unread = Vec::new();
+    let mut answers = Vec::new();
+    loop {
+        if !matches!(stream.read_buf(&mut unread).await, Ok(read) if read > 0) {
+            return;
+        }
+        let mut at = 0;
+        while let Some((body, used)) = frame(&unread[at..]) {
+            answer(body, &mut answers);
+            at += used;
+        }
+        unread.drain(..at);
+        if !answers.is_empty() && stream.write_all(&answers).await.is_err() {
+            return;
+        }
+        answers.clear();
+    }
+}
+
+fn answer(body: &[u8], answers: &mut Vec<u8>) {
+    let text = String::from_utf8_lossy(body);
+    let Some(id) = text.split("\"id\":").nth(1).and_then(|rest| rest.split([',', '}']).next()) else {
+        return;
+    };
+    let has = |word: &str| text.contains(word);
+    let rest = if has("\"connect\"") {
+        r#""result":{"ok":true,"protocolVersion":3,"version":"bench"}"#.to_owned()
+    } else if has("isProcessing") {
+        r#""error":{"code":-32603,"message":"Session not found"}"#.to_owned()
+    } else {
+        format!(r#""result":{{"filler":"{}"}}"#, "x".repeat(440))
+    };
+    let body = format!(r#"{{"jsonrpc":"2.0","id":{id},{rest}}}"#);
+    answers.extend_from_slice(format!("Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes());
+}

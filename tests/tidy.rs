@@ -1,11 +1,5 @@
 //! What the project promises of its own text: floors, module docs, file sizes, sample configurations.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    reason = "a test may panic"
-)]
+#![expect(clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "a test may panic")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -98,9 +98,9 @@ fn a_stored_session_is_found_where_it_is_stored() {
         let disks = [fleet::disk(), fleet::disk(), fleet::disk()];
         let fleet = Fleet::built(3, |at, builder| builder.disk(&disks[at])).await;
         let balancer = Balancer::start(&fleet.text().set("placement.storage", "\"local\"")).await;
-        for at in 0..3 {
+        for (at, disk) in disks.iter().enumerate() {
             let session = balancer.sessions_at((at + 1) % 3).nth(at).unwrap();
-            disks[at].put(&session, &["one", "two"]);
+            disk.put(&session, &["one", "two"]);
             let mut client = balancer.client().await;
             client.resume(&session).await;
             assert_eq!((fleet.home(&session), client.prompts(&session).await), (at, 2));
@@ -186,6 +186,25 @@ fn two_balancers_side_by_side_agree_on_live_sessions() {
             third.create(&session).await;
             assert_eq!(fleet.home(&session), home);
         }
+    });
+}
+
+#[test]
+fn an_opening_that_waits_too_long_for_another_is_told_so() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = Balancer::start(&fleet.text().set("timeouts.rehome", "\"300ms\"")).await;
+        fleet[1].mute(true);
+        let (mut leads, mut waits) = (balancer.dial().await, balancer.dial().await);
+        let create = leads.ask("session.create", json!({"sessionId": "s"})).await;
+        let asked = || fleet[1].look(|state| state.count("session.metadata.isProcessing"));
+        until("the fleet is asked", || asked() == 1).await;
+        let refused = waits.refusal("session.create", json!({"sessionId": "s"})).await;
+        assert_eq!(refused, client::sessile(-32053, "session_locked"));
+        assert_eq!((waits.end().await, asked()), (End::Fin, 1));
+        fleet[1].mute(false);
+        assert_eq!(leads.answer(create).await["result"]["sessionId"], "s");
+        fleet.home("s");
     });
 }
 

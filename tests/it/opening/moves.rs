@@ -218,6 +218,28 @@ fn what_the_scout_never_answers_is_answered_for_it_and_the_client_moves() {
 }
 
 #[test]
+fn a_client_that_breaks_the_rules_while_it_moves_gets_an_answer_to_everything() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let text = fleet.text().set("placement.locate", "\"off\"");
+        let (balancer, mut client, scout, home, session) = scouted(&fleet, &text).await;
+        fleet[scout].mute(true);
+        client.ask("status.get", json!({})).await;
+        client.ask("session.create", json!({"sessionId": session})).await;
+        client.ask("session.send", json!({"sessionId": session, "prompt": "p"})).await;
+        until("the home is greeted", || fleet.heard(home, &client).len() == 1).await;
+        client.write("GET / HTTP/1.1\r\n\r\n").await;
+        for id in 1..=3 {
+            let answer = client.answer(id).await;
+            assert_eq!(client::refusal(&answer), sessile(-32600, "malformed"), "request {id}");
+        }
+        assert_eq!(client.end().await, End::Fin);
+        assert_eq!((balancer.rehomed("failed"), fleet.asked("session.create", &session)), (1, 0));
+        until("the session is free", || balancer.owner(&session).is_none()).await;
+    });
+}
+
+#[test]
 fn a_client_answers_its_scout_before_it_moves() {
     run(async {
         let fleet = Fleet::local(2).await;

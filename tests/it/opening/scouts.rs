@@ -49,6 +49,22 @@ fn another_scout_answers_what_is_asked_after_the_first_one_died() {
 }
 
 #[test]
+fn a_scout_that_dies_is_not_taken_for_the_home() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = Balancer::start(&fleet.text()).await;
+        let mut client = balancer.client().await;
+        let scout = fleet.scout(&client);
+        fleet[scout].refuse(true).await.unwrap();
+        fleet[scout].close_connections(Cut::Reset).await;
+        until("the loss is noticed", || no_links(&balancer)).await;
+        let session = balancer.session_at(scout);
+        client.create(&session).await;
+        assert_eq!(fleet.home(&session), 1 - scout);
+    });
+}
+
+#[test]
 fn a_scout_killed_while_connect_is_pending_leaves_the_client_one_answer() {
     run(async {
         let fleet = Fleet::local(2).await;

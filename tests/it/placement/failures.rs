@@ -173,7 +173,7 @@ fn on_shared_storage_a_session_leaves_a_backend_that_is_down() {
         assert!(first.is_open() && second.is_open(), "down alone closes nothing");
         let mut third = balancer.client().await;
         third.resume(&session).await;
-        assert_eq!(fleet[1].live_sessions(), std::slice::from_ref(&session));
+        assert_eq!(fleet[1].live_sessions(), [session.as_str()]);
         assert_eq!((first.end().await, second.end().await), (End::Fin, End::Fin));
         until("they are counted", || balancer.closed("balancer", "relay", "evicted") == 2).await;
         assert_eq!(balancer.owner(&session).unwrap(), "b");

@@ -190,6 +190,25 @@ fn two_balancers_side_by_side_agree_on_live_sessions() {
 }
 
 #[test]
+fn an_opening_that_waits_too_long_for_another_is_told_so() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = Balancer::start(&fleet.text().set("timeouts.rehome", "\"300ms\"")).await;
+        fleet[1].mute(true);
+        let (mut leads, mut waits) = (balancer.dial().await, balancer.dial().await);
+        let create = leads.ask("session.create", json!({"sessionId": "s"})).await;
+        let asked = || fleet[1].look(|state| state.count("session.metadata.isProcessing"));
+        until("the fleet is asked", || asked() == 1).await;
+        let refused = waits.refusal("session.create", json!({"sessionId": "s"})).await;
+        assert_eq!(refused, client::sessile(-32053, "session_locked"));
+        assert_eq!((waits.end().await, asked()), (End::Fin, 1));
+        fleet[1].mute(false);
+        assert_eq!(leads.answer(create).await["result"]["sessionId"], "s");
+        fleet.home("s");
+    });
+}
+
+#[test]
 fn a_session_dies_with_its_last_client_and_is_free_then() {
     run(async {
         let fleet = Fleet::local(2).await;

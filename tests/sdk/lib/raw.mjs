@@ -19,6 +19,9 @@ export class Refused extends Error {
 export class Raw {
   #socket;
   #unread = Buffer.alloc(0);
+  /** What came after `#unread`, and how many bytes both need to be worth joining. */
+  #later = [];
+  #wanted = 0;
   #pending = new Map();
   #next = 0;
   /** Every message received that answered no request of `call`, in order, but for notifications. */
@@ -85,12 +88,21 @@ export class Raw {
     return this.call('connect', { supportedTaskKinds: ['agent', 'client', 'shell'], ...(token ? { token } : {}) });
   }
 
+  /** Reads nothing until `listen()`, so that the other side finds out how patient it is. */
+  deafen() { this.#socket.pause(); }
+
+  listen() { this.#socket.resume(); }
+
   end() { this.#socket.end(); }
 
   destroy() { this.#socket.destroy(); }
 
   #take(bytes) {
-    this.#unread = this.#unread.length ? Buffer.concat([this.#unread, bytes]) : bytes;
+    this.#later.push(bytes);
+    if (this.#later.reduce((sum, { length }) => sum + length, this.#unread.length) < this.#wanted) return;
+    this.#unread = Buffer.concat([this.#unread, ...this.#later]);
+    this.#later = [];
+    this.#wanted = 0;
     for (;;) {
       const head = this.#unread.indexOf('\r\n\r\n');
       if (head < 0) return;
@@ -100,7 +112,10 @@ export class Raw {
         return;
       }
       const end = head + 4 + Number(length[1]);
-      if (this.#unread.length < end) return;
+      if (this.#unread.length < end) {
+        this.#wanted = end;
+        return;
+      }
       const message = JSON.parse(this.#unread.toString('utf8', head + 4, end));
       this.#unread = this.#unread.subarray(end);
       this.#receive(message);

@@ -1,6 +1,6 @@
 # Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
 
-.PHONY: test lint need-node unit sdk clean
+.PHONY: test lint need-node unit sdk bench clean
 
 test: need-node lint unit sdk
 
@@ -25,6 +25,10 @@ sdk: tests/sdk/node_modules/.package-lock.json
 
 tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json
 	cd tests/sdk && npm ci
+
+# Side by side with whatever rivals are installed; the table goes to standard output.
+bench:
+	cargo bench --locked --bench scenes -- 5 5
 
 clean:
 	rm -rf target tests/sdk/node_modules

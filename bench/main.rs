@@ -5,6 +5,15 @@
 //! vary on a busy machine; processor time of the balancer's process per unit of work repeats, so both are told. The
 //! load and the backends run in this process, on threads of their own.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::let_underscore_must_use,
+    reason = "a measurement that cannot go on has to stop"
+)]
+
 mod backend;
 mod load;
 mod target;

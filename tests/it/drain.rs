@@ -163,7 +163,7 @@ fn a_client_that_waits_for_a_scout_when_the_deadline_passes_is_told_so() {
         let mut client = balancer.dial().await;
         let params = client.introduction();
         let connect = client.ask("connect", params).await;
-        until("it is being served", || balancer.metrics().openings_active.get() == 1).await;
+        until("its request is read", || balancer.metrics().opening_memory.get() > 0).await;
         let (server, _folder) = balancer.into_server();
         let drain = tokio::spawn(server.drain(async {}));
         assert_eq!(client::refusal(&client.answer(connect).await), sessile(-32054, "draining"));

@@ -82,7 +82,8 @@ async fn home(balancer: &Balancer, mut opening: Opening<'_>) -> Result<(Opened, 
             return Err(close);
         }
     };
-    let mut placed = match place(balancer, &opening.want(&session)).await {
+    let placing = opening.unless_closing(place(balancer, &opening.want(&session))).await;
+    let mut placed = match placing {
         Ok(placed) => placed,
         Err(refused) => {
             let close = opening.refuse(&refused, session.frame.envelope.id.as_ref()).await;

@@ -16,7 +16,7 @@ use super::scout::{News, Scout};
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
 use crate::config::{Config, Listener, STATE_METHODS};
-use crate::link::StateFrame;
+use crate::link::{Link, StateFrame};
 use crate::metrics::Record;
 use crate::place::{self, Refused, Want};
 use crate::wire::{Id, Named, Refusal, reply};
@@ -227,7 +227,7 @@ impl<'a> Opening<'a> {
                 None if self.scouts_lost >= SCOUTS_MAX => {
                     return Err(self.refuse(&lost(&self.config), envelope.id.as_ref()).await);
                 }
-                None => match place::scout(self.balancer, &self.state, self.version.as_deref()).await {
+                None => match self.seek_scout().await {
                     Ok(link) => Scout::new(link),
                     Err(refused) => return Err(self.refuse(&refused, envelope.id.as_ref()).await),
                 },
@@ -241,6 +241,22 @@ impl<'a> Opening<'a> {
                 // The request itself is still unsent, so it is not among those that are lost.
                 Err(_) => drop(self.lost(envelope.id.as_ref()).await?),
             }
+        }
+    }
+
+    async fn seek_scout(&self) -> Result<Link, Refused> {
+        let seeking = place::scout(self.balancer, &self.state, self.version.as_deref());
+        self.unless_closing(seeking).await
+    }
+
+    /// `work` to its end, or a refusal as soon as everything is to close: nobody may wait longer than the drain does.
+    pub(super) async fn unless_closing<T>(
+        &self,
+        work: impl Future<Output = Result<T, Refused>>,
+    ) -> Result<T, Refused> {
+        tokio::select! {
+            done = work => done,
+            () = self.balancer.closing.cancelled() => Err(draining(&self.config)),
         }
     }
 

@@ -133,6 +133,47 @@ fn a_client_that_moves_when_the_deadline_passes_is_told_so() {
 }
 
 #[test]
+fn a_client_that_is_being_placed_when_the_deadline_passes_is_told_so() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = Balancer::start(&fleet.text()).await;
+        fleet[1].mute(true);
+        let mut client = balancer.dial().await;
+        let create = client.ask("session.create", json!({"sessionId": "s"})).await;
+        let asked = || fleet[1].look(|state| state.count("session.metadata.isProcessing")) == 1;
+        until("the fleet is asked", asked).await;
+        let (server, _folder) = balancer.into_server();
+        let started = Instant::now();
+        let drain = tokio::spawn(server.drain(async {}));
+        assert_eq!(client::refusal(&client.answer(create).await), sessile(-32054, "draining"));
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        assert_eq!(client.end().await, End::Fin);
+        drop(client);
+        soon(drain).await.unwrap();
+        assert_eq!(fleet.asked("session.create", "s"), 0);
+    });
+}
+
+#[test]
+fn a_client_that_waits_for_a_scout_when_the_deadline_passes_is_told_so() {
+    run(async {
+        let fleet = Fleet::local(1).await;
+        fleet[0].mute(true);
+        let balancer = Balancer::start_unprobed(&fleet.text().set("timeouts.connect", "\"10s\"")).await;
+        let mut client = balancer.dial().await;
+        let params = client.introduction();
+        let connect = client.ask("connect", params).await;
+        until("its request is read", || balancer.metrics().opening_memory.get() > 0).await;
+        let (server, _folder) = balancer.into_server();
+        let drain = tokio::spawn(server.drain(async {}));
+        assert_eq!(client::refusal(&client.answer(connect).await), sessile(-32054, "draining"));
+        assert_eq!(client.end().await, End::Fin);
+        drop(client);
+        soon(drain).await.unwrap();
+    });
+}
+
+#[test]
 fn who_is_in_a_hurry_does_not_wait() {
     run(async {
         let fleet = Fleet::local(1).await;

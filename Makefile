@@ -1,8 +1,8 @@
 # Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
 
-.PHONY: test lint need-node unit sdk bench clean
+.PHONY: test lint need-node need-python unit sdk bench clean
 
-test: need-node lint unit sdk
+test: need-node need-python lint unit sdk
 
 # Says what is missing instead of skipping what it was for.
 need-node:
@@ -12,6 +12,9 @@ need-node:
 	@node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' || { \
 	  echo "make test needs Node.js 20 or newer; this is $$(node --version)" >&2; exit 1; }
 
+need-python:
+	@sh tests/sdk/python/setup.sh check
+
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
@@ -20,8 +23,10 @@ lint:
 unit:
 	cargo test --locked
 
+# Once pinned by the first session, once every frame by its own.
 sdk: tests/sdk/node_modules/.package-lock.json
 	cd tests/sdk && SESSILE_BIN=$(CURDIR)/target/debug/sessile npm test
+	cd tests/sdk && SESSILE_BIN=$(CURDIR)/target/debug/sessile npm run test:session
 
 tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json
 	cd tests/sdk && npm ci
@@ -31,4 +36,4 @@ bench:
 	cargo bench --locked --bench scenes -- 5 5
 
 clean:
-	rm -rf target tests/sdk/node_modules
+	rm -rf target tests/sdk/node_modules tests/sdk/.venv

@@ -85,8 +85,12 @@ struct Line {
 }
 
 impl Attendant {
-    /// Waits while nobody can be asked: questions get no answer at once.
+    /// Waits while nobody can be asked: questions get no answer at once. Without a wait they stay in the queue, for the
+    /// connection that is made next.
     async fn pause(&mut self, wait: Duration) {
+        if wait.is_zero() {
+            return;
+        }
         let until = tokio::time::Instant::now().checked_add(wait);
         let Some(until) = until else { return };
         // A nudge may shorten the wait, but not to nothing: clients' dials must not become a storm of probes.
@@ -363,4 +367,28 @@ fn jittered(interval: Duration) -> Duration {
     let permille = RandomState::new().hash_one(interval).checked_rem(201).unwrap_or(100);
     let factor = u32::try_from(permille).unwrap_or(100).saturating_add(900);
     interval.checked_div(1000).and_then(|part| part.checked_mul(factor)).unwrap_or(interval)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn a_question_waits_for_the_connection_that_is_made_at_once() {
+        let series = Metrics::new().unwrap().backend(&"cli-1".into());
+        let (backend, asked) = Backend::new("cli-1", "127.0.0.1:1", series);
+        let mut attendant =
+            Attendant { backend: Arc::clone(&backend), asked, judge: Judge::default(), warned: false };
+        let asking = backend.ask("ping", json!({}), Duration::from_secs(3600));
+        tokio::pin!(asking);
+        assert!(futures_util::poll!(&mut asking).is_pending());
+        for _ in 0..64 {
+            attendant.pause(Duration::ZERO).await;
+            assert!(
+                futures_util::poll!(&mut asking).is_pending(),
+                "nobody has answered, and nobody has given up"
+            );
+        }
+    }
 }

@@ -21,8 +21,6 @@ export const anyFront = { timeout };
 export const balancerOnly = { timeout, skip: direct && 'one server directly: no balancer to test' };
 /** Options of a test about one connection with sessions on many servers. */
 export const sessionOnly = direct ? balancerOnly : { timeout, skip: routing !== 'session' && 'the listener pins connections: run with SESSILE_ROUTING=session' };
-/** Options of a test about a connection being pinned. */
-export const connectionOnly = direct ? balancerOnly : { timeout, skip: routing !== 'connection' && 'the listener routes by session' };
 
 /** Points clients at `servers`. `config` changes the balancer's configuration; see `Balancer`. */
 export function front(t, servers, config) {

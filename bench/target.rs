@@ -146,7 +146,7 @@ fn haproxy(folder: &Path, address: SocketAddr, backends: &[SocketAddr]) -> Optio
     let program = installed("haproxy")?;
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let mut text = format!(
-        "global\n nbthread {threads}\n maxconn 20000\ndefaults\n mode tcp\n timeout connect 2s\n timeout client 1h\n \
+        "global\n nbthread {threads}\n maxconn 8000\ndefaults\n mode tcp\n timeout connect 2s\n timeout client 1h\n \
          timeout server 1h\nlisten l\n bind {address}\n balance roundrobin\n"
     );
     for (at, backend) in backends.iter().enumerate() {

@@ -55,7 +55,7 @@ pub struct Frame {
     /// The envelope; of a partial frame, what is known so far.
     pub envelope: Envelope,
     /// What is still to come of a partial frame.
-    pub rest: Option<Rest>,
+    pub rest: Option<Box<Rest>>,
 }
 
 impl Frame {
@@ -184,11 +184,11 @@ impl Client {
             let message = "no session ID within limits.opening_bytes of the frame";
             return Err(Fault::Limit(message, envelope.id));
         }
-        let rest = Rest { scan: begun.scan, bytes: left };
+        let rest = Box::new(Rest { scan: begun.scan, bytes: left });
         Ok(Some(self.take(begun.head, envelope, Some(rest))))
     }
 
-    fn take(&mut self, head: Head, envelope: Envelope, rest: Option<Rest>) -> Frame {
+    fn take(&mut self, head: Head, envelope: Envelope, rest: Option<Box<Rest>>) -> Frame {
         let bytes = self.unread.split_to(head.frame_bytes().min(self.unread.len())).freeze();
         self.due = if self.unread.is_empty() { None } else { Instant::now().checked_add(self.patience) };
         self.relax();

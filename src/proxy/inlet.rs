@@ -4,10 +4,12 @@
 //! So memory is bounded whatever the length that a head announces.
 
 use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
 
 use super::tap::Walk;
 use crate::close::By;
@@ -119,15 +121,20 @@ impl Inlet {
     }
 
     /// Reads once; 0 at the end.
-    pub(super) fn poll_fill(&mut self, stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(stream.poll_read_ready(cx))?;
-            self.unread.reserve(READ_BYTES);
-            match stream.try_read_buf(&mut self.unread) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.relax(),
-                result => return Poll::Ready(result),
-            }
+    pub(super) fn poll_fill(
+        &mut self,
+        stream: &mut TcpStream,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        // No buffer is made before there is something to put in it. A read that does not fill it tells the runtime that
+        // the socket is empty, which saves asking the kernel once more.
+        ready!(stream.poll_read_ready(cx))?;
+        self.unread.reserve(READ_BYTES);
+        let read = poll_read_buf(Pin::new(stream), cx, &mut self.unread);
+        if read.is_pending() {
+            self.relax();
         }
+        read
     }
 
     /// What the bytes at hand make, if anything. `bytes_max` bounds the search for where a large frame must go.

@@ -50,7 +50,7 @@ pub(super) fn park(balancer: &Arc<Balancer>, parked: Parked) {
     }
     let owner = Arc::clone(balancer);
     balancer.tasks.spawn(async move {
-        let Parked { stream, lease, mut inlet, mut out, mut sessions } = parked;
+        let Parked { mut stream, lease, mut inlet, mut out, mut sessions } = parked;
         let backend = Arc::clone(lease.backend());
         let patience = config.timeouts.locate;
         retain_running(&backend, &mut sessions, patience).await;
@@ -69,7 +69,7 @@ pub(super) fn park(balancer: &Arc<Balancer>, parked: Parked) {
             () = turns => "its turns are over",
             () = tokio::time::sleep(linger) => "timeouts.linger is over",
             () = owner.closing.cancelled() => "the balancer stops",
-            _ = poll_fn(|cx| drain(&stream, &mut inlet, &mut out, cx)) => "the backend closed it",
+            _ = poll_fn(|cx| drain(&mut stream, &mut inlet, &mut out, cx)) => "the backend closed it",
         };
         gauge.dec();
         tracing::info!(backend = %backend.name(), end, "a parked connection is closed");
@@ -98,7 +98,12 @@ async fn retain_running(
 }
 
 /// Reads and drops what the backend sends, and refuses what it asks; ready when it has nothing more to say.
-fn drain(stream: &TcpStream, inlet: &mut Inlet, out: &mut Queue, cx: &mut Context<'_>) -> Poll<io::Error> {
+fn drain(
+    stream: &mut TcpStream,
+    inlet: &mut Inlet,
+    out: &mut Queue,
+    cx: &mut Context<'_>,
+) -> Poll<io::Error> {
     loop {
         if let Poll::Ready(Err(error)) = out.poll_flush(stream, cx) {
             return Poll::Ready(error);

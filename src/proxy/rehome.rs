@@ -21,7 +21,7 @@ pub struct Opened {
     /// Bytes for the home that have not been sent.
     pub unsent: Bytes,
     /// The rest of a partial session frame.
-    pub rest: Option<Rest>,
+    pub rest: Option<Box<Rest>>,
     /// The home.
     pub link: Link,
     /// What is still to come of a frame that the home, as a scout, has begun to send to the client.

@@ -28,11 +28,11 @@ pub enum Tapped {
 }
 
 /// Holds the rest of a partial session frame to the rules that its beginning kept.
-pub struct Guard(pub Rest);
+pub struct Guard(pub Box<Rest>);
 
 impl Tap for Guard {
     fn look(&mut self, bytes: &[u8]) -> Tapped {
-        let Rest { scan, bytes: left } = &mut self.0;
+        let Rest { scan, bytes: left } = &mut *self.0;
         scan.feed(bytes.get(..bytes.len().min(*left)).unwrap_or_default());
         *left = left.saturating_sub(bytes.len());
         match (scan.fault(), *left) {
@@ -224,7 +224,7 @@ mod tests {
         let body = br#"{"method":"m","params":{"sessionId":"a","x":1,"sessionId":"b"}}"#;
         let mut scan = Scan::default();
         scan.feed(&body[..40]);
-        let mut guard = Guard(Rest { scan, bytes: body.len() - 40 });
+        let mut guard = Guard(Box::new(Rest { scan, bytes: body.len() - 40 }));
         assert_eq!(guard.look(&body[40..45]), Tapped::More);
         assert_eq!(guard.look(&body[45..]), Tapped::Fault);
     }

@@ -42,7 +42,7 @@ impl Switch<'_> {
                 Some(Piece::Frame(frame)) => self.dispatch(frame)?,
                 Some(Piece::More { bytes, end }) => self.more(bytes, end.map(|envelope| envelope.id)),
                 None if self.ended => break,
-                None => match self.inlet.poll_fill(&self.client, cx) {
+                None => match self.inlet.poll_fill(&mut self.client, cx) {
                     Poll::Pending => break,
                     Poll::Ready(Ok(0)) => self.ended = true,
                     Poll::Ready(Ok(_)) => {}

@@ -114,7 +114,7 @@ impl Switch<'_> {
                     return self.lose(at).map(|()| true);
                 }
             }
-            match upstream.inlet.poll_fill(&upstream.stream, cx) {
+            match upstream.inlet.poll_fill(&mut upstream.stream, cx) {
                 Poll::Pending => break,
                 Poll::Ready(Ok(read)) if read > 0 => moved = true,
                 Poll::Ready(_) => return self.lose(at).map(|()| true),

@@ -11,6 +11,7 @@ use prometheus::{
 };
 
 use super::process::Process;
+use super::requests::Requests;
 use crate::config::AdminState;
 
 /// From half a millisecond (a locate) to ten seconds (the longest deadline that is answered).
@@ -55,10 +56,8 @@ pub struct Metrics {
     pub rehomes: IntCounterVec,
     /// Requests that the switch waits for an answer to.
     pub requests_in_flight: IntGauge,
-    /// How long they waited, by class of method.
-    pub request_duration: HistogramVec,
-    /// Those answered with an error, by class of method.
-    pub request_errors: IntCounterVec,
+    /// Answered requests, by class of method.
+    pub requests: Requests,
     /// Links kept for the running turns of clients that are gone.
     pub parked_connections: IntGauge,
     /// Answers made of the whole fleet's.
@@ -181,13 +180,7 @@ impl Metrics {
                 "requests_in_flight",
                 "Requests the switch has an answer to wait for.",
             )?,
-            request_duration: histograms(r, "request_duration_seconds", "Of answered requests.", &["class"])?,
-            request_errors: counters(
-                r,
-                "request_errors_total",
-                "Requests answered with an error.",
-                &["class"],
-            )?,
+            requests: Requests::new(r)?,
             parked_connections: int_gauge(
                 r,
                 "parked_connections",
@@ -360,7 +353,12 @@ fn add<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> pro
     Ok(collector)
 }
 
-fn counters(r: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+pub(super) fn counters(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntCounterVec> {
     add(r, IntCounterVec::new(Opts::new(name, help), labels)?)
 }
 
@@ -372,7 +370,12 @@ fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::
     add(r, GaugeVec::new(Opts::new(name, help), labels)?)
 }
 
-fn histograms(r: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<HistogramVec> {
+pub(super) fn histograms(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<HistogramVec> {
     add(r, HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels)?)
 }
 

@@ -7,6 +7,8 @@
 mod instruments;
 mod process;
 mod record;
+mod requests;
 
 pub use instruments::{BackendSeries, Metrics};
 pub use record::Record;
+pub use requests::Class;

@@ -13,6 +13,7 @@ use super::table::{At, Flight, NOWHERE, Seat};
 use super::{ERRANDS_MAX, QUEUE_BYTES_MAX, Switch, Target, Waiter};
 use crate::close::{At as Where, By, Close, Why};
 use crate::link::StateFrame;
+use crate::metrics::Class;
 use crate::place::{Refused, addresses};
 use crate::proxy::inlet::{Fault, Frame, Piece};
 use crate::wire::envelope::Fault as Body;
@@ -234,7 +235,7 @@ impl Switch<'_> {
             if let (true, Some(upstream)) = (born, self.upstreams.get_mut(&at)) {
                 upstream.births = upstream.births.saturating_add(1);
             }
-            let (effect, class) = (method::effect(method), method::class(method));
+            let (effect, class) = (method::effect(method), Class::of(method));
             self.balancer.metrics.requests_in_flight.inc();
             let flight = Flight { at, session, effect, born, class, since: StdInstant::now() };
             self.table.depart(id.clone(), flight);
@@ -317,7 +318,7 @@ impl Switch<'_> {
     /// Notes a request that is not on one upstream.
     pub(super) fn depart_alone(&mut self, id: Id, method: &str) {
         self.balancer.metrics.requests_in_flight.inc();
-        let (effect, class) = (Effect::None, method::class(method));
+        let (effect, class) = (Effect::None, Class::of(method));
         let flight =
             Flight { at: NOWHERE, session: None, effect, born: false, class, since: StdInstant::now() };
         self.table.depart(id, flight);

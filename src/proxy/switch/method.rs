@@ -69,16 +69,3 @@ pub(super) fn revives(method: &str) -> bool {
         "session.create" | "session.resume" | "sessions.open" | "session.getMetadata" | "session.delete"
     )
 }
-
-/// The class of `method` in latency metrics: a closed set.
-pub(super) fn class(method: &str) -> &'static str {
-    match method {
-        "connect" => "connect",
-        "session.create" => "create",
-        "session.resume" => "resume",
-        "session.send" => "send",
-        "ping" => "ping",
-        _ if method.contains("list") || method.contains(".get") => "read",
-        _ => "other",
-    }
-}

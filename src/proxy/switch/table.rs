@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::method::Effect;
 use crate::fleet::Hold;
+use crate::metrics::Class;
 use crate::wire::{Id, SessionId};
 
 /// Requests in flight from one client, and its sessions; a further one is refused.
@@ -39,7 +40,7 @@ pub(super) struct Flight {
     pub effect: Effect,
     /// Its answer will name a session.
     pub born: bool,
-    pub class: &'static str,
+    pub class: Class,
     pub since: Instant,
 }
 

@@ -231,13 +231,7 @@ impl Switch<'_> {
     pub(super) fn landed(&self, flight: &Flight, is_error: bool) {
         let metrics = &self.balancer.metrics;
         metrics.requests_in_flight.dec();
-        metrics
-            .request_duration
-            .with_label_values(&[flight.class])
-            .observe(flight.since.elapsed().as_secs_f64());
-        if is_error {
-            metrics.request_errors.with_label_values(&[flight.class]).inc();
-        }
+        metrics.requests.answered(flight.class, flight.since.elapsed(), is_error);
     }
 
     /// The server has named a session: it is this client's.

@@ -91,7 +91,7 @@ test('64 MiB pass while others chat: memory is bounded, and so is what they wait
     const { answer, turns } = await within('the large turn', passing);
     assert.deepEqual(answer, { shown: round + 2, first: 'a small one' });
     assert.ok(turns > 0, 'its own client goes on with another session meanwhile');
-    calm.push(await chat((done) => done === 10));
+    calm.push(await chat((done) => done === 6));
   }
   const after = at.memory();
   const carried = await at.metric('sessile_relayed_bytes_total', { direction: 'to_backend' });

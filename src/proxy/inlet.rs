@@ -8,9 +8,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_util::io::poll_read_buf;
 
+use super::lent::lend;
 use super::tap::Walk;
 use crate::close::By;
 use crate::wire::envelope::{self, Field};
@@ -18,7 +19,6 @@ use crate::wire::{Envelope, Head, Id, Scan, frame};
 
 /// Frames up to this size are waited for.
 pub(super) const WHOLE_BYTES_MAX: usize = 64 * 1024;
-const READ_BYTES: usize = 16 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Inlet {
@@ -126,15 +126,13 @@ impl Inlet {
         stream: &mut TcpStream,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        // No buffer is made before there is something to put in it. A read that does not fill it tells the runtime that
-        // the socket is empty, which saves asking the kernel once more.
-        ready!(stream.poll_read_ready(cx))?;
-        self.unread.reserve(READ_BYTES);
-        let read = poll_read_buf(Pin::new(stream), cx, &mut self.unread);
-        if read.is_pending() {
-            self.relax();
-        }
-        read
+        // A read that does not fill the buffer tells the runtime that the socket is empty, which saves asking once more.
+        lend(|buffer| {
+            let mut read = ReadBuf::new(buffer);
+            ready!(Pin::new(stream).poll_read(cx, &mut read))?;
+            self.unread.extend_from_slice(read.filled());
+            Poll::Ready(Ok(read.filled().len()))
+        })
     }
 
     /// What the bytes at hand make, if anything. `bytes_max` bounds the search for where a large frame must go.

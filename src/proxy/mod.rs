@@ -7,6 +7,7 @@ pub mod accept;
 pub mod admit;
 pub mod client;
 mod inlet;
+mod lent;
 pub mod conn;
 pub mod opening;
 mod park;

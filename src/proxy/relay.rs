@@ -4,7 +4,6 @@
 //! other side does not take yet is copied aside. The directions are joined, not raced: a FIN is passed on after the last
 //! byte, and the other direction goes on, for `timeouts.half_close` at most. A reset is passed on as a reset.
 
-use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -17,18 +16,13 @@ use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
+use super::lent::lend;
 use super::tap::{Tap, Tapped};
 use crate::close::{At, By, Close, Why};
 use crate::config::Timeouts;
 use crate::fleet::Backend;
 use crate::metrics::{BackendSeries, Record};
 use crate::net;
-
-const BUFFER_BYTES: usize = 64 * 1024;
-
-thread_local! {
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into());
-}
 
 /// One direction: what it sends before it reads, who looks on, and who counts.
 pub struct Direction<'a> {
@@ -183,7 +177,7 @@ async fn carry(
     }
     loop {
         let (carried, left) = poll_fn(|cx| {
-            BUFFER.with_borrow_mut(|buffer| {
+            lend(|buffer| {
                 let mut read = ReadBuf::new(buffer);
                 ready!(Pin::new(&mut from).poll_read(cx, &mut read)).map_err(Fault::Read)?;
                 let bytes = read.filled();

@@ -71,7 +71,7 @@ impl Switch<'_> {
     /// Whether the client's next bytes have somewhere to go.
     fn may_read(&self) -> bool {
         let room = match &self.target {
-            Some(Target::Upstream(at)) => self.upstreams.get(at).is_none_or(super::Upstream::has_room),
+            Some(Target::Upstream(at)) => self.upstreams.get(at).is_none_or(|upstream| upstream.has_room()),
             Some(Target::Errand(errand)) => {
                 self.waiting.get(errand).is_none_or(|waiting| waiting.bytes < QUEUE_BYTES_MAX)
             }

@@ -202,7 +202,7 @@ impl Switch<'_> {
         self.upstream_last = self.upstream_last.saturating_add(1);
         let at = self.upstream_last;
         let upstream = Upstream::new(link);
-        self.upstreams.insert(at, upstream);
+        self.upstreams.insert(at, Box::new(upstream));
         self.attend(at);
         at
     }

@@ -55,7 +55,7 @@ struct Switch<'a> {
     client: TcpStream,
     inlet: Inlet,
     out: Queue,
-    upstreams: BTreeMap<At, Upstream>,
+    upstreams: BTreeMap<At, Box<Upstream>>,
     upstream_last: At,
     /// The upstream that is in the middle of a frame to the client.
     speaker: Option<At>,
@@ -185,7 +185,7 @@ impl Switch<'_> {
         if self.ended
             && self.held.is_none()
             && self.waiting.is_empty()
-            && self.upstreams.values().all(Upstream::is_flushed)
+            && self.upstreams.values().all(|upstream| upstream.is_flushed())
         {
             return Poll::Ready(Close::new(By::Client, Where::Relay, Why::Fin));
         }

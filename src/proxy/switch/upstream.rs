@@ -84,7 +84,7 @@ impl Switch<'_> {
             if Some(at) == midway || sessions.is_empty() {
                 continue;
             }
-            let Upstream { stream, lease, inlet, out, .. } = upstream;
+            let Upstream { stream, lease, inlet, out, .. } = *upstream;
             park(&self.balancer, Parked { stream, lease, inlet, out, sessions });
         }
     }

@@ -29,6 +29,9 @@ const IN_FLIGHT_MAX: usize = 256;
 /// A fresh connection is made for every so manyth probe.
 const FRESH_EVERY: u32 = 10;
 
+/// The fault of a probe whose answer did not come in time.
+const LATE: &str = "no answer in time";
+
 /// JSON-RPC errors of servers that mean something to a probe.
 const SHUTTING_DOWN: i64 = -32000;
 const AUTHENTICATION_REQUIRED: i64 = -32001;
@@ -119,7 +122,7 @@ impl Attendant {
             self.greet(&mut line, config).await.map(|()| line)
         };
         let greeted = timeout(config.health.timeout, greeting).await;
-        match greeted.unwrap_or_else(|_| Err("no answer in time".into())) {
+        match greeted.unwrap_or_else(|_| Err(LATE.into())) {
             Ok(line) => {
                 self.answered(started.elapsed(), config);
                 Ok(line)
@@ -178,7 +181,11 @@ impl Attendant {
                 Ok(()) => self.answered(started.elapsed(), &current),
                 Err(fault) => {
                     self.failed(&fault, &current);
-                    return fault;
+                    // A late answer is no broken connection: those who asked something else wait on, until the backend
+                    // is down.
+                    if fault != LATE || !self.backend.is_up() {
+                        return fault;
+                    }
                 }
             }
         }
@@ -256,7 +263,7 @@ impl Attendant {
             }
         };
         match timeout(within, exchange).await {
-            Err(_) => Err("no answer in time".into()),
+            Err(_) => Err(LATE.into()),
             Ok(Err(fault)) => Err(fault),
             Ok(Ok(Answer::Error(SHUTTING_DOWN))) => Err("the server is shutting down".into()),
             Ok(Ok(_)) => Ok(()),

@@ -20,6 +20,8 @@ use crate::wire::{Envelope, Head, Id, Scan, envelope, frame, reply};
 
 /// Bytes asked of the socket at once.
 const READ_BYTES: usize = 16 * 1024;
+/// Bytes that an opening may hold though `limits.opening_memory` is used up: a refusal needs an id.
+const SPARE_BYTES: usize = 1024;
 
 /// The client's socket and what came from it.
 #[derive(Debug)]
@@ -83,8 +85,8 @@ pub enum Fault {
     End,
     /// The socket failed.
     Io(io::Error),
-    /// The first or a begun frame was not whole in time.
-    Timeout,
+    /// The first or a begun frame was not whole in time; the id, if it is known.
+    Timeout(Option<Id>),
     /// A bound was met; the id, if it is known.
     Limit(&'static str, Option<Id>),
     /// No frame.
@@ -99,7 +101,7 @@ impl Fault {
         let (by, why) = match self {
             Self::End => (By::Client, Why::Fin),
             Self::Io(error) => return Close::io(By::Client, At::Opening, error),
-            Self::Timeout => (By::Client, Why::Timeout),
+            Self::Timeout(_) => (By::Client, Why::Timeout),
             Self::Limit(..) => (By::Balancer, Why::Limit),
             Self::Head(_) | Self::Body(..) => (By::Client, Why::Malformed),
         };
@@ -124,7 +126,10 @@ impl Client {
                 return Ok(frame);
             }
             match self.due {
-                Some(due) => timeout_at(due, self.fill()).await.map_err(|_| Fault::Timeout)??,
+                Some(due) => match timeout_at(due, self.fill()).await {
+                    Ok(filled) => filled?,
+                    Err(_) => return Err(Fault::Timeout(self.begun_id())),
+                },
                 None => self.fill().await?,
             }
             if self.due.is_none() {
@@ -141,7 +146,15 @@ impl Client {
                 begun.head.frame_bytes().saturating_sub(self.unread.len()).clamp(1, READ_BYTES)
             });
             self.unread.reserve(wanted);
-            self.account()?;
+            if let Err(fault) = self.account() {
+                if self.unread.len() >= SPARE_BYTES {
+                    return Err(fault);
+                }
+                // Enough to find an id to answer, or to take a small frame, is always there.
+                let mut spare = BytesMut::with_capacity(SPARE_BYTES);
+                spare.extend_from_slice(&self.unread);
+                self.unread = spare;
+            }
             match self.stream.try_read_buf(&mut self.unread) {
                 Ok(0) => return Err(Fault::End),
                 Ok(_) => return Ok(()),
@@ -208,8 +221,13 @@ impl Client {
         if self.share.resize(bytes, self.limits.opening_memory) {
             return Ok(());
         }
-        let id = self.begun.as_ref().and_then(|begun| begun.scan.so_far().id.clone());
-        Err(Fault::Limit("limits.opening_memory is used up by connections that are opening", id))
+        let message = "limits.opening_memory is used up by connections that are opening";
+        Err(Fault::Limit(message, self.begun_id()))
+    }
+
+    /// The id of the frame that has begun, as far as it is known.
+    fn begun_id(&self) -> Option<Id> {
+        self.begun.as_ref().and_then(|begun| begun.scan.so_far().id.clone())
     }
 
     /// Accounts for `bytes` kept elsewhere on this client's behalf.

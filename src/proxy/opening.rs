@@ -210,6 +210,13 @@ impl<'a> Opening<'a> {
             };
             return Err(self.refuse(&refused, envelope.id.as_ref()).await);
         }
+        if let Some(id) = &envelope.id
+            && self.scout.as_ref().is_some_and(|scout| envelope.method.is_some() && scout.owes(id))
+        {
+            let message = "a request with this id is in flight".into();
+            let refused = Refused { refusal: Refusal::Malformed, message, retry_after: None };
+            return self.answer(id, &refused).await;
+        }
         let body = bytes.get(body_at..).unwrap_or_default();
         let state = match (&envelope.method, &envelope.id) {
             (Some(method), Some(id)) if STATE_METHODS.contains(&&**method) => {
@@ -318,8 +325,8 @@ impl<'a> Opening<'a> {
             Fault::Limit(message, id) => (Refusal::Limit, message.to_owned(), id),
             Fault::Body(fault, id) => (Refusal::Malformed, fault.to_string(), id),
             Fault::Head(fault) => (Refusal::Malformed, fault.to_string(), None),
-            Fault::Timeout => {
-                (Refusal::Limit, "the frame was not whole within timeouts.opening".into(), None)
+            Fault::Timeout(id) => {
+                (Refusal::Limit, "the frame was not whole within timeouts.opening".into(), id)
             }
         };
         let refused = Refused { refusal, message, retry_after: None };

@@ -79,6 +79,11 @@ impl Scout {
         self.pending.values().any(|pending| pending.state.is_some())
     }
 
+    /// Whether it has a request with this id to answer.
+    pub fn owes(&self, id: &Id) -> bool {
+        self.pending.contains_key(id)
+    }
+
     /// Requests of the client in flight.
     pub fn pending(&self) -> usize {
         self.pending.len()

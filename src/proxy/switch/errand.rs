@@ -26,6 +26,8 @@ pub(super) enum News {
     Scouted { errand: u64, link: Result<Link, Refused> },
     /// A link to every server that had none, or the reason why not.
     Everyone { errand: u64, links: Result<Vec<Link>, Refused> },
+    /// A state request should have been answered by now.
+    Overdue(Id),
     /// An upstream has to be given up.
     Alarm(At),
     /// An upstream's backend has gone down.
@@ -121,6 +123,19 @@ impl Switch<'_> {
             }
             News::Everyone { errand, links } => self.provided(errand, links),
             News::Alarm(at) => self.lose(at),
+            News::Overdue(id) => {
+                // Nothing else of this client can go on before that answer, so who owes it is given up.
+                let busy = self.busy.as_ref().is_some_and(|(busy, _)| *busy == id);
+                match self.table.flights.get(&id).map(|flight| flight.at) {
+                    Some(at) if busy => {
+                        if let Some(upstream) = self.upstreams.get(&at) {
+                            upstream.backend().suspect();
+                        }
+                        self.lose(at)
+                    }
+                    _ => Ok(()),
+                }
+            }
             News::Down(at) => self.downed(at),
             News::Merged { id, frame } => {
                 self.end_alone(&id, false);

@@ -41,6 +41,8 @@ use errand::{Errand, News};
 use table::{At, Table};
 use upstream::Upstream;
 
+/// State requests that may be asked again of another backend.
+const UNANSWERED_MAX: usize = 8;
 /// Errands that one client may have on their way; a frame that needs a further one waits.
 const ERRANDS_MAX: usize = 256;
 /// Bytes waiting for one peer, beyond which nothing more is read for it.
@@ -75,6 +77,8 @@ struct Switch<'a> {
     held: Option<Frame>,
     /// The state request in flight: nothing else is sent before its answer.
     busy: Option<(Id, StateFrame)>,
+    /// State requests that a backend took with it.
+    unanswered: usize,
     state: Arc<Vec<StateFrame>>,
     version: Option<Box<[u8]>>,
     authenticated: bool,
@@ -143,6 +147,7 @@ pub async fn switch(
         target: None,
         held: None,
         busy: None,
+        unanswered: 0,
         state: Arc::default(),
         version: None,
         authenticated: false,

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::table::{At, Flight, Seat};
-use super::{QUEUE_BYTES_MAX, Switch, Target};
+use super::{QUEUE_BYTES_MAX, Switch, Target, UNANSWERED_MAX};
 use crate::close::{At as Where, By, Close, Why};
 use crate::config::Lifecycle;
 use crate::fleet::{Backend, Lease};
@@ -265,7 +265,8 @@ impl Switch<'_> {
             self.balancer.metrics.requests_in_flight.dec();
             // A state request is asked again of the next backend: nothing can go on without its answer.
             match self.busy.take_if(|(busy, _)| busy == id) {
-                Some((_, state)) if self.held.is_none() => {
+                Some((_, state)) if self.held.is_none() && self.unanswered < UNANSWERED_MAX => {
+                    self.unanswered = self.unanswered.saturating_add(1);
                     let again = crate::proxy::client::Frame::of_state(&state);
                     self.held = Some(Frame {
                         bytes: again.bytes,

@@ -13,10 +13,10 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::admit::Admission;
-use super::conn::{connection, turn_away};
+use super::conn::{connection, switched, turn_away};
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
-use crate::config::Listener;
+use crate::config::{Listener, Routing};
 use crate::metrics::Record;
 use crate::net;
 
@@ -96,6 +96,11 @@ fn admit(
     let balancer = Arc::clone(balancer);
     let tasks = balancer.tasks.clone();
     match place {
+        // Two kinds of tasks, so that neither is as large as the other.
+        Ok(place) if listener.routing == Routing::Session => drop(tasks.spawn(async move {
+            switched(balancer, listener, stream, record).await;
+            drop(place);
+        })),
         Ok(place) => drop(tasks.spawn(async move {
             connection(balancer, listener, stream, record).await;
             drop(place);

@@ -1,5 +1,6 @@
 //! One connection, from accept to close, on one page.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
@@ -15,7 +16,7 @@ use super::switch::switch;
 use super::tap::{Birth, Guard, Walk};
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
-use crate::config::{Listener, OnDown, Routing};
+use crate::config::{Listener, OnDown};
 use crate::fleet::{Backend, Health, Hold};
 use crate::link::Link;
 use crate::metrics::Record;
@@ -30,10 +31,18 @@ pub async fn connection(
     client: TcpStream,
     mut record: Record,
 ) {
-    let close = match listener.routing {
-        Routing::Connection => live(&balancer, &listener, client, &mut record).await,
-        Routing::Session => switch(&balancer, &listener, client, &mut record).await,
-    };
+    let close = live(&balancer, &listener, client, &mut record).await;
+    record.settle(close);
+}
+
+/// The life of a connection whose every frame goes by its own session.
+pub async fn switched(
+    balancer: Arc<Balancer>,
+    listener: Arc<Listener>,
+    client: TcpStream,
+    mut record: Record,
+) {
+    let close = switch(&balancer, &listener, client, &mut record).await;
     record.settle(close);
 }
 
@@ -145,14 +154,16 @@ async fn carry(balancer: &Arc<Balancer>, homed: Box<Homed>, record: &Record) -> 
     if let Some(request) = born {
         down.tap(Birth::new(request, midway, learned));
     }
-    let stop = async {
-        tokio::select! {
-            () = async { owned.wait().await.alarm().cancelled().await } => Why::Evicted,
-            () = balancer.closing.cancelled() => Why::Draining,
-            () = down_and_out(&backend, config.placement.on_down) => Why::Down,
-        }
+    let close = {
+        let stop = pin!(async {
+            tokio::select! {
+                () = async { owned.wait().await.alarm().cancelled().await } => Why::Evicted,
+                () = balancer.closing.cancelled() => Why::Draining,
+                () = down_and_out(&backend, config.placement.on_down) => Why::Down,
+            }
+        });
+        relay(client, &mut link.stream, up, down, &config.timeouts, lingers, stop).await
     };
-    let close = relay(client, &mut link.stream, up, down, &config.timeouts, lingers, stop).await;
     if lingers && close.by == By::Client && walk_up.is_between() && !walk_down.is_lost() {
         let id = session.or_else(|| owned.get().map(|hold| hold.session().clone()));
         let sessions = id.map(|id| (id, owned.into_inner())).into_iter().collect();
@@ -200,7 +211,8 @@ mod tests {
         fn bytes<A, B, C, D, F: Future>(_: impl Fn(A, B, C, D) -> F) -> usize {
             size_of::<F>()
         }
-        let connection = bytes(connection);
-        assert!(connection <= 4 * 1024, "{connection} bytes");
+        let (connection, switched) = (bytes(connection), bytes(switched));
+        assert!(connection <= 3584, "{connection} bytes");
+        assert!(switched <= 2304, "{switched} bytes");
     }
 }

@@ -95,7 +95,7 @@ pub async fn relay(
     down: Direction<'_>,
     timeouts: &Timeouts,
     lingers: bool,
-    stop: impl Future<Output = Why>,
+    stop: Pin<&mut impl Future<Output = Why>>,
 ) -> Close {
     let clock = Clock::new();
     let close = {

@@ -179,6 +179,7 @@ impl Switch<'_> {
             }
         }
         self.target = target;
+        self.begin();
         Ok(())
     }
 

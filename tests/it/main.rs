@@ -19,4 +19,5 @@ mod opening;
 mod placement;
 mod relay;
 mod reload;
+mod switch;
 mod tokens;

@@ -40,7 +40,10 @@ impl Switch<'_> {
                     self.held = Some(frame);
                     break;
                 }
-                Some(Piece::Frame(frame)) => self.dispatch(frame)?,
+                Some(Piece::Frame(frame)) => {
+                    self.dispatch(frame)?;
+                    self.begin();
+                }
                 Some(Piece::More { bytes, end }) => self.more(bytes, end.map(|envelope| envelope.id)),
                 None if self.ended => break,
                 None => match self.inlet.poll_fill(&mut self.client, cx) {
@@ -154,7 +157,12 @@ impl Switch<'_> {
     /// More of a large frame. At its end the id is known for sure.
     fn more(&mut self, bytes: Bytes, end: Option<Option<Id>>) {
         match self.target.clone() {
-            Some(Target::Upstream(at)) => self.push_up(at, bytes),
+            Some(Target::Upstream(at)) => {
+                self.record.add_to_backend(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+                if let Some(upstream) = self.upstreams.get_mut(&at) {
+                    upstream.push_on(bytes, end.is_some());
+                }
+            }
             Some(Target::Errand(errand)) => {
                 if let Some(waiting) = self.waiting.get_mut(&errand) {
                     waiting.bytes = waiting.bytes.saturating_add(bytes.len());
@@ -165,6 +173,15 @@ impl Switch<'_> {
         }
         if end.is_some() {
             self.target = None;
+        }
+    }
+
+    /// Keeps other frames out of the large one that is on its way to an upstream, if one is.
+    pub(super) fn begin(&mut self) {
+        if let Some(Target::Upstream(at)) = self.target
+            && let Some(upstream) = self.upstreams.get_mut(&at)
+        {
+            upstream.begin();
         }
     }
 

@@ -194,6 +194,7 @@ impl Switch<'_> {
             }
         }
         self.target = target;
+        self.begin();
         Ok(())
     }
 

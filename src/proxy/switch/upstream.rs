@@ -27,6 +27,10 @@ pub(super) struct Upstream {
     lease: Lease,
     inlet: Inlet,
     out: Queue,
+    /// The client is in the middle of a large frame to this backend.
+    midway: bool,
+    /// Frames that wait for the end of that one.
+    behind: Queue,
     alarm: CancellationToken,
     /// Creates without an ID that it has not answered.
     pub births: usize,
@@ -42,6 +46,8 @@ impl Upstream {
             lease,
             inlet: Inlet::new(By::Backend, unread),
             out: Queue::default(),
+            midway: false,
+            behind: Queue::default(),
             alarm: CancellationToken::new(),
             births: 0,
             muted: false,
@@ -66,9 +72,25 @@ impl Upstream {
         self.out.len() < QUEUE_BYTES_MAX
     }
 
+    /// Queues a frame, never inside another.
     pub(super) fn push(&mut self, bytes: Bytes) {
         self.lease.backend().series().bytes_to_backend.inc_by(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-        self.out.push(bytes);
+        if self.midway { self.behind.push(bytes) } else { self.out.push(bytes) }
+    }
+
+    /// The client's large frame has begun, and only more of it may follow.
+    pub(super) fn begin(&mut self) {
+        self.midway = true;
+    }
+
+    /// Queues more of the client's large frame; behind its end, what has waited for that.
+    pub(super) fn push_on(&mut self, bytes: Bytes, end: bool) {
+        self.midway = false;
+        self.push(bytes);
+        self.midway = !end;
+        while let (true, Some(frame)) = (end, self.behind.pop()) {
+            self.out.push(frame);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
@@ -58,7 +58,7 @@ pub fn first() -> Vec<u8> {
 async fn serve(mut stream: TcpStream, homes: mpsc::UnboundedSender<TcpStream>) {
     stream.set_nodelay(true).unwrap();
     let mut unread = BytesMut::new();
-    while let Some(body) = next(&mut stream, &mut unread).await {
+    while let Some(body) = next_body(&mut stream, &mut unread).await {
         let body: Value = serde_json::from_slice(&body).unwrap();
         if body["params"].get("sessionId").is_some() {
             assert!(unread.is_empty());
@@ -72,7 +72,8 @@ async fn serve(mut stream: TcpStream, homes: mpsc::UnboundedSender<TcpStream>) {
     }
 }
 
-async fn next(stream: &mut TcpStream, unread: &mut BytesMut) -> Option<Bytes> {
+/// The next frame's body. None: the connection has ended, or broken.
+pub async fn next_body(stream: &mut (impl AsyncRead + Unpin), unread: &mut BytesMut) -> Option<Bytes> {
     loop {
         if let Some(at) = memchr::memmem::find(unread, b"\r\n\r\n") {
             let length: usize = std::str::from_utf8(&unread[..at])
@@ -92,7 +93,7 @@ async fn next(stream: &mut TcpStream, unread: &mut BytesMut) -> Option<Bytes> {
 }
 
 /// Reads to the end: how many bytes, a checksum over them and their order, and whether the end was a FIN.
-pub async fn drink(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> (usize, u64, bool) {
+pub async fn drink(stream: &mut (impl AsyncRead + Unpin)) -> (usize, u64, bool) {
     let (mut count, mut sum) = (0, 0);
     let mut buffer = vec![0; 64 << 10];
     loop {

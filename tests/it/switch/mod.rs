@@ -1,0 +1,3 @@
+//! `routing = "session"`: one client over as many servers as its sessions live on.
+
+mod model;

@@ -48,11 +48,7 @@ impl Queue {
             if stream.poll_write_ready(cx)?.is_pending() {
                 return if moved { Poll::Ready(Ok(true)) } else { Poll::Pending };
             }
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
-                *slice = IoSlice::new(piece);
-            }
-            match stream.try_write_vectored(slices.get(..self.pieces.len().min(SLICES)).unwrap_or_default()) {
+            match self.write(stream) {
                 Ok(written) => self.advance(written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Poll::Ready(Err(error)),
@@ -64,6 +60,18 @@ impl Queue {
             self.pieces = VecDeque::new();
         }
         Poll::Ready(Ok(moved))
+    }
+
+    /// One call; the plain one for the usual single piece, which the kernel makes less of.
+    fn write(&self, stream: &TcpStream) -> io::Result<usize> {
+        if let (1, Some(only)) = (self.pieces.len(), self.pieces.front()) {
+            return stream.try_write(only);
+        }
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+            *slice = IoSlice::new(piece);
+        }
+        stream.try_write_vectored(slices.get(..self.pieces.len().min(SLICES)).unwrap_or_default())
     }
 
     fn advance(&mut self, mut written: usize) {

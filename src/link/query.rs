@@ -1,8 +1,8 @@
 //! The attendant of a backend: its standing connection, over which it is probed and asked where sessions are.
 //!
 //! One task per backend. It keeps one connection, greets it with `connect` (and the configured token), pings it, and
-//! lets questions about sessions ride along. A probe that fails ends the connection, and every tenth probe makes a new
-//! one on purpose, so that a server that talks but no longer accepts is found out too. Broadcast events arrive here all
+//! lets questions about sessions ride along. A connection ends when it breaks or its backend is down, and every tenth
+//! probe makes a new one on purpose, so that a server that talks but no longer accepts is found out too. Broadcast events arrive here all
 //! the time; they are read and dropped.
 
 use std::collections::HashMap;

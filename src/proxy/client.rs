@@ -16,6 +16,7 @@ use crate::balancer::Share;
 use crate::close::{At, By, Close, Why};
 use crate::config::Limits;
 use crate::link::StateFrame;
+use crate::net;
 use crate::wire::{Envelope, Head, Id, Scan, envelope, frame, reply};
 
 /// Bytes asked of the socket at once.
@@ -157,7 +158,11 @@ impl Client {
             }
             match self.stream.try_read_buf(&mut self.unread) {
                 Ok(0) => return Err(Fault::End),
-                Ok(_) => return Ok(()),
+                Ok(read) => {
+                    let news = self.unread.len().saturating_sub(read);
+                    net::acknowledge_lone_head(&self.stream, self.unread.get(news..).unwrap_or_default());
+                    return Ok(());
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.relax(),
                 Err(error) => return Err(Fault::Io(error)),
             }

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use super::lent::lend;
 use super::tap::Walk;
 use crate::close::By;
+use crate::net;
 use crate::wire::envelope::{self, Field};
 use crate::wire::{Envelope, Head, Id, Scan, frame};
 
@@ -129,7 +130,10 @@ impl Inlet {
         // A read that does not fill the buffer tells the runtime that the socket is empty, which saves asking once more.
         lend(|buffer| {
             let mut read = ReadBuf::new(buffer);
-            ready!(Pin::new(stream).poll_read(cx, &mut read))?;
+            ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;
+            if self.of == By::Client {
+                net::acknowledge_lone_head(stream, read.filled());
+            }
             self.unread.extend_from_slice(read.filled());
             Poll::Ready(Ok(read.filled().len()))
         })

@@ -181,6 +181,9 @@ async fn carry(
                 let mut read = ReadBuf::new(buffer);
                 ready!(Pin::new(&mut from).poll_read(cx, &mut read)).map_err(Fault::Read)?;
                 let bytes = read.filled();
+                if !tally.to_client {
+                    net::acknowledge_lone_head(from.as_ref(), bytes);
+                }
                 let mut sound = true;
                 taps.retain_mut(|tap| {
                     let tapped = tap.look(bytes);

@@ -12,6 +12,7 @@ use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -97,6 +98,8 @@ pub async fn relay(
     lingers: bool,
     stop: Pin<&mut impl Future<Output = Why>>,
 ) -> Close {
+    // In a set of its own it is looked at only when it happens, not whenever a byte moves.
+    let mut stop = FuturesUnordered::from_iter([stop]);
     let clock = Clock::new();
     let close = {
         let (client_read, client_write) = client.split();
@@ -105,7 +108,7 @@ pub async fn relay(
         let down = carry(backend_read, client_write, down, &clock, true);
         tokio::select! {
             close = joined(up, down, timeouts.half_close, lingers) => close,
-            why = stop => Close::new(By::Balancer, At::Relay, why),
+            Some(why) = stop.next() => Close::new(By::Balancer, At::Relay, why),
             () = idle(&clock, timeouts.idle) => Close::new(By::Balancer, At::Relay, Why::Timeout),
         }
     };

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::balancer::Balancer;
-use crate::close::Close;
+use crate::close::{At as Where, By, Close, Why};
 use crate::config::OnDown;
 use crate::fleet::{Backend, Health};
 use crate::link::{Link, StateFrame};
@@ -32,6 +32,8 @@ pub(super) enum News {
     Alarm(At),
     /// An upstream's backend has gone down.
     Down(At),
+    /// The balancer stops.
+    Closing,
     /// The fleet's answer to a request, as a whole frame.
     Merged { id: Id, frame: Vec<u8> },
 }
@@ -123,6 +125,11 @@ impl Switch<'_> {
             }
             News::Everyone { errand, links } => self.provided(errand, links),
             News::Alarm(at) => self.lose(at),
+            News::Closing => {
+                let refused = Refused::later(Refusal::Draining, "this balancer is stopping", &self.config);
+                self.refuse_all(&refused);
+                Err(Close::new(By::Balancer, Where::Relay, Why::Draining))
+            }
             News::Overdue(id) => {
                 // Nothing else of this client can go on before that answer, so who owes it is given up.
                 let busy = self.busy.as_ref().is_some_and(|(busy, _)| *busy == id);

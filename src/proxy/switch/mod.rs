@@ -155,17 +155,13 @@ pub async fn switch(
         deadline: opening.map(|due| Box::pin(sleep_until(due))),
         config,
     };
-    let close = tokio::select! {
-        close = poll_fn(|cx| switch.poll(cx)) => close,
-        () = balancer.closing.cancelled() => {
-            switch.refuse_all(&Refused::later(
-                crate::wire::Refusal::Draining,
-                "this balancer is stopping",
-                &switch.config.clone(),
-            ));
-            Close::new(By::Balancer, Where::Relay, Why::Draining)
-        }
-    };
+    let closing = balancer.closing.clone();
+    // As an errand it is looked at only when it happens, not whenever a byte moves.
+    switch.errands.push(Box::pin(async move {
+        closing.cancelled_owned().await;
+        News::Closing
+    }));
+    let close = poll_fn(|cx| switch.poll(cx)).await;
     switch.part().await;
     if close.by == By::Client && switch.config.timeouts.linger.is_some() {
         switch.park_all();

@@ -88,7 +88,8 @@ impl Upstream {
         self.midway = false;
         self.push(bytes);
         self.midway = !end;
-        while let (true, Some(frame)) = (end, self.behind.pop()) {
+        while !self.midway {
+            let Some(frame) = self.behind.pop() else { break };
             self.out.push(frame);
         }
     }

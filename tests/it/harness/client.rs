@@ -48,6 +48,11 @@ impl Client {
         Self::of(TcpStream::from_std(stream).unwrap())
     }
 
+    /// The other end: a server's, which has read more than it has looked at.
+    pub fn resumed(stream: TcpStream, unread: BytesMut) -> Self {
+        Self { unread, ..Self::of(stream) }
+    }
+
     fn of(stream: TcpStream) -> Self {
         static CLIENTS: AtomicU64 = AtomicU64::new(0);
         let mark = format!("client-{}.", CLIENTS.fetch_add(1, Ordering::Relaxed));

@@ -4,6 +4,7 @@ pub mod balancer;
 pub mod client;
 pub mod fleet;
 pub mod frames;
+pub mod raw;
 pub mod text;
 pub mod wire;
 
@@ -11,6 +12,7 @@ pub use balancer::Balancer;
 pub use client::{Client, End};
 pub use fleet::Fleet;
 pub use frames::{frame, note, request};
+pub use raw::Raw;
 pub use text::Text;
 
 use std::future::Future;

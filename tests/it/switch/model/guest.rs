@@ -18,7 +18,7 @@ use crate::harness::wire::next_body;
 const STEPS: usize = 40;
 const SESSIONS: usize = 8;
 /// What has not come by then never will.
-const HANGS: Duration = Duration::from_secs(10);
+const HANGS: Duration = Duration::from_secs(15);
 
 #[derive(Debug)]
 pub struct Guest {
@@ -169,7 +169,14 @@ impl Guest {
     async fn next(&mut self) -> Option<Bytes> {
         let next = tokio::time::timeout(HANGS, next_body(&mut self.read, &mut self.unread)).await;
         if next.is_err() {
-            self.world.wrong(format!("client {}: nothing comes; pending: {:?}", self.at, self.pending));
+            let arrived =
+                self.pending.values().map(|(number, _)| self.world.arrived_at(*number)).collect::<Vec<_>>();
+            self.world.wrong(format!(
+                "client {}: nothing comes; pending: {:?}, at {arrived:?}, {} unread",
+                self.at,
+                self.pending,
+                self.unread.len()
+            ));
         }
         next.ok().flatten()
     }

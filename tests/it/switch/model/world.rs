@@ -43,7 +43,7 @@ impl Random {
 
     /// Text without quotes; now and then more than the switch waits for.
     pub fn text(&mut self) -> String {
-        let length = match self.below(24) {
+        let length = match self.below(36) {
             0 => 64 * 1024 + self.below(300_000),
             1..4 => self.below(20_000),
             _ => self.below(200),

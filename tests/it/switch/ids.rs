@@ -1,0 +1,159 @@
+//! Ids and what follows a request: numbers of servers made unique, cancellations, inference, state, broadcasts.
+
+use serde_json::{Value, json};
+
+use super::{open, seated, switched};
+use crate::harness::*;
+
+#[test]
+fn requests_of_three_servers_with_one_id_are_told_apart() {
+    run(async {
+        let mut raws = Raw::several(3).await;
+        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
+        for (at, line) in lines.iter_mut().enumerate() {
+            line.write(request(1, "permission.request", &json!({"sessionId": sessions[at], "from": at})))
+                .await;
+        }
+        let mut asked: Vec<Value> = Vec::new();
+        for _ in 0..3 {
+            asked.push(client.asked("permission.request").await);
+        }
+        let mut ids: Vec<u64> = asked.iter().map(|asked| asked["id"].as_u64().unwrap()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), 3, "{asked:?}");
+        for asked in asked.iter().rev() {
+            client.reply(asked, json!({"for": asked["params"]["from"]})).await;
+        }
+        for (at, line) in lines.iter_mut().enumerate() {
+            let answer = line.frame().await;
+            assert_eq!(answer, json!({"jsonrpc": "2.0", "id": 1, "result": {"for": at}}));
+        }
+        assert_eq!(balancer.metrics().ids_rewritten.get(), 3);
+        // Answered once, a number means nothing any more.
+        client.reply(&asked[0], json!({})).await;
+        let at = usize::try_from(asked[0]["params"]["from"].as_u64().unwrap()).unwrap();
+        client.ask("session.send", json!({"sessionId": sessions[at]})).await;
+        assert_eq!(lines[at].frame().await["method"], "session.send");
+    });
+}
+
+#[test]
+fn a_cancellation_follows_its_request_both_ways() {
+    run(async {
+        let mut raws = Raw::several(2).await;
+        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
+        let id = client.ask("session.send", json!({"sessionId": sessions[1]})).await;
+        client.write(note("$/cancelRequest", &json!({"id": 4711}))).await;
+        client.write(note("$/cancelRequest", &json!({"id": id}))).await;
+        assert_eq!(lines[1].frame().await["method"], "session.send");
+        assert_eq!(lines[1].frame().await["params"], json!({"id": id}));
+        client.ask("session.send", json!({"sessionId": sessions[0]})).await;
+        assert_eq!(
+            lines[0].frame().await["method"],
+            "session.send",
+            "the other server has heard nothing of it"
+        );
+        for line in &mut lines {
+            line.write(request(1, "tool.call", &json!({}))).await;
+        }
+        lines[1].write(note("$/cancelRequest", &json!({"id": 9}))).await;
+        lines[1].write(note("$/cancelRequest", &json!({"id": 1}))).await;
+        let cancelled = client.asked("$/cancelRequest").await["params"]["id"].clone();
+        let (first, second) = (client.asked("tool.call").await, client.asked("tool.call").await);
+        assert!(cancelled == first["id"] || cancelled == second["id"]);
+        client.reply(&json!({"id": cancelled}), json!({"cancelled": true})).await;
+        assert_eq!(lines[1].frame().await["result"]["cancelled"], true);
+    });
+}
+
+#[test]
+fn inference_goes_back_to_the_server_that_asked_for_it() {
+    run(async {
+        let mut raws = Raw::several(3).await;
+        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let (mut client, _, mut lines) = seated(&balancer, &mut raws).await;
+        for at in [2, 0, 1] {
+            let params = json!({"requestId": format!("inference-{at}")});
+            lines[at].write(request(1, "llmInference.httpRequestStart", &params)).await;
+            client.asked("llmInference.httpRequestStart").await;
+        }
+        for (at, line) in lines.iter_mut().enumerate() {
+            let params = json!({"requestId": format!("inference-{at}"), "status": 200});
+            client.ask("llmInference.httpResponseStart", params.clone()).await;
+            assert_eq!(line.frame().await["params"], params);
+        }
+    });
+}
+
+#[test]
+fn broadcasts_about_strangers_are_dropped_but_not_those_about_a_birth() {
+    run(async {
+        let mut raws = Raw::several(2).await;
+        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
+        let of = |session: &str| {
+            note("session.lifecycle", &json!({"type": "session.updated", "sessionId": session}))
+        };
+        lines[0].write(of("stranger")).await;
+        lines[0].write(of(&sessions[0])).await;
+        assert_eq!(client.frame().await["params"]["sessionId"], sessions[0]);
+        let id = client.ask("session.create", json!({"model": "m"})).await;
+        let (first, second) = lines.split_at_mut(1);
+        let (line, create) = tokio::select! {
+            create = first[0].asked("session.create") => (&mut first[0], create),
+            create = second[0].asked("session.create") => (&mut second[0], create),
+        };
+        line.write(of("born")).await;
+        line.reply(&create, json!({"sessionId": "born"})).await;
+        assert_eq!(client.frame().await["params"]["sessionId"], "born");
+        client.answer(id).await;
+        until("it is owned", || balancer.owner("born").is_some()).await;
+        line.write(of("stranger")).await;
+        line.write(of("born")).await;
+        assert_eq!(client.frame().await["params"]["sessionId"], "born");
+    });
+}
+
+#[test]
+fn a_listener_may_pass_all_broadcasts_on() {
+    run(async {
+        let mut raws = Raw::several(1).await;
+        let balancer = Balancer::start(&Raw::text(&raws).listener("lifecycle", "\"all\"")).await;
+        let mut client = balancer.dial().await;
+        let mut line = open(&mut client, &mut raws[0], "s").await;
+        line.write(note("session.lifecycle", &json!({"sessionId": "stranger"}))).await;
+        assert_eq!(client.frame().await["params"]["sessionId"], "stranger");
+    });
+}
+
+#[test]
+fn every_server_is_told_the_clients_state_and_one_answers() {
+    run(async {
+        let fleet = Fleet::local(3).await;
+        let balancer = Balancer::start(&switched(&fleet)).await;
+        let mut client = balancer.client().await;
+        client.result("plugins.builtin.set", json!({"paths": ["p"]})).await;
+        let sessions: Vec<String> = (0..3).map(|at| balancer.session_at(at)).collect();
+        for session in &sessions[..2] {
+            client.create(session).await;
+        }
+        let again = client.introduction();
+        client.result("connect", again).await;
+        client.create(&sessions[2]).await;
+        for session in &sessions {
+            client.turn(session).await;
+        }
+        for (at, connects) in [2, 2, 1].into_iter().enumerate() {
+            let heard = fleet.heard(at, &client);
+            let times =
+                |method: &str| heard.iter().filter(|frame| frame.method.as_deref() == Some(method)).count();
+            assert_eq!((at, times("connect")), (at, connects));
+            assert_eq!((at, times("plugins.builtin.set")), (at, 1));
+        }
+        let stray = client.seen.iter().find(|frame| frame.get("method").is_none());
+        assert_eq!(stray, None, "answers to what was replayed are swallowed");
+    });
+}

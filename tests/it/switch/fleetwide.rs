@@ -1,1 +1,152 @@
-//! Later.
+//! Requests that concern the whole fleet: merged answers, providers, and what is denied.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{seated, switched};
+use crate::harness::client::{refusal, sessile};
+use crate::harness::raw::Says;
+use crate::harness::*;
+
+#[test]
+fn what_harms_a_whole_server_is_denied_and_the_connection_stays() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let text = switched(&fleet).listener("methods_deny", "[\"runtime.*\", \"models.list\"]");
+        for (text, denied) in [
+            (switched(&fleet), ["runtime.shutdown", "sessionFs.setProvider"]),
+            (text, ["runtime.shutdown", "models.list"]),
+        ] {
+            let balancer = Balancer::start(&text).await;
+            let mut client = balancer.client().await;
+            for method in denied {
+                assert_eq!(client.refusal(method, json!({})).await, sessile(-32056, "denied"));
+            }
+            client.create("s").await;
+            client.result("session.destroy", json!({"sessionId": "s"})).await;
+            let asked = |at: usize| {
+                denied.iter().map(|method| fleet[at].look(|state| state.count(method))).sum::<usize>()
+            };
+            assert_eq!((asked(0), asked(1)), (0, 0));
+        }
+    });
+}
+
+#[test]
+fn a_provider_reaches_every_server_or_fails_as_one() {
+    run(async {
+        let fleet = Fleet::local(3).await;
+        let text = switched(&fleet)
+            .listener("methods_allow", "[\"sessionFs.setProvider\", \"session.*\", \"ping\"]");
+        let balancer = Balancer::start(&text).await;
+        let params = json!({"initialCwd": "/"});
+        let mut client = balancer.client().await;
+        assert_eq!(client.result("sessionFs.setProvider", params.clone()).await, json!({"success": true}));
+        for server in fleet.iter() {
+            assert_eq!(
+                server.look(|state| (state.count("sessionFs.setProvider"), state.fs_provider().is_some())),
+                (1, true)
+            );
+        }
+        client.create("s").await;
+        let answer = client.call("sessionFs.setProvider", params.clone()).await;
+        assert_eq!(answer["error"]["code"], -32603, "the server that has a session refuses: {answer}");
+        client.result("ping", json!({})).await;
+        client.result("session.destroy", json!({"sessionId": "s"})).await;
+        let mut other = balancer.client().await;
+        // One that this client is not connected to.
+        fleet[(fleet.scout(&other) + 1) % 3].refuse(true).await.unwrap();
+        assert_eq!(other.refusal("sessionFs.setProvider", params).await, sessile(-32050, "no_backend"));
+        let stray = client.seen.iter().chain(&other.seen).find(|frame| frame.get("method").is_none());
+        assert_eq!(stray, None, "one answer each");
+        assert_eq!(balancer.metrics().requests_in_flight.get(), 0);
+    });
+}
+
+#[test]
+fn the_fleets_sessions_are_listed_as_one_and_a_silent_server_only_lacks() {
+    run(async {
+        let disks = [fleet::disk(), fleet::disk(), fleet::disk()];
+        let fleet = Fleet::built(3, |at, builder| builder.disk(&disks[at])).await;
+        let text = switched(&fleet).set("timeouts.connect", "\"400ms\"");
+        let balancer = Balancer::start(&text.set("placement.storage", "\"local\"")).await;
+        for (at, disk) in disks.iter().enumerate() {
+            disk.put(&format!("only-{at}"), &["x"]);
+            disk.put("everywhere", &["y"]);
+        }
+        let newest = disks[2].stored("everywhere").unwrap().modified;
+        until("the clock has moved", || newest.elapsed().is_ok_and(|age| age.as_millis() > 1)).await;
+        disks[1].put("last", &["z"]);
+        let mut client = balancer.client().await;
+        let list = async |client: &mut Client| -> Vec<String> {
+            let list = client.result("session.list", json!({})).await;
+            let ids = list["sessions"].as_array().unwrap().iter();
+            let mut ids: Vec<String> =
+                ids.map(|session| session["sessionId"].as_str().unwrap().to_owned()).collect();
+            ids.sort();
+            ids
+        };
+        assert_eq!(list(&mut client).await, ["everywhere", "last", "only-0", "only-1", "only-2"]);
+        assert_eq!(client.result("session.getLastId", json!({})).await, json!({"sessionId": "last"}));
+        let merged = |label: &str| balancer.metrics().merged_answers.with_label_values(&[label]).get();
+        assert_eq!((merged("full"), merged("partial")), (2, 0));
+        fleet[2].mute(true);
+        let started = std::time::Instant::now();
+        assert_eq!(list(&mut client).await, ["everywhere", "last", "only-0", "only-1"]);
+        assert!(started.elapsed() < std::time::Duration::from_secs(2), "timeouts.connect bounds it");
+        assert_eq!((merged("full"), merged("partial")), (2, 1));
+    });
+}
+
+#[test]
+fn sessions_in_use_are_united() {
+    run(async {
+        let mut raws = Vec::new();
+        for at in 0..3 {
+            let in_use = json!({"result": {"inUse": [format!("of-{at}"), "of-all"]}});
+            let says: Says =
+                Arc::new(move |method, _| (method == "sessions.checkInUse").then(|| in_use.clone()));
+            raws.push(Raw::saying(says).await);
+        }
+        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let (mut client, ..) = seated(&balancer, &mut raws[..1]).await;
+        let result = client.result("sessions.checkInUse", json!({"sessionIds": ["x"]})).await;
+        let mut ids: Vec<&str> =
+            result["inUse"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, ["of-0", "of-1", "of-2", "of-all"]);
+    });
+}
+
+#[test]
+fn a_client_without_the_token_learns_nothing_of_the_fleet() {
+    run(async {
+        let fleet = Fleet::built(3, |_, builder| builder.token("t")).await;
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("sessile.toml");
+        std::fs::write(folder.path().join("token"), "t").unwrap();
+        let text = switched(&fleet).set("upstream.connection_token", "{ file = \"token\" }");
+        std::fs::write(&path, text.toml()).unwrap();
+        let balancer = Balancer::start_at(folder, path).await;
+        soon(balancer.inner().until_probed()).await;
+        let mut client = balancer.dial().await;
+        for method in
+            ["session.list", "session.getLastId", "session.resume", "session.create", "session.send"]
+        {
+            let answer = client.call(method, json!({"sessionId": "secret"})).await;
+            assert_eq!(refusal(&answer), (-32001, None), "{method}");
+        }
+        for server in fleet.iter() {
+            let asked = |method: &str| server.look(|state| state.count(method));
+            assert_eq!((asked("session.metadata.isProcessing"), asked("session.getMetadata")), (0, 0));
+        }
+        let lists: usize = fleet.iter().map(|server| server.look(|state| state.count("session.list"))).sum();
+        assert_eq!((lists, balancer.inner().owners.len()), (1, 0), "asked of one, in the client's own name");
+        let mut params = client.introduction();
+        params["token"] = json!("t");
+        client.result("connect", params).await;
+        client.create("secret").await;
+        client.turn("secret").await;
+    });
+}

@@ -1,1 +1,115 @@
-//! Later.
+//! Clients that vanish in the middle of a turn, with `timeouts.linger` and without, in both routings.
+
+use std::time::Duration;
+
+use serde_json::json;
+use sessile::standin::Disk;
+
+use crate::harness::*;
+
+const ROUTINGS: [&str; 2] = ["\"connection\"", "\"session\""];
+
+/// Two servers whose turns take this long.
+async fn fleet(turn: Duration) -> Fleet {
+    let disk = Disk::new();
+    Fleet::built(2, |_, builder| builder.disk(&disk).turn_delay(turn)).await
+}
+
+fn text(fleet: &Fleet, routing: &str) -> Text {
+    fleet.text().listener("routing", routing).set("timeouts.linger", "\"30s\"")
+}
+
+/// A session in the middle of a turn, whose client has vanished.
+async fn vanished(balancer: &Balancer, session: &str) {
+    let mut client = balancer.client().await;
+    client.create(session).await;
+    client.result("session.send", json!({"sessionId": session, "prompt": "think"})).await;
+    drop(client);
+}
+
+fn parked(balancer: &Balancer) -> i64 {
+    balancer.metrics().parked_connections.get()
+}
+
+#[test]
+fn a_turn_goes_on_without_its_client_and_whoever_comes_back_meets_it_alive() {
+    run(async {
+        for routing in ROUTINGS {
+            let fleet = fleet(Duration::from_millis(1200)).await;
+            let balancer = Balancer::start(&text(&fleet, routing)).await;
+            let session = balancer.session_at(1);
+            vanished(&balancer, &session).await;
+            until("it is parked", || parked(&balancer) == 1 && balancer.active() == 0).await;
+            assert_eq!((fleet.home(&session), balancer.owner(&session).as_deref()), (1, Some("b")));
+            let asked = fleet[1].ask_session(&session, "permission.request", &json!({})).unwrap();
+            let answer = soon(fleet[1].answer(asked)).await.unwrap();
+            assert!(answer.get("error").is_some(), "{answer}");
+            let mut client = balancer.client().await;
+            client.resume(&session).await;
+            let said = loop {
+                let event = client.asked("session.event").await["params"]["event"].clone();
+                if event["type"] == "assistant.message" {
+                    break event["data"]["content"].as_str().unwrap().to_owned();
+                }
+            };
+            assert_eq!(said, "b, turn 1", "{routing}");
+            until("nothing is parked", || parked(&balancer) == 0).await;
+            assert_eq!(balancer.owner(&session).as_deref(), Some("b"));
+            drop(client);
+            until("it is let go", || balancer.owner(&session).is_none()).await;
+        }
+    });
+}
+
+#[test]
+fn without_a_turn_or_without_linger_nothing_is_parked() {
+    run(async {
+        for routing in ROUTINGS {
+            let fleet = fleet(Duration::from_secs(60)).await;
+            let balancer = Balancer::start(&text(&fleet, routing)).await;
+            let mut client = balancer.client().await;
+            client.create("idle").await;
+            drop(client);
+            until("it is let go", || balancer.inner().owners.is_empty() && fleet.live("idle").is_empty())
+                .await;
+            let balancer = Balancer::start(&fleet.text().listener("routing", routing)).await;
+            vanished(&balancer, "busy").await;
+            until("it is let go", || balancer.inner().owners.is_empty() && fleet.live("busy").is_empty())
+                .await;
+            assert_eq!(parked(&balancer), 0, "{routing}");
+        }
+    });
+}
+
+#[test]
+fn parked_links_end_when_linger_is_over_and_are_no_more_than_the_limit() {
+    run(async {
+        for routing in ROUTINGS {
+            let fleet = fleet(Duration::from_secs(60)).await;
+            let text = text(&fleet, routing).set("timeouts.linger", "\"2s\"").set("limits.parked", "1");
+            let balancer = Balancer::start(&text).await;
+            vanished(&balancer, "first").await;
+            until("it is parked", || parked(&balancer) == 1).await;
+            vanished(&balancer, "second").await;
+            until("the second is let go", || balancer.owner("second").is_none()).await;
+            assert!(balancer.owner("first").is_some(), "{routing}: the first was let go as well");
+            until("linger is over", || parked(&balancer) == 0 && fleet.live("first").is_empty()).await;
+            assert!(balancer.inner().owners.is_empty());
+        }
+    });
+}
+
+#[test]
+fn a_balancer_that_stops_does_not_wait_for_parked_links() {
+    run(async {
+        for routing in ROUTINGS {
+            let fleet = fleet(Duration::from_secs(60)).await;
+            let balancer = Balancer::start(&text(&fleet, routing)).await;
+            vanished(&balancer, "s").await;
+            until("it is parked", || parked(&balancer) == 1).await;
+            let (server, _folder) = balancer.into_server();
+            soon(server.drain(async {})).await;
+            until("its session ends", || fleet.live("s").is_empty()).await;
+        }
+    });
+}

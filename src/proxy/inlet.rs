@@ -230,15 +230,16 @@ impl Inlet {
     }
 }
 
-/// Whether what is known of a large frame says where it must go. A client's request goes by its session, which may be its
-/// last key, so that has to be waited for. What a backend sends goes to the client in any case; only whether an id must
+/// Whether what is known of a large frame says where it must go. A client's request goes by its session, and its id is
+/// what its answer is known by; either may be its last key, so both have to be waited for. What a backend sends goes to the client in any case; only whether an id must
 /// be changed has to be known, and an event's missing id shows when much has come without one.
 fn is_decided(of: By, envelope: &Envelope, much_seen: bool) -> bool {
     let answers = envelope.method.is_none() && envelope.is_answer;
     match of {
         By::Backend => answers || envelope.method.is_some() && (envelope.id.is_some() || much_seen),
         _ => {
-            answers && envelope.id.is_some() || envelope.method.is_some() && envelope.session != Field::Absent
+            envelope.id.is_some()
+                && (answers || envelope.method.is_some() && envelope.session != Field::Absent)
         }
     }
 }

@@ -176,3 +176,29 @@ fn a_client_that_does_not_read_stalls_its_servers_and_nobody_else() {
         }
     });
 }
+
+#[test]
+fn a_large_request_whose_id_comes_last_counts_like_any_other() {
+    run(async {
+        let mut raws = Raw::several(2).await;
+        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let mut client = balancer.dial().await;
+        let text = "0123456789abcdef".repeat(20_000);
+        let late = |id: u64, method: &str, session: &str| {
+            let params = format!(r#"{{"sessionId":"{session}","text":"{text}"}}"#);
+            frame(format!(r#"{{"jsonrpc":"2.0","method":"{method}","params":{params},"id":{id}}}"#))
+        };
+        let session = balancer.session_at(1);
+        let sent = late(90, "session.create", &session);
+        let (_, mut line) = tokio::join!(client.write(&sent), raws[1].line());
+        let create = line.frame().await;
+        line.reply(&create, json!({"sessionId": session})).await;
+        client.answer(90).await;
+        assert_eq!(balancer.owner(&session).as_deref(), Some("b"));
+        let (_, send) = tokio::join!(client.write(late(91, "session.send", &session)), line.frame());
+        assert_eq!(send["id"], 91);
+        assert_eq!(balancer.metrics().requests_in_flight.get(), 1);
+        drop(line);
+        assert_eq!(refusal(&client.answer(91).await), sessile(-32057, "backend_lost"));
+    });
+}

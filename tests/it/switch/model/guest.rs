@@ -144,7 +144,7 @@ impl Guest {
             // What any server can answer is small.
             None => format!(r#"{{"number":{number}}}"#),
         };
-        let body = if self.random.once_in(4) && text.len() < 60_000 {
+        let body = if self.random.once_in(4) {
             format!(r#"{{"method":"{method}","params":{params},"id":{id},"jsonrpc":"2.0"}}"#)
         } else {
             format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{params}}}"#)

@@ -1,23 +1,18 @@
-//! The client's side of the switch: where each of its frames goes.
+//! The client's side of the switch: its bytes as frames, taken as long as they have somewhere to go.
 
 use std::task::{Context, Poll};
-use std::time::Instant as StdInstant;
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
-use super::errand::{self, News};
-use super::merge;
-use super::method::{self, Effect, Merge, Way};
-use super::table::{At, Flight, NOWHERE, Seat};
+use super::method::{self, Way};
+use super::route::plain;
+use super::table::Seat;
 use super::{ERRANDS_MAX, QUEUE_BYTES_MAX, Switch, Target, Waiter};
 use crate::close::{At as Where, By, Close, Why};
-use crate::link::StateFrame;
-use crate::metrics::Class;
-use crate::place::{Refused, addresses};
 use crate::proxy::inlet::{Fault, Frame, Piece};
 use crate::wire::envelope::Fault as Body;
-use crate::wire::{Id, Named, Refusal, SessionId, reply};
+use crate::wire::{Id, Named, Refusal};
 
 impl Switch<'_> {
     /// Takes frames from the client while their way is free.
@@ -108,52 +103,6 @@ impl Switch<'_> {
         }
     }
 
-    /// Sends a frame on its way.
-    fn dispatch(&mut self, frame: Frame) -> Result<(), Close> {
-        if frame.left > 0 {
-            self.target = Some(Target::Nowhere);
-        }
-        let Some(method) = frame.envelope.method.clone() else {
-            self.answer_up(frame);
-            return Ok(());
-        };
-        if let Some(id) = &frame.envelope.id
-            && self.table.flights.contains_key(id)
-        {
-            self.refuse(Some(id), &plain(Refusal::Malformed, "a request with this id is in flight"));
-            return Ok(());
-        }
-        if self.table.is_full() {
-            let message = "this client has too many sessions or requests in flight";
-            self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Limit, message));
-            return Ok(());
-        }
-        if self.listener.methods.denies(&method) {
-            let message = format!("{method} affects a whole server; this listener does not allow it");
-            self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Denied, &message));
-            return Ok(());
-        }
-        match method::way(&method) {
-            Way::State => self.state_request(frame, &method),
-            Way::Cancel => self.cancel(&frame),
-            Way::Inference => self.inference(frame),
-            Way::Fleet(merge) if self.may_know() && self.is_many() => {
-                self.of_fleet(&frame, merge, &method);
-                Ok(())
-            }
-            Way::Provider if self.may_know() && self.is_many() => {
-                self.provide(frame, &method);
-                Ok(())
-            }
-            Way::Ordinary | Way::Provider | Way::Fleet(_) => match frame.envelope.named() {
-                named @ (Named::Session(_) | Named::Untracked(_) | Named::Born) if self.may_know() => {
-                    self.by_session(frame, &method, &named)
-                }
-                _ => self.forward_any(frame),
-            },
-        }
-    }
-
     /// More of a large frame. At its end the id is known for sure.
     fn more(&mut self, bytes: Bytes, end: Option<Option<Id>>) {
         match self.target.clone() {
@@ -174,215 +123,6 @@ impl Switch<'_> {
         if end.is_some() {
             self.target = None;
         }
-    }
-
-    /// Keeps other frames out of the large one that is on its way to an upstream, if one is.
-    pub(super) fn begin(&mut self) {
-        if let Some(Target::Upstream(at)) = self.target
-            && let Some(upstream) = self.upstreams.get_mut(&at)
-        {
-            upstream.begin();
-        }
-    }
-
-    /// By the session that the frame names or will give birth to.
-    fn by_session(&mut self, frame: Frame, method: &str, named: &Named) -> Result<(), Close> {
-        let session = match named {
-            Named::Session(session) | Named::Untracked(session) => Some(session),
-            Named::Born | Named::Nothing => None,
-        };
-        if let Some(session) = session {
-            if self.table.is_lost(session, method::revives(method)) {
-                let message = "the backend of this session went away: resume the session to go on";
-                let refused = Refused::later(Refusal::BackendLost, message, &self.config);
-                self.refuse(frame.envelope.id.as_ref(), &refused);
-                return Ok(());
-            }
-            match self.table.sessions.get(session) {
-                Some(Seat::Seated { at, .. }) => return self.forward(*at, frame),
-                Some(Seat::Placing(errand)) => {
-                    self.wait(*errand, frame);
-                    return Ok(());
-                }
-                None => {}
-            }
-        }
-        let must_exist = session.is_some() && !frame.envelope.creates();
-        let (balancer, known, named) = (self.balancer.clone(), self.known(), named.clone());
-        let number = self.send_out(|number| errand::place(&balancer, number, &named, must_exist, known));
-        if let Some(session) = session {
-            self.table.sessions.insert(session.clone(), Seat::Placing(number));
-        }
-        self.wait(number, frame);
-        Ok(())
-    }
-
-    /// To whatever upstream there is to a backend that is up; if there is none, one is fetched.
-    fn forward_any(&mut self, frame: Frame) -> Result<(), Close> {
-        if let Some(at) = self.any_up() {
-            return self.forward(at, frame);
-        }
-        let errand = match self.scouting {
-            Some(errand) => errand,
-            None => {
-                let (balancer, known) = (self.balancer.clone(), self.known());
-                self.send_out(|number| errand::scout(&balancer, number, known))
-            }
-        };
-        self.scouting = Some(errand);
-        self.wait(errand, frame);
-        Ok(())
-    }
-
-    /// The upstream that answers what any can: one whose backend is up.
-    fn any_up(&self) -> Option<At> {
-        let up = self.upstreams.iter().find(|(_, upstream)| upstream.backend().is_up());
-        up.map(|(at, _)| *at)
-    }
-
-    /// To an upstream.
-    pub(super) fn forward(&mut self, at: At, frame: Frame) -> Result<(), Close> {
-        if let (Some(method), Some(id)) = (&frame.envelope.method, &frame.envelope.id) {
-            let named = frame.envelope.named();
-            let born = named == Named::Born;
-            let session = match named {
-                Named::Session(session) | Named::Untracked(session) => Some(session),
-                Named::Born | Named::Nothing => None,
-            };
-            if let (true, Some(upstream)) = (born, self.upstreams.get_mut(&at)) {
-                upstream.births = upstream.births.saturating_add(1);
-            }
-            let (effect, class) = (method::effect(method), Class::of(method));
-            self.balancer.metrics.requests_in_flight.inc();
-            let flight = Flight { at, session, effect, born, class, since: StdInstant::now() };
-            self.table.depart(id.clone(), flight);
-        }
-        if frame.left > 0 {
-            self.target = Some(Target::Upstream(at));
-        }
-        let released = match (&frame.envelope.id, frame.envelope.named()) {
-            (None, Named::Session(session) | Named::Untracked(session)) => Some(session),
-            _ => None,
-        };
-        self.push_up(at, frame.bytes);
-        if let Some(session) = released {
-            self.table.release(&session);
-        }
-        Ok(())
-    }
-
-    fn wait(&mut self, errand: u64, frame: Frame) {
-        if frame.left > 0 {
-            self.target = Some(Target::Errand(errand));
-        }
-        let waiting = self.waiting.entry(errand).or_default();
-        waiting.bytes = waiting.bytes.saturating_add(frame.bytes.len());
-        waiting.pieces.push_back(Waiter::Frame(Box::new(frame)));
-    }
-
-    /// The client's answer to a server's request: under the server's own id again.
-    fn answer_up(&mut self, frame: Frame) {
-        let Some(id) = &frame.envelope.id else { return };
-        let Some(asked) = self.table.asked(id) else { return };
-        let bytes = frame.with_id(id, asked.id.raw());
-        if frame.left > 0 {
-            self.target = Some(Target::Upstream(asked.at));
-        }
-        self.push_up(asked.at, bytes);
-    }
-
-    /// A state request: one upstream answers the client, the others are told and their answers swallowed.
-    fn state_request(&mut self, frame: Frame, method: &str) -> Result<(), Close> {
-        if frame.left > 0 {
-            self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Limit, "the frame is too long"));
-            return Ok(());
-        }
-        if let Some(id) = frame.envelope.id.clone() {
-            let state = StateFrame::new(frame.body(), method, id.clone());
-            let held: usize = self.state.iter().map(StateFrame::bytes).sum();
-            if held.saturating_add(state.bytes()) > self.config.limits.opening_bytes {
-                let message = "the client's state is larger than limits.opening_bytes";
-                self.refuse(Some(&id), &plain(Refusal::Limit, message));
-                return Ok(());
-            }
-            let answers = self.any_up();
-            let others: Vec<At> = self.upstreams.keys().copied().filter(|at| Some(*at) != answers).collect();
-            for at in others {
-                let own = format!("sessile-{}", self.errand_last);
-                self.push_up(at, reply::with_id(frame.body(), id.span(), &own).into());
-            }
-            let overdue = tokio::time::sleep(self.config.timeouts.rehome);
-            let waited = id.clone();
-            self.errands.push(Box::pin(async move {
-                overdue.await;
-                News::Overdue(waited)
-            }));
-            self.busy = Some((id, state));
-        }
-        self.forward_any(frame)
-    }
-
-    /// Asked of every server, over their query connections.
-    fn of_fleet(&mut self, frame: &Frame, merge: Merge, method: &str) {
-        let Some(id) = frame.envelope.id.clone().filter(|_| frame.left == 0) else {
-            self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Limit, "the frame is too long"));
-            return;
-        };
-        let body: serde_json::Value = serde_json::from_slice(frame.body()).unwrap_or_default();
-        let params = body.get("params").cloned().unwrap_or_else(|| serde_json::json!({}));
-        let (balancer, method) = (self.balancer.clone(), method.to_owned());
-        self.depart_alone(id.clone(), &method);
-        self.errands.push(Box::pin(async move {
-            let frame = merge::merged(&balancer, merge, &method, params, &id).await;
-            News::Merged { id, frame }
-        }));
-    }
-
-    /// Notes a request that is not on one upstream.
-    pub(super) fn depart_alone(&mut self, id: Id, method: &str) {
-        self.balancer.metrics.requests_in_flight.inc();
-        let (effect, class) = (Effect::None, Class::of(method));
-        let flight =
-            Flight { at: NOWHERE, session: None, effect, born: false, class, since: StdInstant::now() };
-        self.table.depart(id, flight);
-    }
-
-    /// Its answer is there.
-    pub(super) fn end_alone(&mut self, id: &Id, is_error: bool) {
-        if let Some(flight) = self.table.arrive(id, is_error) {
-            self.landed(&flight, is_error);
-        }
-    }
-
-    /// Whether the fleet is more than one server.
-    fn is_many(&self) -> bool {
-        addresses(&self.balancer.now()).nth(1).is_some()
-    }
-
-    /// A cancellation follows the request it cancels.
-    fn cancel(&mut self, frame: &Frame) -> Result<(), Close> {
-        let flight = frame.envelope.cancels.as_ref().and_then(|id| self.table.flights.get(id));
-        if let Some(at) = flight.map(|flight| flight.at) {
-            self.push_up(at, frame.bytes.clone());
-        }
-        Ok(())
-    }
-
-    /// Part of an inference that a backend asked for goes back there.
-    fn inference(&mut self, frame: Frame) -> Result<(), Close> {
-        let request: Option<&SessionId> = match &frame.envelope.request {
-            crate::wire::envelope::Field::Is(request) => Some(request),
-            _ => None,
-        };
-        match request.and_then(|request| self.table.inference(request)) {
-            Some(at) => self.forward(at, frame),
-            None => self.forward_any(frame),
-        }
-    }
-
-    /// Whether the client may learn where sessions are: see the opening.
-    fn may_know(&self) -> bool {
-        self.authenticated || !self.balancer.demands_token()
     }
 
     /// A large frame repeats a routing key behind what has been sent on: its backend must not see it whole.
@@ -410,8 +150,4 @@ impl Switch<'_> {
         self.refuse(id.as_ref(), &plain(refusal, &fault.to_string()));
         Close::new(By::Client, Where::Relay, why)
     }
-}
-
-fn plain(refusal: Refusal, message: &str) -> Refused {
-    Refused { refusal, message: message.to_owned(), retry_after: None }
 }

@@ -10,6 +10,7 @@ mod errand;
 mod merge;
 mod method;
 mod provider;
+mod route;
 mod table;
 mod upstream;
 

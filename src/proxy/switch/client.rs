@@ -3,7 +3,6 @@
 use std::task::{Context, Poll};
 use std::time::Instant as StdInstant;
 
-use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use super::errand::{self, News};
@@ -151,37 +150,6 @@ impl Switch<'_> {
                 }
                 _ => self.forward_any(frame),
             },
-        }
-    }
-
-    /// More of a large frame. At its end the id is known for sure.
-    fn more(&mut self, bytes: Bytes, end: Option<Option<Id>>) {
-        match self.target.clone() {
-            Some(Target::Upstream(at)) => {
-                self.record.add_to_backend(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-                if let Some(upstream) = self.upstreams.get_mut(&at) {
-                    upstream.push_on(bytes, end.is_some());
-                }
-            }
-            Some(Target::Errand(errand)) => {
-                if let Some(waiting) = self.waiting.get_mut(&errand) {
-                    waiting.bytes = waiting.bytes.saturating_add(bytes.len());
-                    waiting.pieces.push_back(Waiter::More(bytes));
-                }
-            }
-            Some(Target::Nowhere) | None => {}
-        }
-        if end.is_some() {
-            self.target = None;
-        }
-    }
-
-    /// Keeps other frames out of the large one that is on its way to an upstream, if one is.
-    pub(super) fn begin(&mut self) {
-        if let Some(Target::Upstream(at)) = self.target
-            && let Some(upstream) = self.upstreams.get_mut(&at)
-        {
-            upstream.begin();
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::table::{At, Flight, Seat};
-use super::{QUEUE_BYTES_MAX, Switch, Target, UNANSWERED_MAX};
+use super::{QUEUE_BYTES_MAX, Switch, Target, UNANSWERED_MAX, Waiter};
 use crate::close::{At as Where, By, Close, Why};
 use crate::config::Lifecycle;
 use crate::fleet::{Backend, Lease};
@@ -305,6 +305,37 @@ impl Switch<'_> {
             self.say_own(lost_session(session));
         }
         Ok(())
+    }
+
+    /// More of a large frame. At its end the id is known for sure.
+    pub(super) fn more(&mut self, bytes: Bytes, end: Option<Option<Id>>) {
+        match self.target.clone() {
+            Some(Target::Upstream(at)) => {
+                self.record.add_to_backend(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+                if let Some(upstream) = self.upstreams.get_mut(&at) {
+                    upstream.push_on(bytes, end.is_some());
+                }
+            }
+            Some(Target::Errand(errand)) => {
+                if let Some(waiting) = self.waiting.get_mut(&errand) {
+                    waiting.bytes = waiting.bytes.saturating_add(bytes.len());
+                    waiting.pieces.push_back(Waiter::More(bytes));
+                }
+            }
+            Some(Target::Nowhere) | None => {}
+        }
+        if end.is_some() {
+            self.target = None;
+        }
+    }
+
+    /// Keeps other frames out of the large one that is on its way to an upstream, if one is.
+    pub(super) fn begin(&mut self) {
+        if let Some(Target::Upstream(at)) = self.target
+            && let Some(upstream) = self.upstreams.get_mut(&at)
+        {
+            upstream.begin();
+        }
     }
 
     pub(super) fn push_up(&mut self, at: At, bytes: Bytes) {

@@ -166,6 +166,10 @@ impl<'a> Opening<'a> {
             && let Some(why) = self.forbidden(method)
         {
             let refused = Refused { refusal: Refusal::Denied, message: why, retry_after: None };
+            if frame.rest.is_some() {
+                // The rest of it is still to come, and must not be read as frames.
+                return Err(self.refuse(&refused, envelope.id.as_ref()).await);
+            }
             if let Some(id) = envelope.id.clone() {
                 self.answer(&id, &refused).await?;
             }

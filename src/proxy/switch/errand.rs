@@ -181,7 +181,7 @@ impl Switch<'_> {
     }
 
     /// The upstream to a backend, if there is one.
-    fn upstream_to(&self, backend: &Arc<Backend>) -> Option<At> {
+    pub(super) fn upstream_to(&self, backend: &Arc<Backend>) -> Option<At> {
         let known = self.upstreams.iter().find(|(_, upstream)| Arc::ptr_eq(upstream.backend(), backend));
         known.map(|(at, _)| *at)
     }

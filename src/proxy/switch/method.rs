@@ -64,8 +64,5 @@ pub(super) fn effect(method: &str) -> Effect {
 
 /// Whether `method` brings a session to life where it is not, as opposed to needing it alive.
 pub(super) fn revives(method: &str) -> bool {
-    matches!(
-        method,
-        "session.create" | "session.resume" | "sessions.open" | "session.getMetadata" | "session.delete"
-    )
+    matches!(method, "session.create" | "session.resume" | "sessions.open" | "session.delete")
 }

@@ -64,7 +64,10 @@ impl Switch<'_> {
             }
         };
         for link in links {
-            self.install(link);
+            // A placement may have brought one meanwhile.
+            if self.upstream_to(link.lease.backend()).is_none() {
+                self.install(link);
+            }
         }
         let ats: Vec<At> = self.upstreams.keys().copied().collect();
         let Some(call) = self.providers.calls.get_mut(&errand) else { return Ok(()) };

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::client::sessile;
+use crate::harness::client::{refusal, sessile};
 use crate::harness::*;
 
 #[test]
@@ -97,5 +97,26 @@ fn a_provider_is_set_on_one_server_or_on_none() {
         client.result("sessionFs.setProvider", params).await;
         client.create("s").await;
         assert!(fleet[0].look(|state| state.fs_provider().is_some()));
+    });
+}
+
+#[test]
+fn a_denied_request_larger_than_an_opening_may_hold_ends_the_connection() {
+    run(async {
+        let fleet = Fleet::local(1).await;
+        let balancer = Balancer::start(&fleet.text().set("limits.opening_bytes", "\"4KiB\"")).await;
+        let mut client = balancer.client().await;
+        let inner = json!({ "jsonrpc": "2.0", "id": "inner", "method": "status.get" }).to_string();
+        let inner = format!("Content-Length: {}\r\n\r\n{inner}", inner.len());
+        let params = json!({ "sessionId": "s", "then": "x".repeat(5_000) });
+        let begun = json!({ "id": "d", "jsonrpc": "2.0", "method": "runtime.shutdown", "params": params })
+            .to_string();
+        let begun = begun.trim_end_matches('}');
+        client.write(format!("Content-Length: {}\r\n\r\n{begun}", begun.len() + inner.len())).await;
+        assert_eq!(refusal(&client.answer("d").await), sessile(-32056, "denied"));
+        // A part of that body, not a frame.
+        client.write(&inner).await;
+        assert_eq!(client.end().await, End::Fin);
+        assert_eq!(fleet[0].look(|state| state.count("status.get")), 0);
     });
 }

@@ -79,11 +79,14 @@ fn idle(report: &mut String, targets: &[Target]) {
 fn header(time: Duration, rounds: u64) -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpu = read("/proc/cpuinfo");
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("", |(_, name)| name);
     let commit = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
     let commit = commit.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned()).unwrap_or_default();
     format!(
-        "# Side by side\n\nkernel {}, {} cores,{model}, commit {commit}; {rounds} interleaved rounds of {} s\n",
+        "# Side by side\n\nkernel {}, {} cores, {model}, commit {commit}; {rounds} interleaved rounds of {} s\n",
         read("/proc/sys/kernel/osrelease"),
         std::thread::available_parallelism().map_or(0, usize::from),
         time.as_secs(),

@@ -26,8 +26,6 @@ pub(super) enum News {
     Scouted { errand: u64, link: Result<Link, Refused> },
     /// A link to every server that had none, or the reason why not.
     Everyone { errand: u64, links: Result<Vec<Link>, Refused> },
-    /// A state request should have been answered by now.
-    Overdue(Id),
     /// An upstream has to be given up.
     Alarm(At),
     /// An upstream's backend has gone down.
@@ -129,19 +127,6 @@ impl Switch<'_> {
                 let refused = Refused::later(Refusal::Draining, "this balancer is stopping", &self.config);
                 self.refuse_all(&refused);
                 Err(Close::new(By::Balancer, Where::Relay, Why::Draining))
-            }
-            News::Overdue(id) => {
-                // Nothing else of this client can go on before that answer, so who owes it is given up.
-                let busy = self.busy.as_ref().is_some_and(|(busy, _)| *busy == id);
-                match self.table.flights.get(&id).map(|flight| flight.at) {
-                    Some(at) if busy => {
-                        if let Some(upstream) = self.upstreams.get(&at) {
-                            upstream.backend().suspect();
-                        }
-                        self.lose(at)
-                    }
-                    _ => Ok(()),
-                }
             }
             News::Down(at) => self.downed(at),
             News::Merged { id, frame } => {
@@ -247,6 +232,18 @@ impl Switch<'_> {
                 () = down => News::Down(at),
             }
         }));
+    }
+
+    /// The state request in flight should have been answered by now. Nothing else of this client can go on before it is,
+    /// so who owes the answer is given up.
+    pub(super) fn overdue(&mut self) -> Result<(), Close> {
+        self.overdue = None;
+        let flight = self.busy.as_ref().and_then(|(id, _)| self.table.flights.get(id));
+        let Some(at) = flight.map(|flight| flight.at) else { return Ok(()) };
+        if let Some(upstream) = self.upstreams.get(&at) {
+            upstream.backend().suspect();
+        }
+        self.lose(at)
     }
 
     /// An upstream's backend is down. With `on_down = "keep"` that is a reason to stay only for sessions: who waits for

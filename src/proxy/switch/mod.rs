@@ -78,6 +78,8 @@ struct Switch<'a> {
     held: Option<Frame>,
     /// The state request in flight: nothing else is sent before its answer.
     busy: Option<(Id, StateFrame)>,
+    /// By when it must be answered: one timer, however many such requests a client makes.
+    overdue: Option<Pin<Box<Sleep>>>,
     /// State requests that a backend took with it.
     unanswered: usize,
     state: Arc<Vec<StateFrame>>,
@@ -148,6 +150,7 @@ pub async fn switch(
         target: None,
         held: None,
         busy: None,
+        overdue: None,
         unanswered: 0,
         state: Arc::default(),
         version: None,
@@ -204,6 +207,10 @@ impl Switch<'_> {
         let mut moved = false;
         while let Poll::Ready(Some(news)) = self.errands.poll_next_unpin(cx) {
             self.heard(news)?;
+            moved = true;
+        }
+        if self.busy.is_some() && self.overdue.as_mut().is_some_and(|due| due.as_mut().poll(cx).is_ready()) {
+            self.overdue()?;
             moved = true;
         }
         moved |= self.turn_client(cx)?;

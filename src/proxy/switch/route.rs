@@ -196,12 +196,7 @@ impl Switch<'_> {
                 let own = format!("sessile-{}", self.errand_last);
                 self.push_up(at, reply::with_id(frame.body(), id.span(), &own).into());
             }
-            let overdue = tokio::time::sleep(self.config.timeouts.rehome);
-            let waited = id.clone();
-            self.errands.push(Box::pin(async move {
-                overdue.await;
-                News::Overdue(waited)
-            }));
+            self.overdue = Some(Box::pin(tokio::time::sleep(self.config.timeouts.rehome)));
             self.busy = Some((id, state));
         }
         self.forward_any(frame)

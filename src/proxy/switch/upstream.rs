@@ -152,7 +152,7 @@ impl Switch<'_> {
                 let partial = frame.left > 0;
                 if !partial
                     && frame.envelope.method.is_none()
-                    && frame.envelope.id.as_ref().is_some_and(is_own)
+                    && frame.envelope.id.as_ref().is_some_and(|id| self.is_ours(id))
                 {
                     return self.own_answer(at, &frame);
                 }
@@ -189,12 +189,18 @@ impl Switch<'_> {
         self.say(bytes);
     }
 
+    /// Whether an answer is to a request of sessile's own: a replayed state frame, a provider call. A client may number
+    /// its requests alike, and is owed their answers.
+    fn is_ours(&self, id: &Id) -> bool {
+        id.raw().starts_with(b"\"sessile-") && !self.table.flights.contains_key(id)
+    }
+
     /// What of a backend's frame the client is to see: answers as they are, requests under a number of their own, events
     /// of sessions it knows.
     fn translate(&mut self, at: At, frame: &Frame) -> Option<Bytes> {
         let envelope = &frame.envelope;
         match (envelope.method.as_deref(), &envelope.id) {
-            (None, Some(id)) if is_own(id) => None,
+            (None, Some(id)) if self.is_ours(id) => None,
             (None, _) => Some(frame.bytes.clone()),
             (Some(method), Some(id)) => {
                 if let (true, Field::Is(request)) = (method.starts_with("llmInference."), &envelope.request) {
@@ -274,6 +280,8 @@ impl Switch<'_> {
         if self.speaker == Some(at) {
             return Err(Close::new(By::Backend, Where::Relay, Why::BackendLost));
         }
+        // Ends what watches it.
+        upstream.alarm().cancel();
         let backend = Arc::clone(upstream.backend());
         tracing::info!(backend = %backend.name(), client = %self.record.client(), "a client lost a backend");
         drop(upstream);
@@ -313,11 +321,6 @@ impl Switch<'_> {
             upstream.push(bytes);
         }
     }
-}
-
-/// Whether an answer is to a request of sessile's own: a replayed state frame.
-fn is_own(id: &Id) -> bool {
-    id.raw().starts_with(b"\"sessile-")
 }
 
 /// The event that releases an SDK's wait for the end of a turn.

@@ -157,3 +157,17 @@ fn every_server_is_told_the_clients_state_and_one_answers() {
         assert_eq!(stray, None, "answers to what was replayed are swallowed");
     });
 }
+
+#[test]
+fn a_client_that_numbers_its_requests_as_the_balancer_does_is_answered() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = Balancer::start(&fleet.text().listener("routing", "\"session\"")).await;
+        let mut client = balancer.client().await;
+        for id in ["sessile-0", "sessile-call-1"] {
+            let body = json!({ "jsonrpc": "2.0", "id": id, "method": "ping", "params": {} }).to_string();
+            client.write(format!("Content-Length: {}\r\n\r\n{body}", body.len())).await;
+            assert!(client.answer(id).await["result"].is_object());
+        }
+    });
+}

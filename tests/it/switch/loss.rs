@@ -140,3 +140,21 @@ fn what_a_client_pipelined_before_it_closed_its_side_is_delivered() {
         assert_eq!(client.end().await, End::Fin);
     });
 }
+
+#[test]
+fn a_server_that_never_answers_a_state_request_is_given_up_and_another_asked() {
+    run(async {
+        let mut raws = Raw::several(2).await;
+        let balancer = Balancer::start(&Raw::text(&raws).set("timeouts.rehome", "\"300ms\"")).await;
+        let [a, b] = &mut raws[..] else { panic!("two were asked for") };
+        let mut client = balancer.dial().await;
+        let id = client.ask("plugins.builtin.set", json!({"paths": []})).await;
+        let mut silent = tokio::select! { line = a.line() => line, line = b.line() => line };
+        silent.asked("plugins.builtin.set").await;
+        assert_ne!(silent.end().await, End::Reset);
+        let mut other = tokio::select! { line = a.line() => line, line = b.line() => line };
+        let asked = other.asked("plugins.builtin.set").await;
+        other.reply(&asked, json!({"from": "the other"})).await;
+        assert_eq!(client.answer(id).await["result"]["from"], "the other");
+    });
+}

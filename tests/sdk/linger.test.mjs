@@ -58,6 +58,8 @@ test('without linger it does not: the question is there, the answer is not', bal
   const { model, at, held, vanish, unloaded } = await midway(t, ids(3));
   await vanish();
   await unloaded();
+  // A server unlists a session before it stops its turn, so an answer given in between would still be kept.
+  await until('every turn is given up', () => model.abandoned.length === held.length);
   model.release();
   for (const { id } of held) {
     const session = await sdk(t, at.address).resumeSession(id, offline(model));
@@ -92,6 +94,7 @@ test('a turn that outlasts linger is given up', balancerOnly, async (t) => {
   await until('the links are parked', async () => await parked(at) > 0);
   await unloaded(); // though the model has not answered
   assert.equal(await parked(at), 0);
+  await until('every turn is given up', () => model.abandoned.length === held.length);
   model.release();
   const session = await sdk(t, at.address).resumeSession(held[0].id, offline(model));
   assert.deepEqual(await answers(session), [1]);

@@ -99,12 +99,49 @@ impl Watching {
         })?;
         let near = folder(path);
         watcher.watch(&near, RecursiveMode::NonRecursive)?;
-        let real = real_folder(path);
-        if let Some(real) = &real
-            && fs::canonicalize(&near).is_ok_and(|near| near != *real)
+        let mut real = real_folder(path);
+        while let Some(folder) = &real
+            && fs::canonicalize(&near).is_ok_and(|near| near != *folder)
+            && let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive)
         {
-            watcher.watch(real, RecursiveMode::NonRecursive)?;
+            // Swapped maps take the folder of the last version away, and it may have been looked up a moment before.
+            let now = real_folder(path);
+            if now == real {
+                return Err(error);
+            }
+            real = now;
         }
         Ok(Self { _watcher: watcher, folder: real })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_goes_while_the_watch_begins_does_not_end_it() {
+        let root = tempfile::TempDir::new().unwrap();
+        let path = root.path().join("sessile.toml");
+        let swap = |version: u32| {
+            let folder = root.path().join(format!("version-{version}"));
+            fs::create_dir(&folder).unwrap();
+            fs::write(folder.join("sessile.toml"), "").unwrap();
+            symlink(folder.join("sessile.toml"), root.path().join("next")).unwrap();
+            fs::rename(root.path().join("next"), &path).unwrap();
+            if let Some(last) = version.checked_sub(1) {
+                fs::remove_dir_all(root.path().join(format!("version-{last}"))).unwrap();
+            }
+        };
+        swap(0);
+        let (events, _happened) = mpsc::channel(1);
+        std::thread::scope(|scope| {
+            let swapping = scope.spawn(|| (1..2000).for_each(swap));
+            while !swapping.is_finished() {
+                Watching::new(&path, &events).map(drop).unwrap();
+            }
+        });
     }
 }

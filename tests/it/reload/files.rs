@@ -138,16 +138,45 @@ fn a_link_that_is_led_elsewhere_is_followed() {
 fn a_file_with_the_same_content_is_not_read_again() {
     run(async {
         let (fleet, balancer) = started().await;
+        let change = async |weight| {
+            let text = fleet.text().weight("a", weight).toml();
+            changes(&balancer, weight, || fs::write(&balancer.path, text).unwrap()).await;
+        };
+        // The watch has begun.
+        change(2).await;
         let same = fs::read(&balancer.path).unwrap();
-        let generation = balancer.inner().snapshot().generation;
+        let openings = Openings::of(&balancer.path);
         fs::write(&balancer.path, &same).unwrap();
         fs::write(balancer.path.with_extension("other"), "unrelated").unwrap();
+        until("it is written and then looked at", || openings.count() > 1).await;
         // A change that follows is one generation on, not two.
-        tokio::time::sleep(PROMPT).await;
-        assert_eq!(balancer.inner().snapshot().generation, generation);
-        let text = fleet.text().weight("a", 2).toml();
-        changes(&balancer, 2, || fs::write(&balancer.path, text).unwrap()).await;
+        change(3).await;
     });
+}
+
+/// Counts how often a file is opened.
+struct Openings {
+    _watcher: notify::RecommendedWatcher,
+    count: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Openings {
+    fn of(path: &Path) -> Self {
+        let count = std::sync::Arc::<std::sync::atomic::AtomicUsize>::default();
+        let counted = std::sync::Arc::clone(&count);
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if matches!(event.unwrap().kind, notify::EventKind::Access(notify::event::AccessKind::Open(_))) {
+                counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        })
+        .unwrap();
+        notify::Watcher::watch(&mut watcher, path, notify::RecursiveMode::NonRecursive).unwrap();
+        Self { _watcher: watcher, count }
+    }
+
+    fn count(&self) -> usize {
+        self.count.load(std::sync::atomic::Ordering::Relaxed)
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::fleet::{Owners, Pins};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
+use crate::workers::Workers;
 
 /// The running balancer.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Balancer {
     pub metrics: Arc<Metrics>,
     /// What openings hold.
     pub opening_memory: Arc<Budget>,
+    /// Where connections live.
+    pub workers: Workers,
     /// Every task of every connection.
     pub tasks: TaskTracker,
     /// Not ready any more, and nothing new is accepted; what is there goes on.
@@ -38,13 +41,14 @@ pub struct Balancer {
 
 impl Balancer {
     /// A balancer with nothing connected yet.
-    pub fn new(snapshot: Snapshot, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(snapshot: Snapshot, metrics: Arc<Metrics>, workers: Workers) -> Arc<Self> {
         Arc::new(Self {
             owners: Owners::new(metrics.owners.clone()),
             pins: Pins::new(metrics.pins.clone()),
             opening_memory: Budget::new(metrics.opening_memory.clone()),
             metrics,
             snapshot: ArcSwap::from_pointee(snapshot),
+            workers,
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),

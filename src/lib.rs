@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod net;
 pub mod fleet;
 pub mod snapshot;
+pub mod workers;
 pub mod balancer;
 pub mod link;
 pub mod place;

@@ -1,12 +1,12 @@
 //! Sockets: how they are bound, and what every connection's two of them are set to.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 /// Connections the kernel keeps for us between two accepts.
 const BACKLOG: i32 = 4096;
@@ -33,7 +33,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// Sets what both sides of a connection need: small frames leave at once, and dead peers are noticed.

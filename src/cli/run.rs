@@ -6,6 +6,9 @@ use std::process::ExitCode;
 use super::{check, logs};
 use crate::server;
 
+/// For all that is no connection: more than one, so that a reload, which computes, does not hold up probes.
+const THREADS: usize = 2;
+
 /// Runs the balancer; the exit code says how it ended.
 pub(super) fn run(path: &Path) -> ExitCode {
     let config = match check::load(path) {
@@ -13,13 +16,14 @@ pub(super) fn run(path: &Path) -> ExitCode {
         Err(code) => return code,
     };
     logs::start("info");
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "no runtime");
-            return ExitCode::FAILURE;
-        }
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                tracing::error!(%error, "no runtime");
+                return ExitCode::FAILURE;
+            }
+        };
     match runtime.block_on(server::run(path, config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

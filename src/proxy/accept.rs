@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::admit::Admission;
@@ -19,6 +21,7 @@ use crate::close::{At, By, Close, Why};
 use crate::config::{Listener, Routing};
 use crate::metrics::Record;
 use crate::net;
+use crate::workers::Workers;
 
 /// After an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -38,8 +41,47 @@ impl Default for Door {
     }
 }
 
-/// Accepts until `stop`, then empties the queue.
-pub async fn accept(
+/// A listening socket and the worker that accepts from it.
+#[derive(Debug)]
+pub struct Gate {
+    socket: TcpListener,
+    worker: Handle,
+}
+
+impl Gate {
+    /// Everything that may fail; nothing is accepted yet.
+    ///
+    /// # Errors
+    /// The kernel has no room to watch another socket.
+    pub fn new(socket: std::net::TcpListener, workers: &Workers) -> io::Result<Self> {
+        let worker = workers.least_busy();
+        let entered = worker.enter();
+        let socket = TcpListener::from_std(socket)?;
+        drop(entered);
+        Ok(Self { socket, worker })
+    }
+
+    /// Where it is bound.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Accepts until `stop`, then empties the queue.
+    pub fn open(
+        self,
+        balancer: Arc<Balancer>,
+        door: Arc<Door>,
+        policy: impl Fn() -> Arc<Listener> + Send + 'static,
+        stop: CancellationToken,
+    ) -> JoinHandle<()> {
+        self.worker.spawn(accept(balancer, door, self.socket, policy, stop))
+    }
+}
+
+async fn accept(
     balancer: Arc<Balancer>,
     door: Arc<Door>,
     socket: TcpListener,
@@ -75,11 +117,6 @@ pub async fn accept(
     }
 }
 
-fn asynchronous(stream: std::net::TcpStream) -> io::Result<TcpStream> {
-    stream.set_nonblocking(true)?;
-    TcpStream::from_std(stream)
-}
-
 fn admit(
     balancer: &Arc<Balancer>,
     door: &Door,
@@ -89,33 +126,64 @@ fn admit(
     client: SocketAddr,
 ) {
     let record = Record::open(&balancer.metrics, label, client);
-    if let Err(error) = net::prepare(&stream) {
-        tracing::debug!(%error, "a client was gone before it was served");
-    }
+    let worker = balancer.workers.least_busy();
+    let stream = match hand_over(stream, &worker) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(%error, "a client was gone before it was served");
+            return record.settle(Close::io(By::Client, At::Accept, &error));
+        }
+    };
     let place = door.admission.admit(client.ip(), &balancer.now().config.limits);
     let balancer = Arc::clone(balancer);
     let tasks = balancer.tasks.clone();
-    match place {
+    let task = match place {
         // Two kinds of tasks, so that neither is as large as the other.
-        Ok(place) if listener.routing == Routing::Session => drop(tasks.spawn(async move {
-            switched(balancer, listener, stream, record).await;
-            drop(place);
-        })),
-        Ok(place) => drop(tasks.spawn(async move {
-            connection(balancer, listener, stream, record).await;
-            drop(place);
-        })),
+        Ok(place) if listener.routing == Routing::Session => tasks.spawn_on(
+            async move {
+                switched(balancer, listener, stream, record).await;
+                drop(place);
+            },
+            &worker,
+        ),
+        Ok(place) => tasks.spawn_on(
+            async move {
+                connection(balancer, listener, stream, record).await;
+                drop(place);
+            },
+            &worker,
+        ),
         Err(limit) => {
             if let Ok(told) = Arc::clone(&door.turned_away).try_acquire_owned() {
-                drop(tasks.spawn(async move {
-                    turn_away(balancer, listener, stream, record, limit).await;
-                    drop(told);
-                }));
+                tasks.spawn_on(
+                    async move {
+                        turn_away(balancer, listener, stream, record, limit).await;
+                        drop(told);
+                    },
+                    &worker,
+                )
             } else {
-                record.settle(Close::new(By::Balancer, At::Accept, Why::Limit));
+                return record.settle(Close::new(By::Balancer, At::Accept, Why::Limit));
             }
         }
+    };
+    drop(task);
+}
+
+/// Hands a socket to a worker.
+fn hand_over(stream: TcpStream, worker: &Handle) -> io::Result<TcpStream> {
+    net::prepare(&stream)?;
+    if worker.id() == Handle::current().id() {
+        return Ok(stream);
     }
+    let stream = stream.into_std()?;
+    let _entered = worker.enter();
+    TcpStream::from_std(stream)
+}
+
+fn asynchronous(stream: std::net::TcpStream) -> io::Result<TcpStream> {
+    stream.set_nonblocking(true)?;
+    TcpStream::from_std(stream)
 }
 
 /// Whether an accept failed because of the one connection it was for.

@@ -122,7 +122,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 pub(super) fn bind(address: &AdminAddress) -> io::Result<Bound> {
     match address {
         AdminAddress::Tcp(address) => {
-            let listener = net::listen(*address)?;
+            let listener = TcpListener::from_std(net::listen(*address)?)?;
             let address = AdminAddress::Tcp(listener.local_addr()?);
             Ok(Bound { socket: Socket::Tcp(listener), address })
         }

@@ -76,7 +76,15 @@ impl Server {
         if tokio::time::timeout(LAST_WORDS, balancer.tasks.wait()).await.is_err() {
             tracing::warn!(connections = balancer.tasks.len(), "connections are cut off");
         }
+        balancer.workers.stopped().await;
         self.reloader.stop().await;
+    }
+}
+
+impl Drop for Server {
+    /// Whoever drops a server without draining it wants nothing to go on.
+    fn drop(&mut self) {
+        self.reloader.balancer().workers.stop();
     }
 }
 

@@ -57,6 +57,9 @@ pub enum StartFault {
     /// Metrics that contradict each other.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// No threads.
+    #[error("worker threads: {0}")]
+    Workers(io::Error),
     /// No signals.
     #[error("signals: {0}")]
     Signals(io::Error),

@@ -21,6 +21,7 @@ use crate::fleet::{Ask, Backend, Health, Ring};
 use crate::link::attend;
 use crate::metrics::Metrics;
 use crate::snapshot::{Member, Snapshot};
+use crate::workers::Workers;
 
 /// What an admin socket serves; made when the socket is put in use.
 pub type Pages = fn(&Arc<Reloader>, &Endpoint) -> Router;
@@ -72,7 +73,7 @@ impl Reloader {
             members: Vec::new(),
             ring: Arc::new(Ring::new([], "")),
         };
-        let balancer = Balancer::new(nothing, metrics);
+        let balancer = Balancer::new(nothing, metrics, Workers::start().map_err(StartFault::Workers)?);
         let sockets = Sockets::new(&balancer);
         let reloader = Arc::new(Self {
             path: path.to_owned(),

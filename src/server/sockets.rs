@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,7 +18,7 @@ use super::outcome::StartFault;
 use crate::balancer::Balancer;
 use crate::config::{AdminAddress, Config, Listener};
 use crate::net;
-use crate::proxy::accept::{Door, accept};
+use crate::proxy::accept::{Door, Gate};
 
 /// The sockets in use.
 #[derive(Debug)]
@@ -36,7 +35,7 @@ pub(super) struct Sockets {
 /// Sockets that a configuration needs and that were not there: bound, and not in use yet.
 #[derive(Debug)]
 pub(super) struct Fresh {
-    listeners: Vec<(Listener, TcpListener)>,
+    listeners: Vec<(Listener, Gate)>,
     admin: Vec<(Endpoint, Bound)>,
 }
 
@@ -86,9 +85,10 @@ impl Sockets {
         for listener in &config.listeners {
             if !self.listeners.contains_key(&listener.address) {
                 let address = listener.address.to_string();
-                let socket = net::listen(listener.address);
-                let socket = socket.map_err(|error| StartFault::Bind { address, error })?;
-                listeners.push((listener.clone(), socket));
+                let gate = net::listen(listener.address)
+                    .and_then(|socket| Gate::new(socket, &self.balancer.workers));
+                let gate = gate.map_err(|error| StartFault::Bind { address, error })?;
+                listeners.push((listener.clone(), gate));
             }
         }
         let mut admin = Vec::new();
@@ -119,8 +119,8 @@ impl Sockets {
             }
             kept
         });
-        for (listener, socket) in fresh.listeners {
-            self.listen(listener, socket);
+        for (listener, gate) in fresh.listeners {
+            self.listen(listener, gate);
         }
         self.admin.retain(|(endpoint, serving)| {
             let kept = endpoints(config).contains(endpoint);
@@ -138,21 +138,15 @@ impl Sockets {
         }
     }
 
-    fn listen(&mut self, listener: Listener, socket: TcpListener) {
+    fn listen(&mut self, listener: Listener, gate: Gate) {
         let address = listener.address;
-        let bound = socket.local_addr().unwrap_or(address);
+        let bound = gate.local_addr().unwrap_or(address);
         let policy = Arc::new(ArcSwap::from_pointee(listener));
         let stop = CancellationToken::new();
         let current = Arc::clone(&policy);
-        let accepting = accept(
-            Arc::clone(&self.balancer),
-            Arc::clone(&self.door),
-            socket,
-            move || current.load_full(),
-            stop.clone(),
-        );
         tracing::info!(address = %bound, "listening");
-        let task = tokio::spawn(accepting);
+        let (balancer, door) = (Arc::clone(&self.balancer), Arc::clone(&self.door));
+        let task = gate.open(balancer, door, move || current.load_full(), stop.clone());
         self.listeners.insert(address, Listening { policy, bound, stop, task });
     }
 

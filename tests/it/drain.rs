@@ -10,16 +10,29 @@ use crate::harness::*;
 
 #[test]
 fn what_the_kernel_had_queued_is_served() {
-    // On one thread nothing accepts between these connections and the drain: they are all in the queue.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(soon(async {
         let fleet = Fleet::local(2).await;
         let balancer = Balancer::start(&fleet.text()).await;
-        let address = balancer.address;
+        let (address, inner) = (balancer.address, balancer.inner().clone());
+        // While every worker is held up nothing accepts, and the connections are all in the queue.
+        let workers = std::thread::available_parallelism().unwrap().get();
+        let held = std::sync::Arc::new(std::sync::Barrier::new(workers + 1));
+        let released = std::sync::Arc::clone(&held);
+        for _ in 0..workers {
+            let (held, released) = (held.clone(), released.clone());
+            inner.workers.least_busy().spawn(async move {
+                held.wait();
+                released.wait();
+            });
+        }
+        held.wait();
         let queued: Vec<_> = (0..50).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
         assert_eq!(balancer.active(), 0);
         let (server, _folder) = balancer.into_server();
         let serve = async {
+            assert!(inner.draining.is_cancelled());
+            released.wait();
             for (n, stream) in queued.into_iter().enumerate() {
                 let mut client = Client::over(stream);
                 assert_eq!(client.hello().await["result"]["ok"], true);

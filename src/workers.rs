@@ -1,0 +1,70 @@
+//! Worker threads: a connection lives on one of them from accept to close.
+//!
+//! Each has a runtime of its own, so a connection's sockets, timers and task never move between cores. Whatever is no
+//! connection (probes, questions, reloads, the admin port) runs on the runtime that started the process.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use tokio::runtime::{Builder, Handle};
+use tokio_util::sync::CancellationToken;
+
+/// The threads.
+#[derive(Debug)]
+pub struct Workers {
+    runtimes: Vec<Handle>,
+    stop: CancellationToken,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Workers {
+    /// One for each processor that this process may use.
+    ///
+    /// # Errors
+    /// The system has no thread or no descriptor to spare.
+    pub fn start() -> io::Result<Self> {
+        let mut workers =
+            Self { runtimes: Vec::new(), stop: CancellationToken::new(), threads: Mutex::default() };
+        for number in 0..thread::available_parallelism().map_or(1, usize::from) {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            workers.runtimes.push(runtime.handle().clone());
+            let stop = workers.stop.clone();
+            let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                runtime.block_on(stop.cancelled());
+                // Drops every task, without waiting for a resolver that may never answer.
+                runtime.shutdown_background();
+            })?;
+            workers.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        }
+        Ok(workers)
+    }
+
+    /// The worker with the fewest connections.
+    pub fn least_busy(&self) -> Handle {
+        let least = self.runtimes.iter().min_by_key(|runtime| runtime.metrics().num_alive_tasks());
+        least.cloned().unwrap_or_else(Handle::current)
+    }
+
+    /// Tells the threads to drop what they carry and end.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Stops, and returns when everything has been dropped.
+    pub async fn stopped(&self) {
+        self.stop();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let joined =
+            tokio::task::spawn_blocking(|| threads.into_iter().map(JoinHandle::join).all(|end| end.is_ok()));
+        if !matches!(joined.await, Ok(true)) {
+            tracing::error!("a worker thread panicked");
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

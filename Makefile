@@ -1,8 +1,8 @@
 # Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
 
-.PHONY: test lint need-node need-python unit sdk bench clean
+.PHONY: test lint need-node need-python need-systemd unit sdk bench clean
 
-test: need-node need-python lint unit sdk
+test: need-node need-python need-systemd lint unit sdk
 
 # Says what is missing instead of skipping what it was for.
 need-node:
@@ -14,6 +14,11 @@ need-node:
 
 need-python:
 	@sh tests/sdk/python/setup.sh check
+
+# Not systemd itself, only the tool that judges units.
+need-systemd:
+	@command -v systemd-analyze >/dev/null || { \
+	  echo "make test needs systemd-analyze to check the shipped units (Debian: apt-get install systemd)" >&2; exit 1; }
 
 lint:
 	cargo fmt --check

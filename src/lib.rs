@@ -7,6 +7,7 @@ pub mod close;
 pub mod config;
 pub mod wire;
 pub mod metrics;
+pub mod systemd;
 pub mod net;
 pub mod fleet;
 pub mod snapshot;

@@ -46,6 +46,16 @@ impl Workers {
         least.cloned().unwrap_or_else(Handle::current)
     }
 
+    /// Waits until every thread has run a task; false if one of them has ended.
+    pub async fn answer(&self) -> bool {
+        let asked: Vec<_> = self.runtimes.iter().map(|runtime| runtime.spawn(async {})).collect();
+        let mut all = true;
+        for answer in asked {
+            all &= answer.await.is_ok();
+        }
+        all
+    }
+
     /// Tells the threads to drop what they carry and end.
     pub fn stop(&self) {
         self.stop.cancel();

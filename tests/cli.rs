@@ -5,6 +5,9 @@
 #[path = "cli/fleet.rs"]
 mod fleet;
 
+#[path = "cli/process.rs"]
+mod process;
+
 #[path = "cli/admin.rs"]
 mod admin;
 
@@ -13,3 +16,6 @@ mod commands;
 
 #[path = "cli/demo.rs"]
 mod demo;
+
+#[path = "cli/systemd.rs"]
+mod systemd;

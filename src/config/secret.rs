@@ -23,6 +23,9 @@ const SOURCES: [&str; 2] = ["env", "file"];
 
 const FILE_BYTES_MAX: usize = 64 * 1024;
 
+/// Names the folder into which systemd puts a unit's credentials, in the environment and at the beginning of a `file`.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
 /// Where secrets come from: a parameter, because a test must not change the environment of its process.
 #[derive(Clone, Copy)]
 pub(super) struct Surroundings<'s> {
@@ -131,7 +134,20 @@ fn from_env(name: &str, around: Surroundings<'_>) -> Result<String, Fault> {
 
 fn from_file(path: &str, around: Surroundings<'_>) -> Result<String, Fault> {
     let fault = |why: &str| Fault::new(format!("takes the file \"{}\", which {why}", shown(path)));
-    let mut text = file::read(&around.folder.join(path), FILE_BYTES_MAX).map_err(|why| fault(&why))?;
+    let credential =
+        path.strip_prefix('$').and_then(|path| path.strip_prefix(CREDENTIALS)?.strip_prefix('/'));
+    let whole = match credential {
+        Some(name) => {
+            let folder = (around.env)(CREDENTIALS).filter(|folder| !folder.is_empty());
+            let unset = || {
+                fault(&format!("begins with ${CREDENTIALS}, which is not set"))
+                    .help("systemd sets it for a unit that has LoadCredential=")
+            };
+            Path::new(&folder.ok_or_else(unset)?).join(name)
+        }
+        None => around.folder.join(path),
+    };
+    let mut text = file::read(&whole, FILE_BYTES_MAX).map_err(|why| fault(&why))?;
     text.truncate(text.trim_end_matches(['\r', '\n']).len());
     if text.is_empty() { Err(fault("is empty")) } else { Ok(text) }
 }

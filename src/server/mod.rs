@@ -5,11 +5,13 @@
 
 pub mod http;
 pub mod outcome;
+mod headline;
 mod sockets;
 pub mod reload;
 pub mod status;
 pub mod admin;
 pub mod watch;
+mod pulse;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +21,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+
+use headline::headline;
 
 pub use http::Endpoint;
 pub use outcome::{Applied, StartFault, Trouble, Unknown};
@@ -32,6 +36,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 pub struct Server {
     reloader: Arc<Reloader>,
     stop_watching: CancellationToken,
+    stop_pulse: CancellationToken,
 }
 
 impl Server {
@@ -41,9 +46,10 @@ impl Server {
     /// A socket that cannot be bound.
     pub async fn start(path: &Path, config: Config) -> Result<Self, StartFault> {
         let reloader = Reloader::start(path, config, admin::pages).await?;
-        let stop_watching = CancellationToken::new();
+        let (stop_watching, stop_pulse) = (CancellationToken::new(), CancellationToken::new());
         tokio::spawn(watch::watch(Arc::clone(&reloader), stop_watching.clone()));
-        Ok(Self { reloader, stop_watching })
+        tokio::spawn(pulse::pulse(Arc::clone(&reloader), stop_pulse.clone()));
+        Ok(Self { reloader, stop_watching, stop_pulse })
     }
 
     /// What changes it while it runs.
@@ -58,6 +64,7 @@ impl Server {
         let balancer = self.reloader.balancer();
         let limit = balancer.now().config.timeouts.drain;
         balancer.draining.cancel();
+        self.reloader.notifier().stopping(&headline(balancer, 0));
         self.reloader.stop_listening().await;
         balancer.tasks.close();
         let deadline = async {
@@ -76,6 +83,7 @@ impl Server {
         if tokio::time::timeout(LAST_WORDS, balancer.tasks.wait()).await.is_err() {
             tracing::warn!(connections = balancer.tasks.len(), "connections are cut off");
         }
+        self.stop_pulse.cancel();
         balancer.workers.stopped().await;
         self.reloader.stop().await;
     }
@@ -84,6 +92,8 @@ impl Server {
 impl Drop for Server {
     /// Whoever drops a server without draining it wants nothing to go on.
     fn drop(&mut self) {
+        self.stop_watching.cancel();
+        self.stop_pulse.cancel();
         self.reloader.balancer().workers.stop();
     }
 }
@@ -96,6 +106,7 @@ pub async fn run(path: &Path, config: Config) -> Result<(), StartFault> {
     let mut hangup = signal(SignalKind::hangup()).map_err(StartFault::Signals)?;
     let mut stops = Stops::new().map_err(StartFault::Signals)?;
     let server = Server::start(path, config).await?;
+    server.reloader().notifier().ready(&headline(server.reloader().balancer(), 0));
     loop {
         tokio::select! {
             _ = hangup.recv() => drop(server.reloader().reload("SIGHUP").await),

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::headline::headline;
 use super::http::Endpoint;
 use super::outcome::{Applied, Last, StartFault, Trouble, Unknown};
 use super::sockets::{Fresh, Sockets};
@@ -21,6 +22,7 @@ use crate::fleet::{Ask, Backend, Health, Ring};
 use crate::link::attend;
 use crate::metrics::Metrics;
 use crate::snapshot::{Member, Snapshot};
+use crate::systemd::Notifier;
 use crate::workers::Workers;
 
 /// What an admin socket serves; made when the socket is put in use.
@@ -32,6 +34,7 @@ pub struct Reloader {
     path: PathBuf,
     balancer: Arc<Balancer>,
     pages: Pages,
+    notifier: Notifier,
     attendants: TaskTracker,
     stop: CancellationToken,
     started: Instant,
@@ -79,6 +82,7 @@ impl Reloader {
             path: path.to_owned(),
             balancer,
             pages,
+            notifier: Notifier::default(),
             attendants: TaskTracker::new(),
             stop: CancellationToken::new(),
             started: Instant::now(),
@@ -96,6 +100,11 @@ impl Reloader {
     /// What it keeps in step.
     pub fn balancer(&self) -> &Arc<Balancer> {
         &self.balancer
+    }
+
+    /// What systemd is told.
+    pub fn notifier(&self) -> &Notifier {
+        &self.notifier
     }
 
     /// The file.
@@ -147,6 +156,11 @@ impl Reloader {
     /// Every problem there is.
     pub async fn reload(self: &Arc<Self>, why: &str) -> Result<Applied, Vec<Trouble>> {
         let turn = self.turn.lock().await;
+        // The end of a process is not told twice: it says that it stops, and no more that it is ready.
+        let told = !self.balancer.draining.is_cancelled();
+        if told {
+            self.notifier.reloading();
+        }
         let attempt = self.attempt().await;
         let at = SystemTime::now();
         let last = match &attempt {
@@ -169,6 +183,10 @@ impl Reloader {
             }
         };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
+        if told {
+            let problems = attempt.as_ref().map_or_else(Vec::len, |_| 0);
+            self.notifier.ready(&headline(&self.balancer, problems));
+        }
         drop(turn);
         attempt
     }

@@ -28,6 +28,11 @@ fn secrets_that_cannot_be_had_are_said_so() {
         ("{ file = '/' }", "takes the file \"/\", which is a folder"),
         ("{ file = '/dev/null' }", "takes the file \"/dev/null\", which is empty"),
         ("{ file = '/dev/zero' }", "takes the file \"/dev/zero\", which is larger than 64 KiB"),
+        (
+            "{ file = '$CREDENTIALS_DIRECTORY/token' }",
+            "takes the file \"$CREDENTIALS_DIRECTORY/token\", which begins with $CREDENTIALS_DIRECTORY, which is not set",
+        ),
+        ("{ file = '$HOME/token' }", "takes the file \"$HOME/token\", which does not exist"),
         ("7", "must be `{ env = \"NAME\" }` or `{ file = \"PATH\" }`, not an integer"),
     ];
     for (written, expected) in cases {
@@ -53,6 +58,22 @@ fn secrets_resolve_from_environment_file_and_text() {
     let key = |written: &str| read(&format!("[placement]\nhash_key = {written}")).placement.hash_key;
     assert_eq!(key("'in the open'").reveal(), "in the open");
     assert_eq!(key("{ env = 'TOKEN' }").reveal(), "s3cret");
+}
+
+#[test]
+fn a_credential_of_the_unit_is_found_in_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("token"), "from systemd\n").unwrap();
+    let environment = |name: &str| (name == "CREDENTIALS_DIRECTORY").then(|| folder.path().into());
+    let read = |path: &str| {
+        let text = format!("{SOUND}[upstream]\nconnection_token = {{ file = '{path}' }}");
+        parse_in(&text, "o", Path::new("o"), &environment)
+    };
+    let token = read("$CREDENTIALS_DIRECTORY/token").unwrap().upstream.connection_token;
+    assert_eq!(token.unwrap().reveal(), "from systemd");
+    for wrong in ["$CREDENTIALS_DIRECTORY/other", "$CREDENTIALS_DIRECTORYtoken", "$CREDENTIALS_DIRECTORY"] {
+        read(wrong).expect_err(wrong);
+    }
 }
 
 #[test]

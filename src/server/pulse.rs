@@ -1,0 +1,79 @@
+//! The pulse of a running process: what it says of itself in one line, and that it works.
+//!
+//! The watchdog is fed by a task of the runtime for everything that is no connection, and only after every thread that
+//! carries connections has answered: a process that merely exists is not fed for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::headline::headline;
+use super::reload::Reloader;
+use crate::systemd;
+use crate::workers::Workers;
+
+/// Between two looks at the status; it is told when it has changed.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// The watchdog is fed this many times within its limit.
+const FED_TIMES: u32 = 4;
+
+/// Tells systemd how things are, and that they work, until `stop`.
+pub(super) async fn pulse(reloader: Arc<Reloader>, stop: CancellationToken) {
+    let watchdog = systemd::watchdog().map(|limit| limit.checked_div(FED_TIMES).unwrap_or(limit));
+    let beat = watchdog.map_or(INTERVAL, |fed| fed.clamp(Duration::from_millis(1), INTERVAL));
+    let mut beats = interval(beat);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut said = String::new();
+    let work = async {
+        loop {
+            beats.tick().await;
+            let now = headline(reloader.balancer(), reloader.last().problems.len());
+            if now != said {
+                reloader.notifier().status(&now);
+                said = now;
+            }
+            if let Some(patience) = watchdog
+                && works(&reloader.balancer().workers, patience).await
+            {
+                reloader.notifier().alive();
+            }
+        }
+    };
+    stop.run_until_cancelled(work).await;
+}
+
+/// Whether every thread that carries connections answers within `patience`.
+async fn works(workers: &Workers, patience: Duration) -> bool {
+    let answered = matches!(timeout(patience, workers.answer()).await, Ok(true));
+    if !answered {
+        tracing::error!("a worker thread does not answer: the watchdog is not fed");
+    }
+    answered
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_thread_that_hangs_is_enough_not_to_be_fed_for() {
+        let workers = Workers::start().unwrap();
+        assert!(works(&workers, Duration::from_secs(20)).await);
+        let (hangs, released) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+        let (h, r) = (Arc::clone(&hangs), Arc::clone(&released));
+        workers.least_busy().spawn(async move {
+            h.wait();
+            r.wait();
+        });
+        hangs.wait();
+        assert!(!works(&workers, Duration::from_millis(100)).await);
+        released.wait();
+        assert!(works(&workers, Duration::from_secs(20)).await);
+        workers.stopped().await;
+        assert!(!works(&workers, Duration::from_secs(20)).await, "threads that have ended do not answer");
+    }
+}

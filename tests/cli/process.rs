@@ -1,0 +1,121 @@
+//! The built binary as a service manager runs it, with a socket for what it tells of itself.
+
+use std::fs::File;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use sessile::standin::Standin;
+use tempfile::TempDir;
+
+use crate::fleet::{Answer, send_unix, text};
+
+/// What has not come by then never will.
+const IN_VAIN: Duration = Duration::from_secs(20);
+
+/// A folder with a configuration, an admin socket and a service manager's ear.
+pub struct Place {
+    pub folder: TempDir,
+    ear: UnixDatagram,
+}
+
+impl Place {
+    /// In front of `standins`; `more` follows `[admin]` in the file.
+    pub fn new(standins: &[Standin], more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ear = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+        ear.set_read_timeout(Some(IN_VAIN)).unwrap();
+        let place = Self { folder, ear };
+        place.write(&text(standins, place.admin().to_str().unwrap(), more));
+        place
+    }
+
+    pub fn write(&self, text: &str) {
+        std::fs::write(self.folder.path().join("sessile.toml"), text).unwrap();
+    }
+
+    /// The admin socket.
+    pub fn admin(&self) -> PathBuf {
+        self.folder.path().join("admin.sock")
+    }
+
+    /// `sessile run`, not started.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
+        command.args(["run", "--config"]).arg(self.folder.path().join("sessile.toml"));
+        let log = File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
+        command.env("NOTIFY_SOCKET", self.folder.path().join("notify")).stdin(Stdio::null()).stderr(log);
+        for name in ["SESSILE_LOG", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// The next words that hold `part`; others are passed over.
+    pub fn told(&self, part: &str) -> String {
+        let mut seen = Vec::new();
+        loop {
+            let mut bytes = [0; 4096];
+            match self.ear.recv(&mut bytes) {
+                Ok(count) => {
+                    let words = String::from_utf8(bytes[..count].to_vec()).unwrap();
+                    if words.contains(part) {
+                        return words;
+                    }
+                    seen.push(words);
+                }
+                Err(error) => panic!("{part:?} was not said ({error}), but {seen:#?}\n{}", self.log()),
+            }
+        }
+    }
+
+    /// All that its processes have logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    pub async fn status(&self) -> Value {
+        self.get("/api/v1/status").await.json()
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        send_unix(&self.admin(), &head).await
+    }
+}
+
+/// A process that is killed when it is no longer wanted.
+pub struct Process(pub Child);
+
+impl Process {
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.spawn().unwrap())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    pub fn end(mut self) -> ExitStatus {
+        self.0.wait().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Stand-ins that a process of its own can reach.
+pub async fn standins(count: usize) -> Vec<Standin> {
+    let mut standins = Vec::new();
+    for number in 1..=count {
+        standins.push(Standin::builder().name(format!("cli-{number}")).start().await.unwrap());
+    }
+    standins
+}

@@ -1,22 +1,19 @@
-//! Every instrument, once.
+//! Every instrument, once; those of backends are in `backends`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    TextEncoder,
 };
 
+use super::backends::{BackendSeries, Families};
 use super::process::Process;
+use super::register::{SECONDS, add, counters, gauge, histogram, int_gauge, int_gauges};
 use super::requests::Requests;
-use crate::config::AdminState;
 
-/// From half a millisecond (a locate) to ten seconds (the longest deadline that is answered).
-const SECONDS: [f64; 14] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// Openings may idle for hours.
 const OPENING_SECONDS: [f64; 12] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 10.0, 60.0, 3600.0];
@@ -70,50 +67,6 @@ pub struct Metrics {
     pub config_generation: IntGauge,
     /// When it came into force.
     pub config_last_reload_success: Gauge,
-}
-
-/// The families whose series belong to backends.
-#[derive(Debug)]
-struct Families {
-    relayed_bytes: IntCounterVec,
-    up: IntGaugeVec,
-    state: IntGaugeVec,
-    info: IntGaugeVec,
-    connections_active: IntGaugeVec,
-    sessions_active: IntGaugeVec,
-    probes: IntCounterVec,
-    probe_duration: HistogramVec,
-    connect_duration: HistogramVec,
-    connect_failures: IntCounterVec,
-    last_probe: GaugeVec,
-}
-
-/// One backend's series; they are removed with it.
-#[derive(Debug)]
-pub struct BackendSeries {
-    name: Arc<str>,
-    families: Arc<Families>,
-    version: Mutex<Option<String>>,
-    /// Bytes carried from clients.
-    pub bytes_to_backend: IntCounter,
-    /// Bytes carried to clients.
-    pub bytes_to_client: IntCounter,
-    /// 1 while probes say so.
-    pub up: IntGauge,
-    /// Links open now.
-    pub connections_active: IntGauge,
-    /// Sessions owned now.
-    pub sessions_active: IntGauge,
-    /// Probes that were answered.
-    pub probes_ok: IntCounter,
-    /// Probes that were not.
-    pub probes_failed: IntCounter,
-    /// How long answered probes took.
-    pub probe_duration: Histogram,
-    /// How long successful dials took.
-    pub connect_duration: Histogram,
-    /// The last answered probe's duration.
-    pub last_probe: Gauge,
 }
 
 impl Metrics {
@@ -235,158 +188,4 @@ impl Metrics {
         }
         text
     }
-}
-
-impl Families {
-    fn new(r: &Registry) -> prometheus::Result<Self> {
-        let b = ["backend"];
-        Ok(Self {
-            relayed_bytes: counters(r, "relayed_bytes_total", "Bytes carried.", &["backend", "direction"])?,
-            up: int_gauges(r, "backend_up", "1 while probes are answered.", &b)?,
-            state: int_gauges(
-                r,
-                "backend_state",
-                "1 for the state an operator chose.",
-                &["backend", "state"],
-            )?,
-            info: int_gauges(r, "backend_info", "The server's version; always 1.", &["backend", "version"])?,
-            connections_active: int_gauges(r, "backend_connections_active", "Links open now.", &b)?,
-            sessions_active: int_gauges(r, "backend_sessions_active", "Sessions owned now.", &b)?,
-            probes: counters(r, "backend_probes_total", "Probes sent.", &["backend", "result"])?,
-            probe_duration: histograms(r, "backend_probe_duration_seconds", "Of answered probes.", &b)?,
-            connect_duration: histograms(r, "backend_connect_duration_seconds", "Of successful dials.", &b)?,
-            connect_failures: counters(
-                r,
-                "backend_connect_failures_total",
-                "Failed dials.",
-                &["backend", "why"],
-            )?,
-            last_probe: gauges(r, "backend_last_probe_seconds", "Of the last answered probe.", &b)?,
-        })
-    }
-}
-
-impl BackendSeries {
-    fn new(name: &Arc<str>, families: &Arc<Families>) -> Self {
-        let f = families;
-        Self {
-            bytes_to_backend: f.relayed_bytes.with_label_values(&[name, "to_backend"]),
-            bytes_to_client: f.relayed_bytes.with_label_values(&[name, "to_client"]),
-            up: f.up.with_label_values(&[name]),
-            connections_active: f.connections_active.with_label_values(&[name]),
-            sessions_active: f.sessions_active.with_label_values(&[name]),
-            probes_ok: f.probes.with_label_values(&[name, "success"]),
-            probes_failed: f.probes.with_label_values(&[name, "failure"]),
-            probe_duration: f.probe_duration.with_label_values(&[name]),
-            connect_duration: f.connect_duration.with_label_values(&[name]),
-            last_probe: f.last_probe.with_label_values(&[name]),
-            version: Mutex::default(),
-            families: Arc::clone(families),
-            name: Arc::clone(name),
-        }
-    }
-
-    /// One failed dial. `why` is from a closed set.
-    pub fn connect_failed(&self, why: &'static str) {
-        self.families.connect_failures.with_label_values(&[&self.name, why]).inc();
-    }
-
-    /// The state in force, as one series per state.
-    pub fn state(&self, state: AdminState) {
-        for each in AdminState::ALL {
-            let series = self.families.state.with_label_values(&[&self.name, each.label()]);
-            series.set(i64::from(each == state));
-        }
-    }
-
-    /// The version the server says it has; only the newest is exposed.
-    pub fn version(&self, version: &str) {
-        let mut known = self.version.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.as_deref() == Some(version) {
-            return;
-        }
-        if let Some(old) = known.replace(version.to_owned()) {
-            drop(self.families.info.remove_label_values(&[&*self.name, &old]));
-        }
-        self.families.info.with_label_values(&[&self.name, version]).set(1);
-    }
-
-    /// An answered probe.
-    pub fn probed(&self, took: Duration) {
-        self.probes_ok.inc();
-        self.probe_duration.observe(took.as_secs_f64());
-        self.last_probe.set(took.as_secs_f64());
-    }
-}
-
-impl Drop for BackendSeries {
-    fn drop(&mut self) {
-        let name: &str = &self.name;
-        let f = &self.families;
-        drop(f.relayed_bytes.remove_label_values(&[name, "to_backend"]));
-        drop(f.relayed_bytes.remove_label_values(&[name, "to_client"]));
-        for family in [&f.up, &f.connections_active, &f.sessions_active] {
-            drop(family.remove_label_values(&[name]));
-        }
-        for state in AdminState::ALL {
-            drop(f.state.remove_label_values(&[name, state.label()]));
-        }
-        for result in ["success", "failure"] {
-            drop(f.probes.remove_label_values(&[name, result]));
-        }
-        for why in ["refused", "timeout", "unresolved", "other"] {
-            drop(f.connect_failures.remove_label_values(&[name, why]));
-        }
-        for family in [&f.probe_duration, &f.connect_duration] {
-            drop(family.remove_label_values(&[name]));
-        }
-        drop(f.last_probe.remove_label_values(&[name]));
-        let version = self.version.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(version) = version.take() {
-            drop(f.info.remove_label_values(&[name, &version]));
-        }
-    }
-}
-
-fn add<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
-    registry.register(Box::new(collector.clone()))?;
-    Ok(collector)
-}
-
-pub(super) fn counters(
-    r: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-) -> prometheus::Result<IntCounterVec> {
-    add(r, IntCounterVec::new(Opts::new(name, help), labels)?)
-}
-
-fn int_gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
-    add(r, IntGaugeVec::new(Opts::new(name, help), labels)?)
-}
-
-fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
-    add(r, GaugeVec::new(Opts::new(name, help), labels)?)
-}
-
-pub(super) fn histograms(
-    r: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-) -> prometheus::Result<HistogramVec> {
-    add(r, HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels)?)
-}
-
-fn histogram(r: &Registry, opts: HistogramOpts) -> prometheus::Result<Histogram> {
-    add(r, Histogram::with_opts(opts)?)
-}
-
-fn int_gauge(r: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-    add(r, IntGauge::new(name, help)?)
-}
-
-fn gauge(r: &Registry, name: &str, help: &str) -> prometheus::Result<Gauge> {
-    add(r, Gauge::new(name, help)?)
 }

@@ -4,11 +4,14 @@
 //! backend live as long as anything holds its [`BackendSeries`]: when the last connection of a removed backend has
 //! gone, so have they.
 
-mod instruments;
+mod register;
+mod backends;
 mod process;
-mod record;
 mod requests;
+mod instruments;
+mod record;
 
-pub use instruments::{BackendSeries, Metrics};
+pub use backends::BackendSeries;
+pub use instruments::Metrics;
 pub use record::Record;
 pub use requests::Class;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prometheus::{Histogram, IntCounter, Registry};
 
-use super::instruments::{counters, histograms};
+use super::register::{counters, histograms};
 
 /// What a request is about, as far as its latency goes: a closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 # Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
 
-.PHONY: test lint need-node need-python need-systemd unit sdk bench clean
+.PHONY: test lint need-node need-python need-systemd unit sdk bench soak clean
 
 test: need-node need-python need-systemd lint unit sdk
 
@@ -39,6 +39,12 @@ tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json
 # Side by side with whatever rivals are installed; the table goes to standard output.
 bench:
 	cargo bench --locked --bench scenes -- 5 5
+
+# Both routings under churn, streams, reloads and kills; fails on growth, lost bytes, hangs. The table goes to standard
+# output, progress to standard error.
+SECONDS = 300
+soak:
+	cargo bench --locked --bench soak -- $(SECONDS)
 
 clean:
 	rm -rf target tests/sdk/node_modules tests/sdk/.venv

@@ -56,6 +56,11 @@ impl Workers {
         all
     }
 
+    /// Tasks that live on the workers now.
+    pub fn tasks(&self) -> usize {
+        self.runtimes.iter().map(|runtime| runtime.metrics().num_alive_tasks()).fold(0, usize::saturating_add)
+    }
+
     /// Tells the threads to drop what they carry and end.
     pub fn stop(&self) {
         self.stop.cancel();

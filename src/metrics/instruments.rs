@@ -57,6 +57,8 @@ pub struct Metrics {
     pub requests: Requests,
     /// Links kept for the running turns of clients that are gone.
     pub parked_connections: IntGauge,
+    /// Tasks that live, counted when asked.
+    pub tasks: IntGauge,
     /// Answers made of the whole fleet's.
     pub merged_answers: IntCounterVec,
     /// Ids of server requests made unique for a client.
@@ -139,6 +141,7 @@ impl Metrics {
                 "parked_connections",
                 "Links kept for turns of clients that left.",
             )?,
+            tasks: int_gauge(r, "tasks", "Tasks that live now, on all threads.")?,
             merged_answers: counters(r, "merged_answers_total", "Answers made of the fleet's.", &["result"])?,
             ids_rewritten: add(
                 r,

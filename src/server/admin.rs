@@ -62,7 +62,11 @@ pub fn pages(reloader: &Arc<Reloader>, endpoint: &Endpoint) -> Router {
 
 async fn metrics(State(reloader): State<Arc<Reloader>>) -> Response {
     const TEXT_FORMAT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    ([(CONTENT_TYPE, TEXT_FORMAT)], reloader.balancer().metrics.text()).into_response()
+    let balancer = reloader.balancer();
+    let own = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let tasks = balancer.workers.tasks().saturating_add(own);
+    balancer.metrics.tasks.set(i64::try_from(tasks).unwrap_or(i64::MAX));
+    ([(CONTENT_TYPE, TEXT_FORMAT)], balancer.metrics.text()).into_response()
 }
 
 async fn healthz() -> Response {

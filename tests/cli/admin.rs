@@ -49,6 +49,9 @@ async fn metrics_health_and_readiness_are_told() {
         metrics.head
     );
     assert!(metrics.body.contains("\nsessile_backend_up{backend=\"cli-1\"} 1\n"), "{}", metrics.body);
+    let tasks =
+        metrics.body.lines().find_map(|line| line.strip_prefix("sessile_tasks ")?.parse::<usize>().ok());
+    assert!(tasks > Some(0), "a server is at work: {}", metrics.body);
     assert_eq!(fleet.get("/healthz").await.status, 200);
     assert_eq!(fleet.get("/readyz").await.status, 200);
 }

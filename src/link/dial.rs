@@ -8,13 +8,13 @@ use bytes::BytesMut;
 use tokio::net::TcpStream;
 
 use crate::fleet::{Backend, Lease};
-use crate::net;
+use crate::net::{self, Stream};
 
 /// An open connection to a backend.
 #[derive(Debug)]
 pub struct Link {
-    /// The socket.
-    pub stream: TcpStream,
+    /// What carries its bytes.
+    pub stream: Stream,
     /// Counts it.
     pub lease: Lease,
     /// Bytes that came from the backend and have not been used.
@@ -71,14 +71,14 @@ pub async fn dial(backend: &Arc<Backend>, timeout: Duration) -> Result<Link, Dia
 }
 
 /// Tries the host's addresses in the resolver's order.
-async fn connect(address: &str) -> Result<TcpStream, DialFault> {
+async fn connect(address: &str) -> Result<Stream, DialFault> {
     let addresses = tokio::net::lookup_host(address).await.map_err(|_| DialFault::Unresolved)?;
     let mut last = DialFault::Unresolved;
     for address in addresses {
         match TcpStream::connect(address).await {
             Ok(stream) => {
                 net::prepare(&stream).map_err(DialFault::Other)?;
-                return Ok(stream);
+                return Ok(Stream::Plain(stream));
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => last = DialFault::Refused,
             Err(error) => last = DialFault::Other(error),

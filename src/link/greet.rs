@@ -1,7 +1,5 @@
 //! Greeting a backend on a client's behalf: the client's state frames replayed, their answers swallowed.
 
-use tokio::io::AsyncWriteExt;
-
 use super::dial::Link;
 use super::frames::next_body;
 use crate::wire::{Id, Scan, reply};
@@ -59,7 +57,7 @@ pub async fn greet(link: &mut Link, frames: &[StateFrame]) -> Result<Option<Box<
     let mut version = None;
     for (number, frame) in frames.iter().enumerate() {
         let id = format!("sessile-{number}");
-        link.stream.write_all(&reply::with_id(&frame.body, frame.id.span(), &id)).await?;
+        link.stream.send(&reply::with_id(&frame.body, frame.id.span(), &id)).await?;
         let quoted = format!("\"{id}\"");
         loop {
             let body = next_body(&mut link.stream, &mut link.unread).await?;

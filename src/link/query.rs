@@ -12,8 +12,6 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +20,7 @@ use super::dial::{Link, dial};
 use super::frames::next_body;
 use crate::config::Config;
 use crate::fleet::{Answer, Ask, Backend, Judge};
+use crate::net::Stream;
 use crate::wire::reply;
 
 /// Questions in flight on one standing connection; further ones wait in the queue.
@@ -81,7 +80,7 @@ struct Attendant {
 /// The standing connection. It holds no lease: it must not keep a removed backend alive.
 struct Line {
     backend: Arc<Backend>,
-    stream: TcpStream,
+    stream: Stream,
     unread: BytesMut,
     next_id: u64,
     pending: HashMap<u64, oneshot::Sender<Answer>>,
@@ -335,7 +334,7 @@ impl Line {
     }
 
     async fn write(&mut self, frames: &[u8]) -> io::Result<()> {
-        self.stream.write_all(frames).await
+        self.stream.send(frames).await
     }
 
     /// Asks and waits: only while nothing else is in flight.

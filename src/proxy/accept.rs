@@ -20,7 +20,7 @@ use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
 use crate::config::{Listener, Routing};
 use crate::metrics::Record;
-use crate::net;
+use crate::net::{self, Stream};
 use crate::workers::Workers;
 
 /// After an accept that failed for want of descriptors or memory.
@@ -128,7 +128,7 @@ fn admit(
     let record = Record::open(&balancer.metrics, label, client);
     let worker = balancer.workers.least_busy();
     let stream = match hand_over(stream, &worker) {
-        Ok(stream) => stream,
+        Ok(stream) => Stream::Plain(stream),
         Err(error) => {
             tracing::debug!(%error, "a client was gone before it was served");
             return record.settle(Close::io(By::Client, At::Accept, &error));

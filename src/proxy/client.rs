@@ -8,15 +8,13 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::balancer::Share;
 use crate::close::{At, By, Close, Why};
 use crate::config::Limits;
 use crate::link::StateFrame;
-use crate::net;
+use crate::net::{self, Stream};
 use crate::wire::{Envelope, Head, Id, Scan, envelope, frame, reply};
 
 /// Bytes asked of the socket at once.
@@ -27,7 +25,7 @@ const SPARE_BYTES: usize = 1024;
 /// The client's socket and what came from it.
 #[derive(Debug)]
 pub struct Client {
-    stream: TcpStream,
+    stream: Stream,
     unread: BytesMut,
     share: Share,
     /// Bytes accounted for that are not in `unread`: state frames, frames held back.
@@ -112,7 +110,7 @@ impl Fault {
 
 impl Client {
     /// A client that has sent nothing; its first frame is due within `patience`.
-    pub fn new(stream: TcpStream, share: Share, limits: Limits, patience: Duration) -> Self {
+    pub fn new(stream: Stream, share: Share, limits: Limits, patience: Duration) -> Self {
         let due = Instant::now().checked_add(patience);
         Self { stream, unread: BytesMut::new(), share, kept: 0, begun: None, due, patience, limits }
     }
@@ -160,7 +158,10 @@ impl Client {
                 Ok(0) => return Err(Fault::End),
                 Ok(read) => {
                     let news = self.unread.len().saturating_sub(read);
-                    net::acknowledge_lone_head(&self.stream, self.unread.get(news..).unwrap_or_default());
+                    net::acknowledge_lone_head(
+                        self.stream.socket(),
+                        self.unread.get(news..).unwrap_or_default(),
+                    );
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.relax(),
@@ -258,12 +259,12 @@ impl Client {
     /// The close that a client means that is gone or does not read.
     pub async fn send(&mut self, bytes: &[u8]) -> Result<(), Close> {
         let close = |error: &io::Error| Close::io(By::Client, At::Opening, error);
-        let sent = tokio::time::timeout(self.patience, self.stream.write_all(bytes)).await;
+        let sent = tokio::time::timeout(self.patience, self.stream.send(bytes)).await;
         sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|error| close(&error))
     }
 
     /// The socket and the bytes not yet used, the opening being over.
-    pub fn into_parts(self) -> (TcpStream, BytesMut) {
+    pub fn into_parts(self) -> (Stream, BytesMut) {
         (self.stream, self.unread)
     }
 }

@@ -3,15 +3,15 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
 use tokio::sync::SetOnce;
 
+use super::direction::{Direction, Tally};
 use super::inlet::Inlet;
 use super::opening::Opening;
 use super::park::{Parked, park};
 use super::queue::Queue;
 use super::rehome::Opened;
-use super::relay::{Direction, Tally, relay};
+use super::relay::relay;
 use super::switch::switch;
 use super::tap::{Birth, Guard, Walk};
 use crate::balancer::Balancer;
@@ -20,7 +20,7 @@ use crate::config::{Listener, OnDown};
 use crate::fleet::{Backend, Health, Hold};
 use crate::link::Link;
 use crate::metrics::Record;
-use crate::net::farewell;
+use crate::net::{Stream, farewell};
 use crate::place::{Placed, place};
 use crate::wire::{Id, Named, SessionId};
 
@@ -28,7 +28,7 @@ use crate::wire::{Id, Named, SessionId};
 pub async fn connection(
     balancer: Arc<Balancer>,
     listener: Arc<Listener>,
-    client: TcpStream,
+    client: Stream,
     mut record: Record,
 ) {
     let close = live(&balancer, &listener, client, &mut record).await;
@@ -36,12 +36,7 @@ pub async fn connection(
 }
 
 /// The life of a connection whose every frame goes by its own session.
-pub async fn switched(
-    balancer: Arc<Balancer>,
-    listener: Arc<Listener>,
-    client: TcpStream,
-    mut record: Record,
-) {
+pub async fn switched(balancer: Arc<Balancer>, listener: Arc<Listener>, client: Stream, mut record: Record) {
     let close = switch(&balancer, &listener, client, &mut record).await;
     record.settle(close);
 }
@@ -50,7 +45,7 @@ pub async fn switched(
 pub async fn turn_away(
     balancer: Arc<Balancer>,
     listener: Arc<Listener>,
-    client: TcpStream,
+    client: Stream,
     record: Record,
     limit: &'static str,
 ) {
@@ -63,12 +58,7 @@ pub async fn turn_away(
     record.settle(close);
 }
 
-async fn live(
-    balancer: &Arc<Balancer>,
-    listener: &Listener,
-    client: TcpStream,
-    record: &mut Record,
-) -> Close {
+async fn live(balancer: &Arc<Balancer>, listener: &Listener, client: Stream, record: &mut Record) -> Close {
     record.reached(At::Opening);
     let homed = {
         let _counted = Counted::new(&balancer.metrics.openings_active);

@@ -9,12 +9,11 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::lent::lend;
 use super::tap::Walk;
 use crate::close::By;
-use crate::net;
+use crate::net::{self, Stream};
 use crate::wire::envelope::{self, Field};
 use crate::wire::{Envelope, Head, Id, Scan, frame};
 
@@ -122,17 +121,13 @@ impl Inlet {
     }
 
     /// Reads once; 0 at the end.
-    pub(super) fn poll_fill(
-        &mut self,
-        stream: &mut TcpStream,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_fill(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         // A read that does not fill the buffer tells the runtime that the socket is empty, which saves asking once more.
         lend(|buffer| {
             let mut read = ReadBuf::new(buffer);
             ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;
             if self.of == By::Client {
-                net::acknowledge_lone_head(stream, read.filled());
+                net::acknowledge_lone_head(stream.socket(), read.filled());
             }
             self.unread.extend_from_slice(read.filled());
             Poll::Ready(Ok(read.filled().len()))

@@ -8,6 +8,8 @@ pub mod admit;
 pub mod client;
 mod inlet;
 mod lent;
+pub mod direction;
+mod sealed;
 pub mod conn;
 pub mod opening;
 mod park;

@@ -8,7 +8,6 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::client::{Client, Fault, Frame};
@@ -18,6 +17,7 @@ use crate::close::{At, By, Close, Why};
 use crate::config::{Config, Listener, STATE_METHODS};
 use crate::link::{Link, StateFrame};
 use crate::metrics::Record;
+use crate::net::Stream;
 use crate::place::{self, Refused, Want};
 use crate::wire::{Id, Named, Refusal, reply};
 
@@ -59,12 +59,7 @@ pub struct Session {
 
 impl<'a> Opening<'a> {
     /// Begins: nothing has been read.
-    pub fn new(
-        balancer: &'a Balancer,
-        listener: &'a Listener,
-        record: &'a Record,
-        stream: TcpStream,
-    ) -> Self {
+    pub fn new(balancer: &'a Balancer, listener: &'a Listener, record: &'a Record, stream: Stream) -> Self {
         let config = Arc::clone(&balancer.now().config);
         let share = balancer.opening_memory.share();
         let client = Client::new(stream, share, config.limits.clone(), config.timeouts.opening);
@@ -155,7 +150,7 @@ impl<'a> Opening<'a> {
     }
 
     /// The client's socket, to be closed in order.
-    pub fn into_client(self) -> TcpStream {
+    pub fn into_client(self) -> Stream {
         self.client.into_parts().0
     }
 

@@ -12,12 +12,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 
 use super::inlet::{Inlet, Piece};
 use super::queue::Queue;
 use crate::balancer::Balancer;
 use crate::fleet::{Answer, Backend, Hold, Lease};
+use crate::net::Stream;
 use crate::wire::{SessionId, reply};
 
 /// Between two questions whether a turn is still going on.
@@ -29,7 +29,7 @@ const QUEUE_BYTES_MAX: usize = 64 * 1024;
 
 /// A link without a client.
 pub(super) struct Parked {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Stream,
     pub(super) lease: Lease,
     pub(super) inlet: Inlet,
     pub(super) out: Queue,
@@ -98,12 +98,7 @@ async fn retain_running(
 }
 
 /// Reads and drops what the backend sends, and refuses what it asks; ready when it has nothing more to say.
-fn drain(
-    stream: &mut TcpStream,
-    inlet: &mut Inlet,
-    out: &mut Queue,
-    cx: &mut Context<'_>,
-) -> Poll<io::Error> {
+fn drain(stream: &mut Stream, inlet: &mut Inlet, out: &mut Queue, cx: &mut Context<'_>) -> Poll<io::Error> {
     loop {
         if let Poll::Ready(Err(error)) = out.poll_flush(stream, cx) {
             return Poll::Ready(error);

@@ -2,10 +2,14 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::task::{Context, Poll};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
+
+use crate::net::{Sealed, Stream};
 
 /// Pieces written with one call.
 const SLICES: usize = 16;
@@ -41,17 +45,19 @@ impl Queue {
         self.bytes == 0
     }
 
-    /// Writes what the socket takes; ready when nothing is left, with whether anything moved.
-    pub(super) fn poll_flush(&mut self, stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+    /// Writes what the peer takes; ready when nothing is left, with whether anything moved.
+    pub(super) fn poll_flush(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let mut moved = false;
-        while !self.is_empty() {
-            if stream.poll_write_ready(cx)?.is_pending() {
-                return if moved { Poll::Ready(Ok(true)) } else { Poll::Pending };
-            }
-            match self.write(stream) {
-                Ok(written) => self.advance(written),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Poll::Ready(Err(error)),
+        loop {
+            let written = match stream {
+                _ if self.is_empty() => break,
+                Stream::Plain(socket) => self.poll_write(socket, cx),
+                Stream::Sealed(sealed) => self.poll_seal(sealed, cx),
+            };
+            match written {
+                Poll::Ready(written) => self.advance(written?),
+                Poll::Pending if moved => return Poll::Ready(Ok(true)),
+                Poll::Pending => return Poll::Pending,
             }
             moved = true;
         }
@@ -59,19 +65,43 @@ impl Queue {
         if self.pieces.capacity() > SLICES {
             self.pieces = VecDeque::new();
         }
+        if let Stream::Sealed(sealed) = stream
+            && Pin::new(&mut **sealed).poll_flush(cx)?.is_pending()
+            && !moved
+        {
+            return Poll::Pending;
+        }
         Poll::Ready(Ok(moved))
     }
 
-    /// One call; the plain one for the usual single piece, which the kernel makes less of.
-    fn write(&self, stream: &TcpStream) -> io::Result<usize> {
-        if let (1, Some(only)) = (self.pieces.len(), self.pieces.front()) {
-            return stream.try_write(only);
+    fn poll_write(&self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(socket.poll_write_ready(cx))?;
+            match self.write(socket) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
         }
+    }
+
+    /// One call; the plain one for the usual single piece, which the kernel makes less of.
+    fn write(&self, socket: &TcpStream) -> io::Result<usize> {
+        match (self.pieces.len(), self.pieces.front()) {
+            (1, Some(only)) => socket.try_write(only),
+            _ => self.with_slices(|slices| socket.try_write_vectored(slices)),
+        }
+    }
+
+    fn poll_seal(&self, sealed: &mut Sealed, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.with_slices(|slices| Pin::new(sealed).poll_write_vectored(cx, slices))
+    }
+
+    fn with_slices<T>(&self, write: impl FnOnce(&[IoSlice<'_>]) -> T) -> T {
         let mut slices = [IoSlice::new(&[]); SLICES];
         for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
             *slice = IoSlice::new(piece);
         }
-        stream.try_write_vectored(slices.get(..self.pieces.len().min(SLICES)).unwrap_or_default())
+        write(slices.get(..self.pieces.len().min(SLICES)).unwrap_or_default())
     }
 
     fn advance(&mut self, mut written: usize) {

@@ -4,7 +4,6 @@
 //! frames by then, so the frame that names the session is the first thing of the client's it sees.
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use super::client::{Frame, Rest};
@@ -12,12 +11,13 @@ use super::opening::{Opening, Session, draining, lost};
 use super::scout::Scout;
 use crate::close::{At, By, Close, Why};
 use crate::link::Link;
+use crate::net::Stream;
 
 /// A connection that knows its home.
 #[derive(Debug)]
 pub struct Opened {
-    /// The client's socket.
-    pub client: TcpStream,
+    /// The client.
+    pub client: Stream,
     /// Bytes for the home that have not been sent.
     pub unsent: Bytes,
     /// The rest of a partial session frame.
@@ -33,11 +33,7 @@ impl Opening<'_> {
     ///
     /// # Errors
     /// How the connection ended instead; everything that waited has been answered.
-    pub async fn settle(
-        mut self,
-        session: Session,
-        link: Option<Link>,
-    ) -> Result<Opened, (TcpStream, Close)> {
+    pub async fn settle(mut self, session: Session, link: Option<Link>) -> Result<Opened, (Stream, Close)> {
         let Frame { bytes, rest, envelope, .. } = session.frame;
         self.held.push(bytes);
         self.owed.extend(envelope.id);

@@ -7,91 +7,29 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 use std::task::{Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::Bytes;
+use futures_util::future::Either;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
+use super::direction::{Clock, Direction, Fault, show};
 use super::lent::lend;
-use super::tap::{Tap, Tapped};
+use super::sealed;
 use crate::close::{At, By, Close, Why};
 use crate::config::Timeouts;
-use crate::fleet::Backend;
-use crate::metrics::{BackendSeries, Record};
-use crate::net;
-
-/// One direction: what it sends before it reads, who looks on, and who counts.
-pub struct Direction<'a> {
-    /// What is at hand already.
-    first: Bytes,
-    /// Look at the bytes that follow `first`.
-    pub taps: Vec<Box<dyn Tap + 'a>>,
-    tally: Tally<'a>,
-}
-
-impl<'a> Direction<'a> {
-    /// A direction in which `first` is at hand.
-    pub fn new(first: Bytes, tally: Tally<'a>) -> Self {
-        Self { first, taps: Vec::new(), tally }
-    }
-
-    /// Lets `tap` look at everything, from what is at hand on.
-    pub fn tap(&mut self, mut tap: impl Tap + 'a) {
-        if tap.look(&self.first) == Tapped::More {
-            self.taps.push(Box::new(tap));
-        }
-    }
-}
-
-/// Where carried bytes are counted.
-#[derive(Clone, Copy)]
-pub struct Tally<'a> {
-    record: &'a Record,
-    series: &'a BackendSeries,
-    to_client: bool,
-}
-
-impl<'a> Tally<'a> {
-    /// Of bytes from the client.
-    pub fn to_backend(record: &'a Record, backend: &'a Backend) -> Self {
-        Self { record, series: backend.series(), to_client: false }
-    }
-
-    /// Of bytes to the client.
-    pub fn to_client(record: &'a Record, backend: &'a Backend) -> Self {
-        Self { record, series: backend.series(), to_client: true }
-    }
-
-    fn add(self, bytes: usize) {
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        if self.to_client {
-            self.record.add_to_client(bytes);
-            self.series.bytes_to_client.inc_by(bytes);
-        } else {
-            self.record.add_to_backend(bytes);
-            self.series.bytes_to_backend.inc_by(bytes);
-        }
-    }
-}
-
-/// Who fails a direction.
-enum Fault {
-    Read(io::Error),
-    Write(io::Error),
-    Malformed,
-}
+use crate::net::{self, Stream};
 
 /// Carries bytes until both directions have ended, one has failed, or `stop` says why not to go on.
 ///
 /// With `lingers`, a client's end is not passed on: the backend's socket is left as it is, for whoever keeps it.
 pub async fn relay(
-    mut client: TcpStream,
-    backend: &mut TcpStream,
+    mut client: Stream,
+    backend: &mut Stream,
     up: Direction<'_>,
     down: Direction<'_>,
     timeouts: &Timeouts,
@@ -102,10 +40,24 @@ pub async fn relay(
     let mut stop = FuturesUnordered::from_iter([stop]);
     let clock = Clock::new();
     let close = {
-        let (client_read, client_write) = client.split();
-        let (backend_read, backend_write) = backend.split();
-        let up = carry(client_read, backend_write, up, &clock, !lingers);
-        let down = carry(backend_read, client_write, down, &clock, true);
+        let shared;
+        let (up, down) = match (&mut client, &mut *backend) {
+            (Stream::Plain(client), Stream::Plain(backend)) => {
+                let (client_read, client_write) = client.split();
+                let (backend_read, backend_write) = backend.split();
+                let up = carry(client_read, backend_write, up, &clock, !lingers);
+                let down = carry(backend_read, client_write, down, &clock, true);
+                (Either::Left(up), Either::Left(down))
+            }
+            (client, backend) => {
+                shared = (Mutex::new(client), Mutex::new(backend));
+                let (client, backend) = (&shared.0, &shared.1);
+                // Boxed, so that they take no room in the tasks of plain connections.
+                let up = Box::pin(sealed::carry(client, backend, up, &clock, !lingers));
+                let down = Box::pin(sealed::carry(backend, client, down, &clock, true));
+                (Either::Right(up), Either::Right(down))
+            }
+        };
         tokio::select! {
             close = joined(up, down, timeouts.half_close, lingers) => close,
             Some(why) = stop.next() => Close::new(By::Balancer, At::Relay, why),
@@ -116,7 +68,7 @@ pub async fn relay(
         match close.by {
             By::Client if lingers => {}
             By::Client => net::reset(backend),
-            By::Backend | By::Balancer => net::reset(&client),
+            By::Backend | By::Balancer => net::reset(&mut client),
         }
     }
     close
@@ -187,15 +139,7 @@ async fn carry(
                 if !tally.to_client {
                     net::acknowledge_lone_head(from.as_ref(), bytes);
                 }
-                let mut sound = true;
-                taps.retain_mut(|tap| {
-                    let tapped = tap.look(bytes);
-                    sound &= tapped != Tapped::Fault;
-                    tapped == Tapped::More
-                });
-                if !sound {
-                    return Poll::Ready(Err(Fault::Malformed));
-                }
+                show(bytes, &mut taps)?;
                 let written = match to.try_write(bytes) {
                     Ok(written) => written,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
@@ -216,26 +160,6 @@ async fn carry(
         clock.tick();
         to.write_all(&left).await.map_err(Fault::Write)?;
         tally.add(carried);
-    }
-}
-
-/// When bytes last moved.
-struct Clock {
-    start: Instant,
-    last_ms: AtomicU64,
-}
-
-impl Clock {
-    fn new() -> Self {
-        Self { start: Instant::now(), last_ms: AtomicU64::new(0) }
-    }
-
-    fn tick(&self) {
-        self.last_ms.store(self.now_ms(), Ordering::Relaxed);
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 

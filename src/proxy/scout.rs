@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -127,7 +127,7 @@ impl Scout {
             (None, Some(_)) => self.asks = self.asks.saturating_sub(1),
             _ => {}
         }
-        let write = self.link.stream.write_all(bytes);
+        let write = self.link.stream.send(bytes);
         let Some(due) = due else { return write.await };
         tokio::time::timeout_at(due, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }

@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::balancer::Balancer;
@@ -32,7 +31,7 @@ use crate::config::{Config, Listener};
 use crate::fleet::Backend;
 use crate::link::StateFrame;
 use crate::metrics::Record;
-use crate::net::farewell;
+use crate::net::{Stream, farewell};
 use crate::place::Refused;
 use crate::wire::{Id, reply};
 
@@ -55,7 +54,7 @@ struct Switch<'a> {
     config: Arc<Config>,
     listener: &'a Listener,
     record: &'a mut Record,
-    client: TcpStream,
+    client: Stream,
     inlet: Inlet,
     out: Queue,
     upstreams: BTreeMap<At, Box<Upstream>>,
@@ -125,7 +124,7 @@ enum Target {
 pub async fn switch(
     balancer: &Arc<Balancer>,
     listener: &Listener,
-    client: TcpStream,
+    client: Stream,
     record: &mut Record,
 ) -> Close {
     let config = Arc::clone(&balancer.now().config);
@@ -219,7 +218,7 @@ impl Switch<'_> {
             moved |= self.turn_upstream(at, cx)?;
             next = at.saturating_add(1);
         }
-        let flushed = self.out.poll_flush(&self.client, cx);
+        let flushed = self.out.poll_flush(&mut self.client, cx);
         match flushed {
             Poll::Ready(Ok(wrote)) => Ok(moved | wrote),
             Poll::Ready(Err(error)) => Err(Close::io(By::Client, Where::Relay, &error)),
@@ -289,7 +288,7 @@ impl Switch<'_> {
         let flights = i64::try_from(self.table.flights.len()).unwrap_or(i64::MAX);
         self.balancer.metrics.requests_in_flight.sub(flights);
         self.table.flights.clear();
-        let flushing = poll_fn(|cx| self.out.poll_flush(&self.client, cx));
+        let flushing = poll_fn(|cx| self.out.poll_flush(&mut self.client, cx));
         if !matches!(tokio::time::timeout(FAREWELL, flushing).await, Ok(Ok(_))) {
             tracing::debug!("a client did not take its last bytes");
         }

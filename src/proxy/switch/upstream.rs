@@ -5,7 +5,6 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use serde_json::json;
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::table::{At, Flight, Seat};
@@ -14,6 +13,7 @@ use crate::close::{At as Where, By, Close, Why};
 use crate::config::Lifecycle;
 use crate::fleet::{Backend, Lease};
 use crate::link::Link;
+use crate::net::Stream;
 use crate::place::Refused;
 use crate::proxy::inlet::{Frame, Inlet, Piece};
 use crate::proxy::park::{Parked, park};
@@ -23,7 +23,7 @@ use crate::wire::{Envelope, Id, Refusal, SessionId, reply};
 
 /// One connection of one client to one backend.
 pub(super) struct Upstream {
-    stream: TcpStream,
+    stream: Stream,
     lease: Lease,
     inlet: Inlet,
     out: Queue,
@@ -64,7 +64,7 @@ impl Upstream {
     }
 
     pub(super) fn is_flushed(&self) -> bool {
-        self.out.is_empty()
+        self.out.is_empty() && !self.stream.has_unsent()
     }
 
     /// Whether more may be queued for the backend.
@@ -115,7 +115,7 @@ impl Switch<'_> {
     /// Moves what can move between one backend and the client.
     pub(super) fn turn_upstream(&mut self, at: At, cx: &mut Context<'_>) -> Result<bool, Close> {
         let Some(upstream) = self.upstreams.get_mut(&at) else { return Ok(false) };
-        let mut moved = match upstream.out.poll_flush(&upstream.stream, cx) {
+        let mut moved = match upstream.out.poll_flush(&mut upstream.stream, cx) {
             Poll::Ready(Ok(wrote)) => wrote,
             Poll::Ready(Err(_)) => return self.lose(at).map(|()| true),
             Poll::Pending => false,

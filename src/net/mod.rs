@@ -1,0 +1,12 @@
+//! Sockets: how they are bound, and what carries a connection's bytes, be it plain or sealed by TLS.
+
+mod listen;
+mod tls;
+mod stream;
+
+pub use listen::listen;
+pub use stream::{Stream, acknowledge_lone_head, farewell, prepare, reset};
+pub use tls::Sealed;
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,194 @@
+//! What carries a connection's bytes, plain or sealed, and what its socket is set to.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::tls::Sealed;
+
+/// A peer that is gone without a word is noticed after about this and six probes, or at once when bytes go unacknowledged
+/// for [`USER_TIMEOUT`]. Servers set no keepalive of their own.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long a client that has been told why may take to close its side, and what it may still send.
+const FAREWELL: Duration = Duration::from_secs(2);
+const FAREWELL_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// One side of a connection.
+#[derive(Debug)]
+pub enum Stream {
+    /// Bytes as they are.
+    Plain(TcpStream),
+    /// TLS. Boxed: it is thirty times as large, and most connections have none.
+    Sealed(Box<Sealed>),
+}
+
+impl Stream {
+    /// The socket beneath, for its options.
+    pub fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Sealed(sealed) => sealed.socket(),
+        }
+    }
+
+    /// Returns when there is something to read. Cancel-safe.
+    ///
+    /// # Errors
+    /// The peer's or the kernel's; it may be told only once, here.
+    pub async fn readable(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.readable().await,
+            Self::Sealed(sealed) => poll_fn(|cx| sealed.poll_fill(cx).map_ok(|_| ())).await,
+        }
+    }
+
+    /// Reads what is there, as much of it as `into` has room for; 0 at the end.
+    ///
+    /// # Errors
+    /// The peer's or the kernel's, and `WouldBlock`.
+    pub fn try_read_buf(&mut self, into: &mut BytesMut) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.try_read_buf(into),
+            Self::Sealed(sealed) => {
+                let room = into.capacity().saturating_sub(into.len());
+                let mut nobody = Context::from_waker(Waker::noop());
+                let Poll::Ready(there) = sealed.poll_fill(&mut nobody) else {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                };
+                let there = there?;
+                let taken = there.get(..room.min(there.len())).unwrap_or_default();
+                into.put_slice(taken);
+                let taken = taken.len();
+                sealed.consume(taken);
+                Ok(taken)
+            }
+        }
+    }
+
+    /// Writes all of `bytes` and sees them off: what is written into TLS alone may stay there.
+    ///
+    /// # Errors
+    /// The peer is gone.
+    pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes).await?;
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Sealed(sealed) => sealed.flush().await,
+        }
+    }
+
+    /// Whether some of what was written is still here and wants a flush.
+    pub fn has_unsent(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Sealed(sealed) => sealed.has_unsent(),
+        }
+    }
+}
+
+/// The same call of whichever it is.
+macro_rules! either {
+    ($stream:expr, $inner:ident => $call:expr) => {
+        match $stream {
+            Stream::Plain(socket) => {
+                let $inner = Pin::new(socket);
+                $call
+            }
+            Stream::Sealed(sealed) => {
+                let $inner = Pin::new(&mut **sealed);
+                $call
+            }
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        either!(self.get_mut(), inner => inner.poll_read(cx, into))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        either!(self.get_mut(), inner => inner.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        either!(self.get_mut(), inner => inner.poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self.get_mut(), inner => inner.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self.get_mut(), inner => inner.poll_shutdown(cx))
+    }
+}
+
+/// Sets what both sides of a connection need: small frames leave at once, and dead peers are noticed.
+///
+/// # Errors
+/// If the peer is gone already.
+pub fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(6);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// Longest head that SDKs write on its own.
+const LONE_HEAD_BYTES_MAX: usize = 64;
+
+/// Acknowledges `bytes` at once if they are a head on its own. Most SDKs write head and body apart and hold the body back
+/// until the head is acknowledged, which the kernel would put off for 40 ms, hoping for an answer to ride on.
+pub fn acknowledge_lone_head(stream: &TcpStream, bytes: &[u8]) {
+    if bytes.len() <= LONE_HEAD_BYTES_MAX
+        && bytes.ends_with(b"\r\n\r\n")
+        && let Err(error) = SockRef::from(stream).set_tcp_quickack(true)
+    {
+        tracing::debug!(%error, "a head could not be acknowledged at once");
+    }
+}
+
+/// Closes in order: FIN, then whatever the peer still sends is read for a moment, because unread bytes would turn the FIN
+/// into an RST that destroys an answer on its way.
+pub async fn farewell(mut stream: Stream) {
+    let parting = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut (&mut stream).take(FAREWELL_BYTES_MAX), &mut tokio::io::sink()).await
+    };
+    if !matches!(tokio::time::timeout(FAREWELL, parting).await, Ok(Ok(_))) {
+        tracing::debug!("a peer did not close its side in time");
+    }
+}
+
+/// Makes the close that follows an RST instead of a FIN, as the other peer did.
+pub fn reset(stream: &mut Stream) {
+    if let Stream::Sealed(sealed) = stream {
+        sealed.abandon();
+    }
+    if let Err(error) = SockRef::from(stream.socket()).set_linger(Some(Duration::ZERO)) {
+        tracing::debug!(%error, "a reset could not be passed on");
+    }
+}

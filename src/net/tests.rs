@@ -1,0 +1,82 @@
+//! Sealed sockets in pairs, for tests, and the tests of their ends.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::{Sealed, Stream, reset};
+
+/// Two connected sockets.
+pub(crate) async fn plain_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (near, listener.accept().await.unwrap().0)
+}
+
+/// Two connected sockets, sealed: the client's and the server's.
+pub(crate) async fn sealed_pair() -> (Stream, Stream) {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["test".into()]).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(cert.der().clone()).unwrap();
+    let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let key = PrivatePkcs8KeyDer::from(signing_key.serialize_der()).into();
+    let server = ServerConfig::builder().with_no_client_auth();
+    let server = server.with_single_cert(vec![cert.der().clone()], key).unwrap();
+    let (near, far) = plain_pair().await;
+    let (near, far) = tokio::join!(
+        TlsConnector::from(Arc::new(client)).connect("test".try_into().unwrap(), near),
+        TlsAcceptor::from(Arc::new(server)).accept(far)
+    );
+    let sealed = |stream| Stream::Sealed(Box::new(Sealed::new(stream)));
+    (sealed(near.unwrap().into()), sealed(far.unwrap().into()))
+}
+
+#[tokio::test]
+async fn a_dropped_side_says_goodbye_after_its_last_byte() {
+    let (mut client, mut server) = sealed_pair().await;
+    // The server, because tickets that the client has not read would make its end a reset.
+    server.send(b"last words").await.unwrap();
+    drop(server);
+    let mut read = Vec::new();
+    client.read_to_end(&mut read).await.unwrap();
+    assert_eq!(read, b"last words");
+}
+
+#[tokio::test]
+async fn an_end_without_goodbye_is_a_reset() {
+    let (mut client, mut server) = sealed_pair().await;
+    let Stream::Sealed(sealed) = &mut client else { unreachable!() };
+    sealed.abandon();
+    drop(client);
+    let error = server.read(&mut [0]).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+
+    let (mut client, mut server) = sealed_pair().await;
+    reset(&mut client);
+    drop(client);
+    let error = server.readable().await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn what_there_is_no_room_for_stays_to_be_read() {
+    let (mut client, mut server) = sealed_pair().await;
+    client.send(b"0123456789").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut read = bytes::BytesMut::new();
+    for expected in ["01234567", "89"] {
+        server.readable().await.unwrap();
+        let mut piece = bytes::BytesMut::with_capacity(8);
+        assert_eq!(server.try_read_buf(&mut piece).unwrap(), expected.len());
+        read.extend_from_slice(&piece);
+    }
+    server.readable().await.unwrap();
+    assert_eq!(server.try_read_buf(&mut bytes::BytesMut::with_capacity(8)).unwrap(), 0);
+    assert_eq!(&read[..], b"0123456789");
+}

@@ -1,0 +1,129 @@
+//! A socket sealed by TLS.
+//!
+//! What a FIN is to a plain socket, `close_notify` is to this one: it is sent before the FIN, also when the socket is just
+//! dropped, and a FIN without it counts as a reset, because anybody on the way could have sent that.
+
+use std::io::{self, IoSlice};
+use std::ops::DerefMut;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+use tokio_rustls::rustls::{ConnectionCommon, SideData};
+
+/// A socket after its handshake.
+#[derive(Debug)]
+pub struct Sealed {
+    stream: TlsStream<TcpStream>,
+    /// The peer is to see a reset, not an end.
+    abandoned: bool,
+}
+
+impl Sealed {
+    /// A socket whose handshake is done.
+    pub fn new(stream: TlsStream<TcpStream>) -> Self {
+        Self { stream, abandoned: false }
+    }
+
+    /// The socket beneath.
+    pub fn socket(&self) -> &TcpStream {
+        self.stream.get_ref().0
+    }
+
+    /// Whether some of what was written has not been taken by the kernel.
+    pub fn has_unsent(&self) -> bool {
+        self.stream.get_ref().1.wants_write()
+    }
+
+    /// Nothing more is said to the peer, not even goodbye.
+    pub fn abandon(&mut self) {
+        self.abandoned = true;
+    }
+
+    /// Waits for bytes, an end or a fault, and leaves them to be read.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        Pin::new(&mut self.stream).poll_fill_buf(cx).map_err(cut_off)
+    }
+
+    /// Takes bytes that [`poll_fill`](Self::poll_fill) has shown.
+    pub(super) fn consume(&mut self, bytes: usize) {
+        Pin::new(&mut self.stream).consume(bytes);
+    }
+}
+
+/// An end without `close_notify` is none.
+fn cut_off(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::new(io::ErrorKind::ConnectionReset, error),
+        _ => error,
+    }
+}
+
+impl AsyncRead for Sealed {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf).map_err(cut_off)
+    }
+}
+
+impl AsyncWrite for Sealed {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+impl Drop for Sealed {
+    fn drop(&mut self) {
+        if self.abandoned {
+            return;
+        }
+        match &mut self.stream {
+            TlsStream::Client(stream) => part(stream.get_mut()),
+            TlsStream::Server(stream) => part(stream.get_mut()),
+        }
+    }
+}
+
+/// Sends what is left and `close_notify`, as far as the kernel takes it at once.
+fn part<S: SideData>((socket, session): (&mut TcpStream, &mut impl DerefMut<Target = ConnectionCommon<S>>)) {
+    session.send_close_notify();
+    while session.wants_write() {
+        if !matches!(session.write_tls(&mut Eager(socket)), Ok(1..)) {
+            return;
+        }
+    }
+}
+
+/// A socket that takes bytes at once or not at all.
+struct Eager<'a>(&'a TcpStream);
+
+impl io::Write for Eager<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

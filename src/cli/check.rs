@@ -34,6 +34,9 @@ fn summary(config: &Config) -> String {
         AdminAddress::Tcp(address) => address.to_string(),
         AdminAddress::Unix(path) => path.display().to_string(),
     };
+    if admin.token.is_some() {
+        desk.push_str(" with a token");
+    }
     if let Some(address) = admin.metrics_address {
         desk.push_str(&format!(", metrics on {address}"));
     }

@@ -1,14 +1,15 @@
 //! Talking to the admin socket of a running balancer: one request, one answer.
 
 use std::fmt;
-use std::io;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use hyper::client::conn::http1;
-use hyper::header::HOST;
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,6 +21,9 @@ use crate::server::status::Failed;
 
 /// Where the admin socket is if nobody says otherwise.
 pub(super) const DEFAULT: &str = "http://127.0.0.1:9321";
+/// The environment variable that holds the admin token itself.
+pub(super) const TOKEN: &str = "SESSILE_ADMIN_TOKEN";
+const TOKEN_FILE_BYTES_MAX: u64 = 64 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A reload with a thousand backends builds a large ring.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -67,6 +71,51 @@ impl fmt::Display for Admin {
     }
 }
 
+/// The admin socket of one balancer, and what opens it.
+#[derive(Clone, Debug)]
+pub(super) struct Desk {
+    admin: Admin,
+    authorization: Option<HeaderValue>,
+}
+
+impl Desk {
+    /// The socket at `admin`. The token is in `file`, or else in the environment, or there is none.
+    ///
+    /// # Errors
+    /// A token that is named and cannot be had.
+    pub(super) fn new(admin: Admin, file: Option<&Path>) -> Result<Self, String> {
+        let token = match file {
+            Some(file) => {
+                let shown = plain(&file.display().to_string());
+                let text = read(file).map_err(|error| format!("the token file {shown}: {error}"))?;
+                Some((text, format!("the token file {shown}")))
+            }
+            None => std::env::var(TOKEN).ok().map(|text| (text, TOKEN.to_owned())),
+        };
+        let header = |(text, whence): (String, String)| {
+            let text = text.trim_end_matches(['\r', '\n']);
+            let value = HeaderValue::from_str(&format!("Bearer {text}"));
+            let mut value =
+                value.ok().filter(|_| !text.is_empty()).ok_or(format!("{whence} holds no token"))?;
+            value.set_sensitive(true);
+            Ok::<_, String>(value)
+        };
+        Ok(Self { admin, authorization: token.map(header).transpose()? })
+    }
+}
+
+impl fmt::Display for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.admin.fmt(f)
+    }
+}
+
+fn read(file: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(file)?.take(TOKEN_FILE_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// Why there is no good answer.
 #[derive(Debug)]
 pub(super) enum Fault {
@@ -80,6 +129,10 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Silent(why) => f.write_str(why),
+            Self::Refused { status: StatusCode::UNAUTHORIZED, why, .. } => {
+                let message = plain(&why.error.message);
+                write!(f, "{message}\n  give its file with --token-file, or the token itself in {TOKEN}")
+            }
             Self::Refused { why, .. } => f.write_str(&plain(&why.error.message)),
         }
     }
@@ -89,25 +142,26 @@ impl fmt::Display for Fault {
 ///
 /// # Errors
 /// No answer, or one that says no.
-pub(super) fn ask(admin: &Admin, method: Method, path: &str) -> Result<Bytes, Fault> {
+pub(super) fn ask(desk: &Desk, method: Method, path: &str) -> Result<Bytes, Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Fault::Silent(format!("no runtime: {error}")))?;
     runtime.block_on(async {
-        let answer = timeout(ANSWER_TIMEOUT, exchange(admin, method, path)).await;
-        let late = |_| Err(Fault::Silent(format!("{admin} takes the request but does not answer")));
+        let answer = timeout(ANSWER_TIMEOUT, exchange(desk, method, path)).await;
+        let late = |_| Err(Fault::Silent(format!("{desk} takes the request but does not answer")));
         answer.unwrap_or_else(late)
     })
 }
 
-async fn exchange(admin: &Admin, method: Method, path: &str) -> Result<Bytes, Fault> {
+async fn exchange(desk: &Desk, method: Method, path: &str) -> Result<Bytes, Fault> {
+    let admin = &desk.admin;
     match admin {
         Admin::Tcp(authority) => {
             let stream = dial(admin, TcpStream::connect(authority)).await?;
-            talk(admin, stream, authority, method, path).await
+            talk(desk, stream, authority, method, path).await
         }
         Admin::Unix(file) => {
             let stream = dial(admin, UnixStream::connect(file)).await?;
-            talk(admin, stream, "localhost", method, path).await
+            talk(desk, stream, "localhost", method, path).await
         }
     }
 }
@@ -129,18 +183,21 @@ async fn dial<S>(admin: &Admin, dialling: impl Future<Output = io::Result<S>>) -
 }
 
 async fn talk(
-    admin: &Admin,
+    desk: &Desk,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     host: &str,
     method: Method,
     path: &str,
 ) -> Result<Bytes, Fault> {
     let odd = |why: &dyn fmt::Display| {
-        Fault::Silent(format!("what answers at {admin} is not the admin socket of sessile: {why}"))
+        Fault::Silent(format!("what answers at {desk} is not the admin socket of sessile: {why}"))
     };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| odd(&e))?;
     let carried = tokio::spawn(connection);
-    let request = Request::builder().method(method).uri(path).header(HOST, host);
+    let mut request = Request::builder().method(method).uri(path).header(HOST, host);
+    if let Some(authorization) = &desk.authorization {
+        request = request.header(AUTHORIZATION, authorization);
+    }
     let request = request.body(Body::empty()).map_err(|e| odd(&e))?;
     let answer = sender.send_request(request).await.map_err(|e| odd(&e))?;
     let status = answer.status();

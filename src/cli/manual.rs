@@ -25,6 +25,9 @@ the configuration file, instead of \-\-config
 SESSILE_ADMIN
 the admin socket, instead of \-\-admin
 .TP
+SESSILE_ADMIN_TOKEN_FILE, SESSILE_ADMIN_TOKEN
+the file with the admin token, instead of \-\-token\-file, or the token itself
+.TP
 SESSILE_LOG
 how much is logged: error, warn, info (the default), debug or trace, also for single modules, as in
 \(dqwarn,sessile::proxy=debug\(dq

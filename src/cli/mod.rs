@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use client::Admin;
+use client::{Admin, Desk};
 
 use crate::config::AdminState;
 
@@ -47,6 +47,8 @@ enum Command {
         /// The admin socket of a running balancer: http://HOST:PORT or unix:/PATH
         #[arg(long, value_name = "URL")]
         admin: Option<Admin>,
+        #[command(flatten)]
+        key: Key,
         /// Session IDs
         #[arg(required = true, value_name = "ID", value_parser = clap::builder::NonEmptyStringValueParser::new())]
         ids: Vec<String>,
@@ -94,9 +96,18 @@ struct Remote {
     /// The admin socket: http://HOST:PORT or unix:/PATH
     #[arg(long, value_name = "URL", env = "SESSILE_ADMIN", default_value = client::DEFAULT)]
     admin: Admin,
+    #[command(flatten)]
+    key: Key,
     /// Print the answer as JSON, errors included
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Key {
+    /// The file that holds the admin token, if the balancer demands one; else SESSILE_ADMIN_TOKEN is the token itself
+    #[arg(long, value_name = "FILE", env = "SESSILE_ADMIN_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -122,14 +133,16 @@ pub fn main() -> ExitCode {
         }
     };
     let tell =
-        |Told { name, remote: Remote { admin, json } }: Told, state| remote::tell(&admin, json, &name, state);
+        |Told { name, remote }: Told, state| at(remote, |desk, json| remote::tell(desk, json, &name, state));
     match line.command {
         Command::Run(File { config }) => run::run(&config),
         Command::Check(File { config }) => check::check(&config),
-        Command::Route { admin: Some(admin), ids, .. } => route::online(&admin, &ids),
+        Command::Route { admin: Some(admin), key, ids, .. } => {
+            at(Remote { admin, key, json: false }, |desk, _| route::online(desk, &ids))
+        }
         Command::Route { config, ids, .. } => route::offline(&config.unwrap_or_default(), &ids),
-        Command::Status(Remote { admin, json }) => remote::status(&admin, json),
-        Command::Reload(Remote { admin, json }) => remote::reload(&admin, json),
+        Command::Status(remote) => at(remote, remote::status),
+        Command::Reload(remote) => at(remote, remote::reload),
         Command::Drain(told) => tell(told, AdminState::Drain),
         Command::Ready(told) => tell(told, AdminState::Ready),
         Command::Maint(told) => tell(told, AdminState::Maint),
@@ -139,6 +152,17 @@ pub fn main() -> ExitCode {
             Ok(page) => print(&page),
             Err(_) => ExitCode::FAILURE,
         },
+    }
+}
+
+/// Does something at an admin socket, with its token in hand.
+fn at(remote: Remote, act: impl FnOnce(&Desk, bool) -> ExitCode) -> ExitCode {
+    match Desk::new(remote.admin, remote.key.token_file.as_deref()) {
+        Ok(desk) => act(&desk, remote.json),
+        Err(why) => {
+            terminal::err(&format!("sessile: {why}\n"));
+            ExitCode::FAILURE
+        }
     }
 }
 

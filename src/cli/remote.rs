@@ -6,36 +6,36 @@ use hyper::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 
 use super::CONFIG;
-use super::client::{Admin, Fault, ask, encoded};
+use super::client::{Desk, Fault, ask, encoded};
 use super::shown;
 use super::terminal::{err, out};
 use crate::config::AdminState;
 
 /// Prints the status.
-pub(super) fn status(admin: &Admin, json: bool) -> ExitCode {
-    show(admin, json, Method::GET, "/api/v1/status", shown::status)
+pub(super) fn status(desk: &Desk, json: bool) -> ExitCode {
+    show(desk, json, Method::GET, "/api/v1/status", shown::status)
 }
 
 /// Reloads the file.
-pub(super) fn reload(admin: &Admin, json: bool) -> ExitCode {
-    show(admin, json, Method::POST, "/api/v1/reload", shown::reloaded)
+pub(super) fn reload(desk: &Desk, json: bool) -> ExitCode {
+    show(desk, json, Method::POST, "/api/v1/reload", shown::reloaded)
 }
 
 /// Gives a backend a state.
-pub(super) fn tell(admin: &Admin, json: bool, name: &str, state: AdminState) -> ExitCode {
+pub(super) fn tell(desk: &Desk, json: bool, name: &str, state: AdminState) -> ExitCode {
     let path = format!("/api/v1/backends/{}/{}", encoded(name), state.label());
-    show(admin, json, Method::POST, &path, shown::told)
+    show(desk, json, Method::POST, &path, shown::told)
 }
 
 /// Asks, and prints the answer: as it came for scripts, errors included; else in words.
 fn show<T: DeserializeOwned>(
-    admin: &Admin,
+    desk: &Desk,
     json: bool,
     method: Method,
     path: &str,
     words: impl Fn(&T) -> String,
 ) -> ExitCode {
-    match ask(admin, method, path) {
+    match ask(desk, method, path) {
         Ok(body) if json => {
             out(&format!("{}\n", String::from_utf8_lossy(&body)));
             ExitCode::SUCCESS
@@ -47,7 +47,7 @@ fn show<T: DeserializeOwned>(
             }
             Err(error) => {
                 err(&format!(
-                    "sessile: {admin} answered something else: {error}\n  is it another version? --json shows all of it\n"
+                    "sessile: {desk} answered something else: {error}\n  is it another version? --json shows all of it\n"
                 ));
                 ExitCode::FAILURE
             }

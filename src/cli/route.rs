@@ -4,10 +4,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use hyper::Method;
+use hyper::{Method, StatusCode};
 
 use super::check;
-use super::client::{Admin, Fault, ask, encoded};
+use super::client::{Desk, Fault, ask, encoded};
 use super::terminal::{Table, err, out};
 use crate::config::{AdminState, Config, Strategy};
 use crate::fleet::{Candidate, Decision, Facts, Found, Ring, decide};
@@ -89,20 +89,24 @@ impl Plan {
 }
 
 /// Where a running balancer would send these sessions now.
-pub(super) fn online(admin: &Admin, ids: &[String]) -> ExitCode {
+pub(super) fn online(desk: &Desk, ids: &[String]) -> ExitCode {
     let mut table = Table::bare();
     let mut code = ExitCode::SUCCESS;
     for id in ids {
         let path = format!("/api/v1/route?session={}", encoded(id));
-        let answer = ask(admin, Method::GET, &path);
+        let answer = ask(desk, Method::GET, &path);
         match answer.map(|body| serde_json::from_slice::<Route>(&body)) {
             Ok(Ok(Route { backend, reason, .. })) => table.row([id.clone(), backend, reason]),
+            Err(fault @ Fault::Refused { status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. }) => {
+                err(&format!("sessile: {fault}\n"));
+                return ExitCode::FAILURE;
+            }
             Err(Fault::Refused { why, .. }) => {
                 table.row([id.clone(), "-".into(), why.error.reason]);
                 code = ExitCode::FAILURE;
             }
             Ok(Err(error)) => {
-                err(&format!("sessile: {admin} answered something else: {error}\n"));
+                err(&format!("sessile: {desk} answered something else: {error}\n"));
                 return ExitCode::FAILURE;
             }
             Err(fault @ Fault::Silent(_)) => {

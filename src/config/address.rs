@@ -32,7 +32,7 @@ pub(super) fn listening(text: &str) -> Result<SocketAddr, Fault> {
     })
 }
 
-/// The admin endpoint: loopback TCP, or the path of a Unix socket.
+/// The admin endpoint: TCP, or the path of a Unix socket.
 pub(super) fn admin(text: &str) -> Result<AdminAddress, Fault> {
     // one byte less than `sun_path`, for the NUL at its end
     const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -49,15 +49,7 @@ pub(super) fn admin(text: &str) -> Result<AdminAddress, Fault> {
         return Err(Fault::new("must be an absolute path if it is a Unix socket")
             .help("write the path alone, such as \"/run/sessile/admin.sock\""));
     }
-    let address = listening(text)?;
-    if !address.ip().to_canonical().is_loopback() {
-        return Err(Fault::new(format!(
-            "must be a loopback address or a Unix socket path, not \"{}\"",
-            shown(text)
-        ))
-        .help("the admin port has no lock of its own yet; for Prometheus there is `metrics_address`"));
-    }
-    Ok(AdminAddress::Tcp(address))
+    listening(text).map(AdminAddress::Tcp)
 }
 
 /// `host:port` to dial.
@@ -252,22 +244,19 @@ mod tests {
     }
 
     #[test]
-    fn admin_is_loopback_or_an_absolute_path() {
+    fn admin_is_an_address_or_an_absolute_path() {
         assert_eq!(admin("/run/s.sock").unwrap(), AdminAddress::Unix("/run/s.sock".into()));
-        for sound in ["127.0.0.1:9321", "127.8.8.8:1", "[::1]:9321", "[::ffff:127.0.0.1]:9321"] {
-            assert!(matches!(admin(sound).unwrap(), AdminAddress::Tcp(_)), "{sound}");
-        }
-        let long = format!("/{}", "x".repeat(107));
-        for bad in [
-            "0.0.0.0:9321",
-            "[::]:9321",
-            "10.0.0.1:9321",
-            "run/s.sock",
-            "./s.sock",
-            "unix:/run/s.sock",
-            "/a\0b",
-            &long,
+        for (closed, open) in [
+            ("127.0.0.1:9321", "0.0.0.0:9321"),
+            ("127.8.8.8:1", "10.0.0.1:9321"),
+            ("[::1]:9321", "[::]:9321"),
+            ("[::ffff:127.0.0.1]:9321", "[::ffff:10.0.0.1]:9321"),
         ] {
+            assert!(!admin(closed).unwrap().is_open() && admin(open).unwrap().is_open(), "{closed} {open}");
+        }
+        assert!(!admin("/run/s.sock").unwrap().is_open());
+        let long = format!("/{}", "x".repeat(107));
+        for bad in ["run/s.sock", "./s.sock", "unix:/run/s.sock", "/a\0b", "localhost:9321", &long] {
             assert!(admin(bad).is_err(), "{bad}");
         }
     }

@@ -152,7 +152,7 @@ fn backends(changes: &mut Vec<Change>, old: &[BackendSpec], new: &[BackendSpec])
 }
 
 fn admin(changes: &mut Vec<Change>, old: &Admin, new: &Admin) {
-    let Admin { address, metrics_address } = new;
+    let Admin { address, token, metrics_address } = new;
     let text = |address: &AdminAddress| match address {
         AdminAddress::Tcp(address) => address.to_string(),
         AdminAddress::Unix(path) => path.display().to_string(),
@@ -160,6 +160,7 @@ fn admin(changes: &mut Vec<Change>, old: &Admin, new: &Admin) {
     let or_none =
         |address: Option<SocketAddr>| address.map_or("none".to_owned(), |address| address.to_string());
     setting(changes, "admin.address", text(&old.address), text(address));
+    secret(changes, "admin.token", old.token.as_ref(), token.as_ref());
     setting(changes, "admin.metrics_address", or_none(old.metrics_address), or_none(*metrics_address));
 }
 

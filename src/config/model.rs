@@ -75,17 +75,26 @@ pub struct MethodPolicy {
 pub struct Admin {
     /// Everything, reads and writes.
     pub address: AdminAddress,
+    /// What everybody must show at `address`, who wants more than the empty page; always there if it is open.
+    pub token: Option<Secret>,
     /// `/metrics`, `/healthz` and `/readyz` only.
     pub metrics_address: Option<SocketAddr>,
 }
 
-/// Loopback TCP or a Unix socket: the admin port has no other lock.
+/// Where the admin socket is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminAddress {
-    /// A loopback address.
+    /// An address of this machine.
     Tcp(SocketAddr),
     /// An absolute path; the socket is made with mode 0600.
     Unix(PathBuf),
+}
+
+impl AdminAddress {
+    /// Whether others than this machine can reach it: then nothing is told or done without a token.
+    pub fn is_open(&self) -> bool {
+        matches!(self, Self::Tcp(address) if !address.ip().to_canonical().is_loopback())
+    }
 }
 
 /// How sessions find a backend.

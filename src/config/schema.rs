@@ -22,7 +22,7 @@ pub(super) static LISTENER: Section = Section {
     keys: &["address", "routing", "methods_allow", "methods_deny", "lifecycle"],
 };
 pub(super) static ADMIN: Section =
-    Section { name: "admin", repeated: false, keys: &["address", "metrics_address"] };
+    Section { name: "admin", repeated: false, keys: &["address", "token", "metrics_address"] };
 pub(super) static PLACEMENT: Section = Section {
     name: "placement",
     repeated: false,

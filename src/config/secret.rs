@@ -16,8 +16,8 @@ use super::raw::Reader;
 use super::schema::{nearest, shown};
 use super::values;
 
-/// Keys whose values are secrets.
-const KEYS: [&str; 2] = ["connection_token", "hash_key"];
+/// Keys whose values are secrets; a longer key that ends so is one too.
+const KEYS: [&str; 2] = ["token", "hash_key"];
 
 const SOURCES: [&str; 2] = ["env", "file"];
 

@@ -63,6 +63,8 @@ pub struct Metrics {
     pub merged_answers: IntCounterVec,
     /// Ids of server requests made unique for a client.
     pub ids_rewritten: IntCounter,
+    /// Requests that the admin socket refused to look at.
+    pub admin_denied: IntCounterVec,
     /// Configurations read.
     pub config_reloads: IntCounterVec,
     /// The configuration in force.
@@ -146,6 +148,12 @@ impl Metrics {
             ids_rewritten: add(
                 r,
                 IntCounter::new("ids_rewritten_total", "Ids of server requests made unique.")?,
+            )?,
+            admin_denied: counters(
+                r,
+                "admin_denied_total",
+                "Admin requests without a good token, or from a foreign page.",
+                &["why"],
             )?,
             config_reloads: counters(r, "config_reloads_total", "Configurations read.", &["result"])?,
             config_generation: int_gauge(r, "config_generation", "The configuration in force.")?,

@@ -1,28 +1,26 @@
 //! The admin API: what operators, scripts and Prometheus can ask a running balancer, and what they can tell it.
 //!
-//! It has no password: it is on loopback or behind the mode of a socket file, and that is its lock. The one who could
-//! turn the key unseen is a web page in the operator's browser, so what changes anything is refused when the request
-//! names a foreign `Origin`, or a `Host` that a DNS name could have been rebound from.
+//! Who may is `guard`'s business; here is what.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::body::{Body, HttpBody as _};
+use axum::body::HttpBody as _;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, ORIGIN, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 
+use super::guard::{self, Lock};
 use super::http::Endpoint;
 use super::outcome::Trouble;
 use super::reload::Reloader;
 use super::status::{BackendStatus, Backends, Failed, Reloaded, Route, Status};
-use crate::config::{AdminAddress, AdminState};
+use crate::config::AdminState;
 use crate::place;
 use crate::wire::SessionId;
 use crate::wire::envelope::SESSION_ID_BYTES_MAX;
@@ -47,14 +45,19 @@ pub fn pages(reloader: &Arc<Reloader>, endpoint: &Endpoint) -> Router {
         .route("/readyz", get(readyz));
     let router = match endpoint {
         Endpoint::Metrics(_) => reads.fallback(|| lost(&READS, &[])),
-        Endpoint::Admin(address) => reads
-            .route("/api/v1/status", get(status))
-            .route("/api/v1/backends", get(backends))
-            .route("/api/v1/route", get(route))
-            .route("/api/v1/reload", post(reload))
-            .route("/api/v1/backends/{name}/{state}", post(command))
-            .fallback(|| lost(&READS, &API))
-            .layer(from_fn_with_state(Arc::new(address.clone()), guard)),
+        Endpoint::Admin(address) => {
+            let lock = Arc::new(Lock::new(address.clone(), reloader));
+            let api = Router::new()
+                .route("/api/v1/status", get(status))
+                .route("/api/v1/backends", get(backends))
+                .route("/api/v1/route", get(route))
+                .route("/api/v1/reload", post(reload))
+                .route("/api/v1/backends/{name}/{state}", post(command))
+                .fallback(|| lost(&READS, &API))
+                .method_not_allowed_fallback(wrong_method)
+                .layer(from_fn_with_state(Arc::clone(&lock), guard::token_and_origin));
+            api.merge(reads.layer(from_fn_with_state(lock, guard::token)))
+        }
     };
     let router = router.method_not_allowed_fallback(wrong_method);
     router.layer(from_fn(bound)).with_state(Arc::clone(reloader))
@@ -193,122 +196,4 @@ async fn bound(request: Request, next: Next) -> Response {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
-}
-
-/// Refuses writes that a web page could have sent.
-async fn guard(State(address): State<Arc<AdminAddress>>, request: Request<Body>, next: Next) -> Response {
-    let reads_only = matches!(*request.method(), Method::GET | Method::HEAD);
-    match reads_only || is_own(&address, &request) {
-        true => next.run(request).await,
-        false => {
-            let message = "the Origin or Host of this request is foreign: call the admin address itself, as \
-                           127.0.0.1, [::1] or localhost, and not from a page that came from elsewhere";
-            failed(StatusCode::FORBIDDEN, Failed::new("foreign", message))
-        }
-    }
-}
-
-fn is_own(address: &AdminAddress, request: &Request<Body>) -> bool {
-    let Ok(host) = only(request.headers(), &HOST) else { return false };
-    let Ok(origin) = only(request.headers(), &ORIGIN) else { return false };
-    // In a request line, an authority outranks the header.
-    let host = request.uri().authority().map(|authority| authority.as_str()).or(host);
-    let same_origin = origin.is_none_or(|origin| {
-        let authority = origin.split_once("://").map(|(_, authority)| authority);
-        authority.is_some() && authority.map(str::to_lowercase) == host.map(str::to_lowercase)
-    });
-    same_origin
-        && match address {
-            // No page reaches a Unix socket, and its clients put anything there.
-            AdminAddress::Unix(_) => true,
-            AdminAddress::Tcp(_) => host.is_some_and(is_loopback),
-        }
-}
-
-/// The one value of a header; `None` if it is absent, an error if it is there twice or is no text.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ()> {
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (None, _) => Ok(None),
-        (Some(value), None) => value.to_str().map(Some).map_err(|_| ()),
-        (Some(_), Some(_)) => Err(()),
-    }
-}
-
-/// Whether a `Host` is a loopback address or `localhost`, with any port: tunnels and published ports change it.
-fn is_loopback(host: &str) -> bool {
-    let digits = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if digits(port) => name,
-        _ => host,
-    };
-    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    bare.eq_ignore_ascii_case("localhost")
-        || bare.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn own(address: &AdminAddress, host: Option<&str>, origin: Option<&str>) -> bool {
-        let mut request = Request::builder().method(Method::POST).uri("/api/v1/reload");
-        for (name, value) in [(HOST, host), (ORIGIN, origin)] {
-            if let Some(value) = value {
-                request = request.header(name, value);
-            }
-        }
-        is_own(address, &request.body(Body::empty()).unwrap())
-    }
-
-    #[test]
-    fn only_hosts_that_no_name_can_be_rebound_to_may_write() {
-        let tcp = AdminAddress::Tcp("127.0.0.1:9321".parse().unwrap());
-        for host in ["127.0.0.1:9321", "127.0.0.1", "localhost:80", "LocalHost", "[::1]:9321", "127.9.9.9:1"]
-        {
-            assert!(own(&tcp, Some(host), None), "{host}");
-        }
-        for host in [
-            "evil.example",
-            "evil.example:9321",
-            "localhost.evil.example",
-            "10.0.0.1:9321",
-            "127.0.0.1.evil.example",
-            "",
-            "[::2]:9321",
-            "127.0.0.1:9321@evil.example",
-        ] {
-            assert!(!own(&tcp, Some(host), None), "{host}");
-        }
-        assert!(!own(&tcp, None, None), "no Host");
-        let unix = AdminAddress::Unix("/run/sessile.sock".into());
-        assert!(own(&unix, Some("anything"), None) && own(&unix, None, None));
-    }
-
-    #[test]
-    fn an_origin_must_be_the_host_itself() {
-        let tcp = AdminAddress::Tcp("127.0.0.1:9321".parse().unwrap());
-        let host = Some("localhost:9321");
-        assert!(own(&tcp, host, Some("http://localhost:9321")));
-        for origin in [
-            "http://localhost:9322",
-            "http://127.0.0.1:9321",
-            "null",
-            "",
-            "localhost:9321",
-            "https://evil.example",
-        ] {
-            assert!(!own(&tcp, host, Some(origin)), "{origin}");
-        }
-        let unix = AdminAddress::Unix("/run/sessile.sock".into());
-        assert!(!own(&unix, host, Some("http://evil.example")));
-    }
-
-    #[test]
-    fn a_host_given_twice_is_foreign() {
-        let tcp = AdminAddress::Tcp("127.0.0.1:9321".parse().unwrap());
-        let request = Request::builder().method(Method::POST).uri("/api/v1/reload");
-        let request = request.header(HOST, "127.0.0.1").header(HOST, "evil.example");
-        assert!(!is_own(&tcp, &request.body(Body::empty()).unwrap()));
-    }
 }

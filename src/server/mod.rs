@@ -9,6 +9,7 @@ mod headline;
 mod sockets;
 pub mod reload;
 pub mod status;
+mod guard;
 pub mod admin;
 pub mod watch;
 mod pulse;

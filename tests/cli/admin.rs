@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, TcpListener as StdTcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 
 use sessile::fleet::Health;
-use sessile::server::http::CONNECTIONS_MAX;
+use sessile::server::http::{CONNECTIONS_MAX, HEAD_TIMEOUT};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -234,6 +234,105 @@ async fn what_a_web_page_could_send_changes_nothing() {
     let own = format!("Host: {admin}\r\nOrigin: http://{admin}\r\n");
     let sent = format!("POST /api/v1/backends/cli-1/maint HTTP/1.1\r\n{own}Connection: close\r\n\r\n");
     assert_eq!(send(admin, &sent).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_token_opens_everything_and_nothing_opens_without_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "an-admin-token-for-tests\n").unwrap();
+    let token = format!("token = {{ file = '{}' }}", file.display());
+    // The wildcard is what needs a token; it is reached on loopback.
+    let fleet = Fleet::start_with(1, "0.0.0.0:0", &token).await;
+    let port = fleet.admin().await.port();
+    let admin = (Ipv4Addr::LOCALHOST, port).into();
+    let ask = async |method: &str, path: &str, more: &str| {
+        let head = format!("Host: sessile.example\r\n{more}Connection: close\r\n\r\n");
+        send(admin, &format!("{method} {path} HTTP/1.1\r\n{head}")).await
+    };
+    let reads = ["/metrics", "/healthz", "/readyz", "/api/v1/status", "/api/v1/backends", "/nowhere"];
+    let writes = ["/api/v1/reload", "/api/v1/backends/cli-1/maint", "/nowhere"];
+    let all = || reads.map(|path| ("GET", path)).into_iter().chain(writes.map(|path| ("POST", path)));
+    for (method, path) in all() {
+        for wrong in
+            ["", "Authorization: Bearer an-admin-token-for-test\r\n", "Authorization: Basic YTpi\r\n"]
+        {
+            let answer = ask(method, path, wrong).await;
+            assert_eq!((answer.status, answer.reason().as_str()), (401, "unauthorized"), "{method} {path}");
+            assert!(answer.head.contains("www-authenticate: bearer"), "{}", answer.head);
+        }
+    }
+    let good = "Authorization: Bearer an-admin-token-for-tests\r\n";
+    assert_eq!(ask("GET", "/api/v1/status", good).await.json()["backends"][0]["state"], "ready");
+    for (method, path) in all().filter(|(_, path)| *path != "/nowhere") {
+        assert_eq!(ask(method, path, good).await.status, 200, "{method} {path}");
+    }
+    let foreign = ask("POST", "/api/v1/reload", &format!("{good}Origin: http://evil.example\r\n")).await;
+    assert_eq!((foreign.status, foreign.reason().as_str()), (403, "foreign"));
+    let metrics = ask("GET", "/metrics", good).await.body;
+    assert!(metrics.contains("sessile_admin_denied_total{why=\"token\"} 27\n"), "{metrics}");
+    assert!(metrics.contains("sessile_admin_denied_total{why=\"foreign\"} 1\n"), "{metrics}");
+    assert!(!metrics.contains("an-admin-token"), "{metrics}");
+    // Another token holds from its reload on, on the socket that is there.
+    std::fs::write(&file, "another-token-for-tests\n").unwrap();
+    assert_eq!(ask("POST", "/api/v1/reload", good).await.status, 200);
+    assert_eq!(ask("GET", "/api/v1/status", good).await.status, 401);
+    assert_eq!(
+        ask("GET", "/api/v1/status", "Authorization: Bearer another-token-for-tests\r\n").await.status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn a_page_of_a_rebound_name_reads_nothing() {
+    let fleet = Fleet::start(1).await;
+    let admin = fleet.admin().await;
+    let ask = async |path: &str| {
+        send(admin, &format!("GET {path} HTTP/1.1\r\nHost: evil.example:9321\r\nConnection: close\r\n\r\n"))
+            .await
+    };
+    for path in ["/api/v1/status", "/api/v1/backends", "/api/v1/route?session=a", "/nowhere"] {
+        let answer = ask(path).await;
+        assert_eq!((answer.status, answer.reason().as_str()), (403, "foreign"), "{path}");
+    }
+    // Scrapers and probes come by any name.
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        assert_eq!(ask(path).await.status, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_form_of_another_page_posts_in_vain() {
+    let fleet = Fleet::start(1).await;
+    let admin = fleet.admin().await;
+    for more in [
+        format!("Origin: http://evil.example\r\nHost: {admin}\r\n"),
+        // Browsers hide the origin of a page in a sandbox, and old ones that of every form.
+        format!("Origin: null\r\nHost: {admin}\r\n"),
+        format!("Sec-Fetch-Site: cross-site\r\nHost: {admin}\r\n"),
+        format!("Sec-Fetch-Site: same-site\r\nHost: {admin}\r\n"),
+    ] {
+        let form = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 3\r\n";
+        let path = "/api/v1/backends/cli-1/maint";
+        let sent = format!("POST {path} HTTP/1.1\r\n{more}{form}Connection: close\r\n\r\na=b");
+        let answer = send(admin, &sent).await;
+        assert_eq!((answer.status, answer.reason().as_str()), (403, "foreign"), "{sent}");
+    }
+    assert_eq!(fleet.get("/api/v1/status").await.json()["backends"][0]["state"], "ready");
+}
+
+#[tokio::test]
+async fn a_head_that_never_ends_is_cut_off() {
+    let fleet = Fleet::start(1).await;
+    let admin = fleet.admin().await;
+    let begun = std::time::Instant::now();
+    let mut stream = TcpStream::connect(admin).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: ")
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert!(begun.elapsed() < HEAD_TIMEOUT * 2, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

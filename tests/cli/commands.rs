@@ -18,7 +18,9 @@ struct Ended {
 
 fn sessile(folder: &Path, arguments: &[&str]) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
-    for name in ["SESSILE_CONFIG", "SESSILE_ADMIN", "SESSILE_LOG"] {
+    for name in
+        ["SESSILE_CONFIG", "SESSILE_ADMIN", "SESSILE_ADMIN_TOKEN", "SESSILE_ADMIN_TOKEN_FILE", "SESSILE_LOG"]
+    {
         command.env_remove(name);
     }
     let Output { status, stdout, stderr } = command.current_dir(folder).args(arguments).output().unwrap();
@@ -205,6 +207,44 @@ async fn commands_work_over_a_unix_socket() {
     let told = spawn_blocking(move || here(&["drain", "cli-1", "--admin", &url])).await.unwrap();
     assert_eq!(told.code, 0, "{}", told.err);
     assert!(told.out.starts_with("cli-1 drains"), "{}", told.out);
+}
+
+#[tokio::test]
+async fn commands_show_their_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "an-admin-token-for-tests\n").unwrap();
+    let fleet = Fleet::start_with(1, ANY, &format!("token = {{ file = '{}' }}", file.display())).await;
+    let file = file.to_str().unwrap();
+    for arguments in [&["status"][..], &["reload"], &["drain", "cli-1"], &["ready", "cli-1"]] {
+        let without = ask(&fleet, arguments).await;
+        assert_eq!((without.code, without.out.as_str()), (1, ""), "{arguments:?}");
+        assert!(without.err.contains("--token-file"), "{}", without.err);
+        let with: Vec<&str> = arguments.iter().copied().chain(["--token-file", file]).collect();
+        let with = ask(&fleet, &with).await;
+        assert_eq!((with.code, with.err.as_str()), (0, ""), "{arguments:?}");
+    }
+    let route = ask(&fleet, &["route", "a", "--token-file", file]).await;
+    assert_eq!((route.code, route.out.as_str()), (0, "a  cli-1  hash\n"), "{}", route.err);
+    let refused = ask(&fleet, &["route", "a"]).await;
+    assert!(refused.code == 1 && refused.err.contains("--token-file"), "{}", refused.err);
+    std::fs::write(folder.path().join("other"), "not-the-token-of-this-one").unwrap();
+    let other = folder.path().join("other");
+    let wrong = ask(&fleet, &["status", "--token-file", other.to_str().unwrap()]).await;
+    assert!(wrong.code == 1 && wrong.err.contains("this is not the token"), "{}", wrong.err);
+    let missing = ask(&fleet, &["status", "--token-file", "/nowhere"]).await;
+    assert_eq!((missing.code, missing.out.as_str()), (1, ""));
+    assert!(missing.err.starts_with("sessile: the token file /nowhere: No such file"), "{}", missing.err);
+}
+
+#[test]
+fn an_open_admin_port_without_a_token_does_not_start() {
+    let folder = folder(&SOUND.replace("[admin]", "[admin]\naddress = \"0.0.0.0:9321\""));
+    let checked = sessile(folder.path(), &["check", "--config", "sessile.toml"]);
+    assert_eq!(checked.code, 78);
+    insta::assert_snapshot!(checked.err);
+    let run = sessile(folder.path(), &["run", "--config", "sessile.toml"]);
+    assert_eq!((run.code, run.err), (78, checked.err));
 }
 
 #[test]

@@ -39,6 +39,7 @@ methods_deny = ["runtime.shutdown", "session.delete"]
 address = "127.0.0.1:4323"
 [admin]
 address = "/run/sessile/admin.sock"
+token = { env = "ADMIN_TOKEN" }
 metrics_address = "0.0.0.0:9322"
 [placement]
 strategy = "round-robin"

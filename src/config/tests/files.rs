@@ -107,7 +107,7 @@ fn example_shows_the_defaults() {
 /// The example with the keys that have no default written too.
 pub(super) fn example_in_full() -> String {
     let text = fs::read_to_string(conf("example.toml")).unwrap();
-    let keys = ["# metrics_address =", "# affinity_pattern =", "# connection_token ="];
+    let keys = ["# token =", "# metrics_address =", "# affinity_pattern =", "# connection_token ="];
     keys.iter().fold(text, |text, key| {
         assert!(text.contains(key), "{key}");
         text.replace(key, key.trim_start_matches("# "))

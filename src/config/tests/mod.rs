@@ -24,6 +24,8 @@ address = "cli-1:4321"
 fn environment(name: &str) -> Option<OsString> {
     match name {
         "TOKEN" | "COPILOT_CONNECTION_TOKEN" => Some("s3cret".into()),
+        "ADMIN_TOKEN" | "SESSILE_ADMIN_TOKEN" => Some("0123456789abcdef".into()),
+        "SPACED" => Some("0123456789 abcdef".into()),
         "EMPTY" => Some(OsString::new()),
         _ => None,
     }

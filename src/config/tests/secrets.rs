@@ -90,6 +90,9 @@ fn no_output_of_any_kind_shows_a_secret() {
         "[upstream]\nconnection_token = ['hunter2']",
         "[placement]\nhash_key = 'hunter2'\nhash_key = 'hunter2'",
         "[upstream]\n\"connection_token\" = hunter2",
+        "[admin]\ntoken = 'hunter2'",
+        "[admin]\ntoken = hunter2",
+        "[admin]\ntoken = 'hunter2",
     ];
     for text in texts {
         let problems = parsed(&format!("{text}\n{SOUND}")).expect_err(text);
@@ -100,4 +103,33 @@ fn no_output_of_any_kind_shows_a_secret() {
         sound_with("[upstream]\nconnection_token = { env = 'TOKEN' }\n[placement]\nhash_key = 'hunter2'");
     let all = format!("{config:?}{:?}", diff(&sound_with(""), &config));
     assert!(!all.contains("s3cret") && !all.contains("hunter2"), "{all}");
+}
+
+#[test]
+fn an_admin_token_is_hard_to_guess() {
+    for (written, expected) in [
+        ("{ env = 'TOKEN' }", "must be 16 to 1024 characters long, not 6"),
+        ("{ env = 'SPACED' }", "must be letters, digits and signs of ASCII without a space between them"),
+        ("'0123456789abcdef'", "must not be written out in this file"),
+    ] {
+        let messages = messages_with(&format!("[admin]\ntoken = {written}"));
+        assert_eq!(messages, [format!("`admin.token` {expected}")], "{written}");
+    }
+}
+
+#[test]
+fn an_open_admin_address_needs_a_token() {
+    for open in ["0.0.0.0:9321", "[::]:9321", "10.0.0.1:9321"] {
+        let address = format!("[admin]\naddress = '{open}'\n");
+        let messages = messages_with(&address);
+        let rule = "must be a loopback address or a Unix socket path while there is no `admin.token`, not";
+        assert_eq!(messages, [format!("`admin.address` {rule} \"{open}\"")]);
+        let locked = sound_with(&format!("{address}token = {{ env = 'ADMIN_TOKEN' }}"));
+        assert_eq!(locked.admin.token.unwrap().reveal(), "0123456789abcdef");
+        // That the token cannot be had is one problem, not two.
+        assert_eq!(messages_with(&format!("{address}token = {{ env = 'NOT_SET' }}")).len(), 1);
+    }
+    for closed in ["127.0.0.1:9321", "[::1]:9321", "/run/sessile.sock"] {
+        assert_eq!(sound_with(&format!("[admin]\naddress = '{closed}'")).admin.token, None);
+    }
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::config::{AdminState, Config};
-use crate::fleet::{Backend, Candidate, Ring};
+use crate::fleet::{Backend, Candidate, Ring, WARM, is_panic, warmth};
 use crate::wire::SessionId;
 
 /// One configuration in force.
@@ -52,6 +52,7 @@ impl Snapshot {
                 up: false,
                 maint: false,
                 weight: 0,
+                warmth: WARM,
                 sessions: 0,
             };
         };
@@ -63,8 +64,22 @@ impl Snapshot {
             up: dialled && up,
             maint: member.state == AdminState::Maint,
             weight: member.weight,
+            warmth: self.warmth(member),
             sessions: member.backend.sessions(),
         }
+    }
+
+    /// Percent of its share that a member takes now.
+    pub fn warmth(&self, member: &Member) -> u32 {
+        let slow_start = self.config.placement.slow_start;
+        warmth(slow_start.and_then(|_| member.backend.up_for()), slow_start)
+    }
+
+    /// Whether so few backends are up that probes are doubted: nothing that cannot be taken back is then done on their
+    /// word.
+    pub fn is_panic(&self) -> bool {
+        let counted = self.members.iter().filter(|member| member.state != AdminState::Maint);
+        is_panic(counted.map(|member| member.backend.health()), self.config.health.panic_threshold)
     }
 
     /// The member called `name`.

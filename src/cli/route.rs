@@ -10,7 +10,7 @@ use super::check;
 use super::client::{Desk, Fault, ask, encoded};
 use super::terminal::{Table, err, out};
 use crate::config::{AdminState, Config, Strategy};
-use crate::fleet::{Candidate, Decision, Facts, Found, Ring, decide};
+use crate::fleet::{Candidate, Decision, Facts, Found, Ring, WARM, decide};
 use crate::server::status::Route;
 use crate::snapshot::Snapshot;
 use crate::wire::SessionId;
@@ -59,6 +59,7 @@ impl Plan {
             key: Some(self.0.affinity_key(session)),
             must_exist: false,
             owner_up: None,
+            panic: false,
             found: Found::Unasked,
             pin: None,
             strategy: config.placement.strategy,
@@ -75,6 +76,7 @@ impl Plan {
                 up: true,
                 maint: state == AdminState::Maint,
                 weight: config.backends.get(at).map_or(0, |backend| backend.weight),
+                warmth: WARM,
                 sessions: 0,
             }
         };

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::terminal::{Table, plain};
+use crate::fleet::WARM;
 use crate::server::Trouble;
 use crate::server::status::{BackendStatus, ListenerStatus, Reloaded, Status};
 
@@ -12,6 +13,7 @@ pub(super) fn status(status: &Status) -> String {
     let up = Duration::from_secs_f64(status.uptime_seconds.clamp(0.0, 1e9).floor());
     let condition = match (status.draining, status.ready) {
         (true, _) => "is draining",
+        (false, true) if status.panic => "is ready, but in PANIC: too few backends are up",
         (false, true) => "is ready",
         (false, false) => "is NOT ready: no backend is up",
     };
@@ -106,6 +108,9 @@ fn note(backend: &BackendStatus) -> String {
     if backend.suspect && backend.health == "up" {
         notes.push("cannot be dialled".to_owned());
     }
+    if let Some(warmth) = backend.warmth.filter(|warmth| *warmth < WARM && backend.health == "up") {
+        notes.push(format!("warms up, takes {warmth}% of its share"));
+    }
     notes.extend(backend.error.clone());
     notes.join("; ")
 }
@@ -176,6 +181,7 @@ mod tests {
             state: Some("ready".into()),
             file_state: Some("ready".into()),
             health: "up".into(),
+            warmth: Some(100),
             suspect: false,
             version: Some("1.0.102".into()),
             error: None,
@@ -198,6 +204,7 @@ mod tests {
             connections: 0,
             ..backend("cli-3")
         };
+        let cold = BackendStatus { warmth: Some(40), ..backend("cli-4") };
         let leaving =
             BackendStatus { weight: None, state: None, file_state: None, leaving: true, ..backend("old") };
         Status {
@@ -205,6 +212,7 @@ mod tests {
             generation: 7,
             ready: true,
             draining: false,
+            panic: false,
             uptime_seconds: 7505.9,
             config: ConfigStatus {
                 file: "/etc/sessile/sessile.toml".into(),
@@ -232,7 +240,7 @@ mod tests {
                     connections: 0,
                 },
             ],
-            backends: vec![backend("cli-1"), drained, down, leaving],
+            backends: vec![backend("cli-1"), drained, down, cold, leaving],
             owners: 6,
             pins: 1,
             openings: 2,
@@ -257,6 +265,12 @@ mod tests {
         ];
         refused.ready = false;
         insta::assert_snapshot!(status(&refused));
+    }
+
+    #[test]
+    fn a_panic_stands_out() {
+        let text = status(&Status { panic: true, ..sample() });
+        assert!(text.contains(" is ready, but in PANIC: too few backends are up; "), "{text}");
     }
 
     #[test]

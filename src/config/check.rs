@@ -39,6 +39,7 @@ const UP_TO_AN_HOUR: RangeInclusive<Duration> = SHORTEST..=HOUR;
 const PROBES_IN_A_ROW: RangeInclusive<u32> = 1..=100;
 const WEIGHTS: RangeInclusive<u32> = 1..=100;
 const LOAD_FACTORS: RangeInclusive<f64> = 1.0..=100.0;
+const PANIC_THRESHOLDS: RangeInclusive<f64> = 0.01..=1.0;
 const CONNECTIONS: RangeInclusive<usize> = 1..=10_000_000;
 const OPENING_BYTES: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 30);
 const OPENING_MEMORY: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 40);
@@ -153,6 +154,7 @@ fn placement(mut reader: Reader<'_, '_>, around: Surroundings<'_>) -> Placement 
         storage: reader.word("storage", default.storage, Storage::ALL, Storage::label),
         locate: reader.word("locate", default.locate, LocatePolicy::ALL, LocatePolicy::label),
         load_factor: reader.unlimited("load_factor", default.load_factor, &LOAD_FACTORS),
+        slow_start: reader.or_off("slow_start", default.slow_start, &UP_TO_AN_HOUR),
         on_down: reader.word("on_down", default.on_down, OnDown::ALL, OnDown::label),
         hash_key: secret(&mut reader, "hash_key", Plain::Allowed, around).unwrap_or(default.hash_key),
     }
@@ -193,6 +195,7 @@ fn health(mut reader: Reader<'_, '_>) -> Health {
         timeout,
         rise: reader.bounded("rise", default.rise, &PROBES_IN_A_ROW),
         fall: reader.bounded("fall", default.fall, &PROBES_IN_A_ROW),
+        panic_threshold: reader.or_off("panic_threshold", default.panic_threshold, &PANIC_THRESHOLDS),
     }
 }
 
@@ -205,7 +208,7 @@ fn timeouts(mut reader: Reader<'_, '_>) -> Timeouts {
         rehome: reader.bounded("rehome", default.rehome, &UP_TO_AN_HOUR),
         half_close: reader.unlimited("half_close", default.half_close, &(SHORTEST..=DAY)),
         idle: reader.unlimited("idle", default.idle, &(SHORTEST..=WEEK)),
-        linger: reader.unlimited("linger", default.linger, &(SHORTEST..=DAY)),
+        linger: reader.or_off("linger", default.linger, &(SHORTEST..=DAY)),
         drain: reader.unlimited("drain", default.drain, &(SHORTEST..=WEEK)),
     }
 }

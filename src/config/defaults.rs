@@ -81,6 +81,7 @@ impl Default for Placement {
             storage: Storage::Shared,
             locate: LocatePolicy::Auto,
             load_factor: Some(1.25),
+            slow_start: None,
             on_down: OnDown::Keep,
             hash_key: Secret::default(),
         }
@@ -89,7 +90,13 @@ impl Default for Placement {
 
 impl Default for Health {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3 }
+        Self {
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(1),
+            rise: 2,
+            fall: 3,
+            panic_threshold: Some(0.5),
+        }
     }
 }
 

@@ -165,7 +165,8 @@ fn admin(changes: &mut Vec<Change>, old: &Admin, new: &Admin) {
 }
 
 fn placement(changes: &mut Vec<Change>, old: &Placement, new: &Placement) {
-    let Placement { strategy, affinity_pattern, storage, locate, load_factor, on_down, hash_key } = new;
+    let Placement { strategy, affinity_pattern, storage, locate, load_factor, slow_start, on_down, hash_key } =
+        new;
     let pattern = |pattern: &Option<regex::bytes::Regex>| {
         pattern
             .as_ref()
@@ -176,16 +177,19 @@ fn placement(changes: &mut Vec<Change>, old: &Placement, new: &Placement) {
     setting(changes, "placement.storage", old.storage.label(), storage.label());
     setting(changes, "placement.locate", old.locate.label(), locate.label());
     setting(changes, "placement.load_factor", or_unlimited(old.load_factor), or_unlimited(*load_factor));
+    setting(changes, "placement.slow_start", or_off(old.slow_start), or_off(*slow_start));
     setting(changes, "placement.on_down", old.on_down.label(), on_down.label());
     secret(changes, "placement.hash_key", Some(&old.hash_key), Some(hash_key));
 }
 
 fn health(changes: &mut Vec<Change>, old: &Health, new: &Health) {
-    let Health { interval, timeout, rise, fall } = *new;
+    let Health { interval, timeout, rise, fall, panic_threshold } = *new;
     setting(changes, "health.interval", old.interval.show(), interval.show());
     setting(changes, "health.timeout", old.timeout.show(), timeout.show());
     setting(changes, "health.rise", old.rise.show(), rise.show());
     setting(changes, "health.fall", old.fall.show(), fall.show());
+    let threshold = or_off::<f64>;
+    setting(changes, "health.panic_threshold", threshold(old.panic_threshold), threshold(panic_threshold));
 }
 
 fn timeouts(changes: &mut Vec<Change>, old: &Timeouts, new: &Timeouts) {
@@ -197,7 +201,7 @@ fn timeouts(changes: &mut Vec<Change>, old: &Timeouts, new: &Timeouts) {
     let unlimited = or_unlimited::<Duration>;
     setting(changes, "timeouts.half_close", unlimited(old.half_close), unlimited(half_close));
     setting(changes, "timeouts.idle", unlimited(old.idle), unlimited(idle));
-    setting(changes, "timeouts.linger", unlimited(old.linger), unlimited(linger));
+    setting(changes, "timeouts.linger", or_off(old.linger), or_off(linger));
     setting(changes, "timeouts.drain", unlimited(old.drain), unlimited(drain));
 }
 
@@ -235,6 +239,10 @@ fn secret(changes: &mut Vec<Change>, key: &'static str, old: Option<&Secret>, ne
 
 fn or_unlimited<Q: Quantity>(quantity: Option<Q>) -> String {
     quantity.map_or("unlimited".to_owned(), Quantity::show)
+}
+
+fn or_off<Q: Quantity>(quantity: Option<Q>) -> String {
+    quantity.map_or("off".to_owned(), Quantity::show)
 }
 
 impl fmt::Display for Change {

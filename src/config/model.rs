@@ -110,6 +110,8 @@ pub struct Placement {
     pub locate: LocatePolicy,
     /// Bound on a backend's live sessions, as a multiple of its fair share; `None` = unbounded, else ≥ 1.
     pub load_factor: Option<f64>,
+    /// How long a backend that came up takes to get its whole share of new sessions; `None` = it gets it at once.
+    pub slow_start: Option<Duration>,
     /// What happens to relayed connections of a backend that probes say is down.
     pub on_down: OnDown,
     /// Keys the ring's hash; two balancers agree only with equal keys.
@@ -124,6 +126,7 @@ impl PartialEq for Placement {
             && self.storage == other.storage
             && self.locate == other.locate
             && self.load_factor == other.load_factor
+            && self.slow_start == other.slow_start
             && self.on_down == other.on_down
             && self.hash_key == other.hash_key
     }
@@ -168,7 +171,7 @@ pub enum OnDown {
 }
 
 /// Probing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Health {
     /// Between two probes of a backend, jittered by a tenth.
     pub interval: Duration,
@@ -178,6 +181,8 @@ pub struct Health {
     pub rise: u32,
     /// Failures in a row that bring it down; 1 or more.
     pub fall: u32,
+    /// The share of backends (0 to 1) that must be up for probes to be believed in everything; `None` = any.
+    pub panic_threshold: Option<f64>,
 }
 
 /// Deadlines; `None` = unlimited where 0 is allowed in the file.

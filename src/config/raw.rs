@@ -160,7 +160,17 @@ impl<'r, 't> Reader<'r, 't> {
         default: Option<Q>,
         bounds: &RangeInclusive<Q>,
     ) -> Option<Q> {
-        self.take(key, |value| values::unlimited(value, bounds)).unwrap_or(default)
+        self.take(key, |value| values::or_zero(value, bounds, "unlimited")).unwrap_or(default)
+    }
+
+    /// A quantity within bounds, or zero to have none of it.
+    pub(super) fn or_off<Q: Quantity>(
+        &mut self,
+        key: &'static str,
+        default: Option<Q>,
+        bounds: &RangeInclusive<Q>,
+    ) -> Option<Q> {
+        self.take(key, |value| values::or_zero(value, bounds, "off")).unwrap_or(default)
     }
 
     /// One of a closed set of words.

@@ -26,10 +26,22 @@ pub(super) static ADMIN: Section =
 pub(super) static PLACEMENT: Section = Section {
     name: "placement",
     repeated: false,
-    keys: &["strategy", "affinity_pattern", "storage", "locate", "load_factor", "on_down", "hash_key"],
+    keys: &[
+        "strategy",
+        "affinity_pattern",
+        "storage",
+        "locate",
+        "load_factor",
+        "slow_start",
+        "on_down",
+        "hash_key",
+    ],
 };
-pub(super) static HEALTH: Section =
-    Section { name: "health", repeated: false, keys: &["interval", "timeout", "rise", "fall"] };
+pub(super) static HEALTH: Section = Section {
+    name: "health",
+    repeated: false,
+    keys: &["interval", "timeout", "rise", "fall", "panic_threshold"],
+};
 pub(super) static TIMEOUTS: Section = Section {
     name: "timeouts",
     repeated: false,

@@ -31,16 +31,17 @@ pub(super) fn bounded<Q: Quantity>(value: &DeValue<'_>, bounds: &RangeInclusive<
     if bounds.contains(&quantity) { Ok(quantity) } else { Err(out_of_bounds(quantity, bounds, "")) }
 }
 
-/// Reads a quantity that must lie within `bounds`, or be zero, which is `None`.
-pub(super) fn unlimited<Q: Quantity>(
+/// Reads a quantity that must lie within `bounds`, or be zero, which is `None` and means `zero`.
+pub(super) fn or_zero<Q: Quantity>(
     value: &DeValue<'_>,
     bounds: &RangeInclusive<Q>,
+    zero: &str,
 ) -> Result<Option<Q>, Fault> {
     let quantity = Q::read(value)?;
     if quantity == Q::default() {
         return Ok(None);
     }
-    let or_zero = format!(", or {} for unlimited", Q::default().show());
+    let or_zero = format!(", or {} for {zero}", Q::default().show());
     if bounds.contains(&quantity) {
         Ok(Some(quantity))
     } else {
@@ -242,9 +243,9 @@ mod tests {
 
     #[test]
     fn zero_is_unlimited_only_where_it_may_be() {
-        assert_eq!(unlimited(&parsed("0"), &(1usize..=9)), Ok(None));
-        assert_eq!(unlimited(&parsed("9"), &(1usize..=9)), Ok(Some(9)));
-        assert!(unlimited(&parsed("10"), &(1usize..=9)).is_err());
+        assert_eq!(or_zero(&parsed("0"), &(1usize..=9), "off"), Ok(None));
+        assert_eq!(or_zero(&parsed("9"), &(1usize..=9), "off"), Ok(Some(9)));
+        assert!(or_zero(&parsed("10"), &(1usize..=9), "off").is_err());
         assert!(bounded(&parsed("0"), &(1usize..=9)).is_err());
     }
 }

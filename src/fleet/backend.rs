@@ -4,8 +4,8 @@
 //! health, counts and the standing connection outlast it; a removed backend stays until its last connection has gone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -65,6 +65,10 @@ pub struct Backend {
     standing: watch::Sender<Standing>,
     up: AtomicBool,
     suspect: AtomicBool,
+    made: Instant,
+    newcomer: AtomicBool,
+    /// When it came up, in microseconds since it was made; zero if it was found up.
+    came_up: AtomicU64,
     retired: AtomicBool,
     over: AtomicBool,
     nudge: Notify,
@@ -85,6 +89,9 @@ impl Backend {
             standing: watch::Sender::new(Standing::default()),
             up: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
+            made: Instant::now(),
+            newcomer: AtomicBool::new(false),
+            came_up: AtomicU64::new(0),
             retired: AtomicBool::new(false),
             over: AtomicBool::new(false),
             nudge: Notify::new(),
@@ -118,15 +125,44 @@ impl Backend {
         self.standing.send_if_modified(|standing| {
             let health = standing.health;
             change(standing);
+            if standing.health == Health::Up && self.warms_up_after(health) {
+                let micros = u64::try_from(self.made.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.came_up.store(micros.max(1), Ordering::Release);
+            }
             self.up.store(standing.health == Health::Up, Ordering::Release);
             standing.health != health
         });
         self.series.up.set(i64::from(self.is_up()));
     }
 
+    /// It joins a fleet that is running: it warms up from its first good probe on. One that a balancer finds up at its own
+    /// start may have been warm for days.
+    pub fn newcomer(&self) {
+        self.newcomer.store(true, Ordering::Release);
+    }
+
+    fn warms_up_after(&self, before: Health) -> bool {
+        match before {
+            Health::Up => false,
+            Health::Down => true,
+            Health::Unknown => self.newcomer.load(Ordering::Acquire),
+        }
+    }
+
+    /// How long ago it came up; `None` if it was found up.
+    pub fn up_for(&self) -> Option<Duration> {
+        let came_up = Some(self.came_up.load(Ordering::Acquire)).filter(|micros| *micros > 0)?;
+        Some(self.made.elapsed().saturating_sub(Duration::from_micros(came_up)))
+    }
+
     /// Whether probes say it is up.
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Acquire)
+    }
+
+    /// What probes say.
+    pub fn health(&self) -> Health {
+        self.standing.borrow().health
     }
 
     /// Whether it serves only clients that have sent a good token.

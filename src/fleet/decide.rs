@@ -4,6 +4,7 @@
 
 use crate::config::{Storage, Strategy};
 use crate::fleet::ring::Ring;
+use crate::fleet::warmth::WARM;
 use crate::wire::Refusal;
 
 /// No bound on load holds below this many sessions a backend: on small numbers chance would spill.
@@ -24,6 +25,8 @@ pub enum Reason {
     RoundRobin,
     /// Its place on the ring has more than its share of sessions.
     Spill,
+    /// Its place on the ring has just come up and does not take its whole share yet.
+    SlowStart,
     /// Its place on the ring takes nothing new now.
     Failover,
     /// By strategy, because some backend did not say whether it has it.
@@ -32,13 +35,14 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, for metrics.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Owner,
         Self::Located,
         Self::Pin,
         Self::Hash,
         Self::RoundRobin,
         Self::Spill,
+        Self::SlowStart,
         Self::Failover,
         Self::Blind,
     ];
@@ -52,6 +56,7 @@ impl Reason {
             Self::Hash => "hash",
             Self::RoundRobin => "round_robin",
             Self::Spill => "spill",
+            Self::SlowStart => "slow_start",
             Self::Failover => "failover",
             Self::Blind => "blind",
         }
@@ -82,6 +87,9 @@ pub struct Facts<'a> {
     pub must_exist: bool,
     /// Whether the backend it is attached to through this balancer is up; `None` if it is attached nowhere.
     pub owner_up: Option<bool>,
+    /// Whether so few backends are up that probes are doubted: see `fleet::panic`. Only asked of a session whose owner is
+    /// down.
+    pub panic: bool,
     /// What the fleet said.
     pub found: Found,
     /// Where it is pinned.
@@ -111,6 +119,8 @@ pub struct Candidate {
     pub maint: bool,
     /// Share of new sessions.
     pub weight: u32,
+    /// Percent of that share which it takes now: 100, but for a while after it came up.
+    pub warmth: u32,
     /// Sessions owned now.
     pub sessions: usize,
 }
@@ -119,6 +129,11 @@ impl Candidate {
     /// A slow moment of the whole fleet must not turn everybody away: with nobody ready, a suspect will do.
     fn as_last_resort(self) -> Self {
         Self { ready: self.ready || self.suspect, ..self }
+    }
+
+    /// Its share of new sessions now, to be compared with others'.
+    fn share(self) -> f64 {
+        f64::from(self.weight) * f64::from(self.warmth)
     }
 }
 
@@ -145,7 +160,8 @@ pub fn decide(
     let local = facts.storage == Storage::Local;
     match facts.owner_up {
         Some(true) => return Decision::Owner,
-        Some(false) if local => return Decision::Refuse(Refusal::OwnerDown),
+        // It is attached, and the silence may be ours: it is not given a second life on another backend.
+        Some(false) if local || facts.panic => return Decision::Refuse(Refusal::OwnerDown),
         Some(false) => return Decision::Evict,
         None => {}
     }
@@ -185,39 +201,48 @@ fn by_strategy(
     member: &impl Fn(usize) -> Candidate,
 ) -> Option<(usize, Reason)> {
     match (facts.strategy, facts.key) {
-        (Strategy::ConsistentHash, Some(key)) => by_ring(facts, ring.walk(key), members, member),
+        (Strategy::ConsistentHash, Some(key)) => by_ring(facts, ring, key, members, member),
         _ => in_turn(facts.turn, members, member).map(|at| (at, Reason::RoundRobin)),
     }
 }
 
-/// The first ready member on the walk that is not over its bound; if all are, the first ready one.
+/// The first ready member on the walk that takes this key, warm enough for its lot and not over its bound; if all are,
+/// the first that is warm enough.
 fn by_ring(
     facts: &Facts<'_>,
-    walk: impl Iterator<Item = usize>,
+    ring: &Ring,
+    key: &[u8],
     members: usize,
     member: &impl Fn(usize) -> Candidate,
 ) -> Option<(usize, Reason)> {
-    let mut first_ready = None;
-    let mut ready_weight = None;
-    for (steps, at) in walk.enumerate() {
+    let mut first = None;
+    let mut passed_over = None;
+    let mut known = None;
+    let mut ready = || *known.get_or_insert_with(|| Ready::of(members, member));
+    for (steps, at) in ring.walk(key).enumerate() {
         let candidate = member(at);
         if !candidate.ready {
             continue;
         }
         let reason = if steps == 0 { Reason::Hash } else { Reason::Failover };
-        let (_, first_reason) = *first_ready.get_or_insert((at, reason));
+        if candidate.warmth < WARM && ring.lot(key, ready().warmest) >= candidate.warmth {
+            passed_over.get_or_insert(Reason::SlowStart);
+            continue;
+        }
+        let reason = passed_over.unwrap_or(reason);
+        first.get_or_insert((at, reason));
         let within = candidate.sessions < SPILL_SESSIONS_MIN
             || facts.load_factor.is_none_or(|factor| {
-                let all = *ready_weight.get_or_insert_with(|| weight_of_ready(members, member));
-                let fair = to_f64(facts.sessions.saturating_add(1)) * f64::from(candidate.weight) / all;
+                let share = candidate.share() / ready().shares;
+                let fair = to_f64(facts.sessions.saturating_add(1)) * share;
                 to_f64(candidate.sessions) < (factor * fair).ceil()
             });
         if within {
-            let reason = if first_ready == Some((at, first_reason)) { first_reason } else { Reason::Spill };
             return Some((at, reason));
         }
+        passed_over.get_or_insert(Reason::Spill);
     }
-    first_ready
+    first
 }
 
 /// Any member that takes new sessions, in turn.
@@ -225,12 +250,15 @@ pub fn anyone(turn: usize, members: usize, member: impl Fn(usize) -> Candidate) 
     in_turn(turn, members, &member).or_else(|| in_turn(turn, members, &|at| member(at).as_last_resort()))
 }
 
-/// Weighted round robin over ready members: in any `weight of all` turns, each gets its weight. The stride spreads a
-/// heavy member's turns instead of giving it all of them in a row.
+/// Weighted round robin over ready members: in any `weight of all` turns, each gets its weight, or of it what it is warm
+/// enough for. The stride spreads a heavy member's turns instead of giving it all of them in a row.
 fn in_turn(turn: usize, members: usize, member: &impl Fn(usize) -> Candidate) -> Option<usize> {
+    // In percent only while it matters: the round is a hundred times as long then.
+    let level = Ready::of(members, member).is_level();
     let weight = |at: usize| {
         let candidate = member(at);
-        if candidate.ready { usize::try_from(candidate.weight).unwrap_or(usize::MAX) } else { 0 }
+        let weight = if level { candidate.weight } else { candidate.weight.saturating_mul(candidate.warmth) };
+        if candidate.ready { usize::try_from(weight).unwrap_or(usize::MAX) } else { 0 }
     };
     let all = (0..members).map(weight).fold(0usize, usize::saturating_add);
     let stride = stride(all)?;
@@ -254,8 +282,29 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a.checked_rem(b).unwrap_or(0)) }
 }
 
-fn weight_of_ready(members: usize, member: &impl Fn(usize) -> Candidate) -> f64 {
-    (0..members).map(member).filter(|c| c.ready).map(|c| f64::from(c.weight)).sum()
+/// The ready members together.
+#[derive(Clone, Copy)]
+struct Ready {
+    shares: f64,
+    warmest: u32,
+    coldest: u32,
+}
+
+impl Ready {
+    fn of(members: usize, member: &impl Fn(usize) -> Candidate) -> Self {
+        let mut all = Self { shares: 0.0, warmest: 0, coldest: WARM };
+        for candidate in (0..members).map(member).filter(|candidate| candidate.ready) {
+            all.shares += candidate.share();
+            all.warmest = all.warmest.max(candidate.warmth);
+            all.coldest = all.coldest.min(candidate.warmth);
+        }
+        all
+    }
+
+    /// Whether they are as warm as each other.
+    const fn is_level(self) -> bool {
+        self.warmest <= self.coldest
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "numbers of sessions are far below 2^52")]

@@ -6,12 +6,16 @@ pub mod backend;
 pub mod decide;
 pub mod health;
 pub mod owners;
+pub mod panic;
 pub mod pins;
 pub mod ring;
+pub mod warmth;
 
 pub use backend::{Answer, Ask, Backend, Lease, Standing};
 pub use decide::{Candidate, Decision, Facts, Found, Reason, decide};
 pub use health::{Health, Judge};
 pub use owners::{Claim, Hold, Lead, Owners};
+pub use panic::is_panic;
 pub use pins::Pins;
 pub use ring::Ring;
+pub use warmth::{WARM, warmth};

@@ -19,6 +19,8 @@ pub struct Ring {
     /// The member of each point, in ring order.
     order: Vec<u32>,
     members: usize,
+    /// Draws lots: not the hash of the ring itself.
+    lots: Keyed,
 }
 
 /// A point knows where in `order` it stands; hashed is its seed alone.
@@ -88,9 +90,16 @@ impl Ring {
         points.sort_by_key(|(position, _, point)| (*position, point.seed));
         let order: Vec<u32> = points.iter().map(|(_, member, _)| *member).collect();
         let numbered = points.into_iter().zip(0u32..).map(|((_, _, point), at)| Point { at, ..point });
+        let lots = Keyed { k0: keyed.k1, k1: keyed.k0 };
         let mut ring = HashRing::with_hasher(keyed);
         ring.batch_add(numbered.collect());
-        Self { ring, order, members: usize::try_from(count).unwrap_or(usize::MAX) }
+        Self { ring, order, members: usize::try_from(count).unwrap_or(usize::MAX), lots }
+    }
+
+    /// Which of `lots` lots a key has drawn: even over keys, and of no relation to a key's place on the ring.
+    pub fn lot(&self, key: &[u8], lots: u32) -> u32 {
+        let drawn = self.lots.hash_one(Key(key)).checked_rem(u64::from(lots));
+        drawn.and_then(|lot| u32::try_from(lot).ok()).unwrap_or(0)
     }
 
     /// The members in the order in which they are responsible for `key`, each once.

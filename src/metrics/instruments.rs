@@ -45,6 +45,8 @@ pub struct Metrics {
     pub locates: IntCounterVec,
     /// How long it took to say so.
     pub locate_duration: Histogram,
+    /// 1 while so few backends are up that probes are doubted.
+    pub panic: IntGauge,
     /// Sessions attached through this balancer.
     pub owners: IntGauge,
     /// Remembered placements.
@@ -124,6 +126,7 @@ impl Metrics {
                 HistogramOpts::new("locate_duration_seconds", "From the question to the decision.")
                     .buckets(SECONDS.to_vec()),
             )?,
+            panic: int_gauge(r, "panic", "1 while fewer backends are up than health.panic_threshold.")?,
             owners: int_gauge(r, "owners", "Sessions attached through this balancer.")?,
             pins: int_gauge(r, "pins", "Remembered placements of sessions.")?,
             rehomes: counters(

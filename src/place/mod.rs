@@ -181,7 +181,7 @@ async fn lead_home(
     let (backend, link, reason) = try_members(balancer, want, &snapshot, found).await?;
     let config = &snapshot.config;
     let pinned = match reason {
-        Reason::RoundRobin | Reason::Spill => true,
+        Reason::RoundRobin | Reason::Spill | Reason::SlowStart => true,
         Reason::Failover => config.placement.storage == Storage::Local,
         Reason::Owner | Reason::Located | Reason::Pin | Reason::Hash | Reason::Blind => false,
     };
@@ -259,6 +259,7 @@ fn decision(
         key: want.session.map(|session| snapshot.affinity_key(session)),
         must_exist: want.must_exist,
         owner_up,
+        panic: owner_up == Some(false) && snapshot.is_panic(),
         found,
         pin: pin.and_then(|name| snapshot.named(&name)),
         strategy: placement.strategy,

@@ -149,7 +149,7 @@ async fn carry(balancer: &Arc<Balancer>, homed: Box<Homed>, record: &Record) -> 
             tokio::select! {
                 () = async { owned.wait().await.alarm().cancelled().await } => Why::Evicted,
                 () = balancer.closing.cancelled() => Why::Draining,
-                () = down_and_out(&backend, config.placement.on_down) => Why::Down,
+                () = down_and_out(balancer, &backend, config.placement.on_down) => Why::Down,
             }
         });
         relay(client, &mut link.stream, up, down, &config.timeouts, lingers, stop).await
@@ -164,12 +164,18 @@ async fn carry(balancer: &Arc<Balancer>, homed: Box<Homed>, record: &Record) -> 
     close
 }
 
-/// Returns when the backend is down and that is to end its connections.
-async fn down_and_out(backend: &Backend, on_down: OnDown) {
-    if on_down == OnDown::Close {
-        let mut standing = backend.standing();
-        if standing.wait_for(|standing| standing.health == Health::Down).await.is_ok() {
+/// Returns when the backend is down and that is to end its connections: not in a panic, which outlasts this outage for
+/// them, as nobody knows then who is cut off.
+async fn down_and_out(balancer: &Balancer, backend: &Backend, on_down: OnDown) {
+    let mut standing = backend.standing();
+    while on_down == OnDown::Close
+        && standing.wait_for(|standing| standing.health == Health::Down).await.is_ok()
+    {
+        if !balancer.now().is_panic() {
             return;
+        }
+        if standing.wait_for(|standing| standing.health != Health::Down).await.is_err() {
+            break;
         }
     }
     std::future::pending().await

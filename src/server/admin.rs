@@ -156,7 +156,7 @@ async fn command(
     let snapshot = reloader.balancer().snapshot();
     let member = snapshot.named(&name).and_then(|at| snapshot.members.get(at));
     if let (Ok(()), Some(member)) = (told, member) {
-        return Ok(Json(BackendStatus::new(&member.backend, Some(member))));
+        return Ok(Json(BackendStatus::of(&snapshot, member)));
     }
     let known: Vec<&str> = snapshot.members.iter().map(|member| &**member.backend.name()).collect();
     let message = format!(

@@ -13,6 +13,7 @@ pub(super) fn headline(balancer: &Balancer, problems: usize) -> String {
     let up = snapshot.members.iter().filter(|member| member.backend.is_up()).count();
     let fleet = match up {
         0 => format!("NO backend is up (of {all})"),
+        _ if snapshot.is_panic() => format!("PANIC: only {up} of {all} backends up"),
         _ => format!("{up} of {all} backends up"),
     };
     let sessions = count(balancer.owners.len(), "session");

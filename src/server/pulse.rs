@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::headline::headline;
 use super::reload::Reloader;
+use crate::balancer::Balancer;
 use crate::systemd;
 use crate::workers::Workers;
 
@@ -26,9 +27,11 @@ pub(super) async fn pulse(reloader: Arc<Reloader>, stop: CancellationToken) {
     let mut beats = interval(beat);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut said = String::new();
+    let mut panics = false;
     let work = async {
         loop {
             beats.tick().await;
+            tell_panic(reloader.balancer(), &mut panics);
             let now = headline(reloader.balancer(), reloader.last().problems.len());
             if now != said {
                 reloader.notifier().status(&now);
@@ -42,6 +45,28 @@ pub(super) async fn pulse(reloader: Arc<Reloader>, stop: CancellationToken) {
         }
     };
     stop.run_until_cancelled(work).await;
+}
+
+/// Tells the log and the metrics when a panic begins or ends. Whoever acts on it asks the snapshot of its moment.
+fn tell_panic(balancer: &Balancer, before: &mut bool) {
+    let snapshot = balancer.now();
+    let panics = snapshot.is_panic();
+    if panics == *before {
+        return;
+    }
+    *before = panics;
+    balancer.metrics.panic.set(i64::from(panics));
+    let up = snapshot.members.iter().filter(|member| member.backend.is_up()).count();
+    let all = snapshot.members.len();
+    if panics {
+        tracing::error!(
+            up,
+            all,
+            "panic: too few backends are up to believe it; no session is moved, no connection closed, no server restarted"
+        );
+    } else {
+        tracing::warn!(up, all, "the panic is over");
+    }
 }
 
 /// Whether every thread that carries connections answers within `patience`.

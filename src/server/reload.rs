@@ -296,6 +296,9 @@ impl Reloader {
         let backend = known.filter(|backend| backend.enlist()).unwrap_or_else(|| {
             let series = self.balancer.metrics.backend(&spec.name.as_str().into());
             let (backend, asked) = Backend::new(&spec.name, &spec.address, series);
+            if self.balancer.now().generation > 0 {
+                backend.newcomer();
+            }
             inner.backends.push(Arc::downgrade(&backend));
             self.attend(&backend, asked);
             backend

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::outcome::Trouble;
 use super::reload::Reloader;
 use crate::fleet::Backend;
-use crate::snapshot::Member;
+use crate::snapshot::{Member, Snapshot};
 
 /// `/api/v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub struct Status {
     pub ready: bool,
     /// Whether it is stopping.
     pub draining: bool,
+    /// Whether so few backends are up that no session is moved and no connection closed for it.
+    pub panic: bool,
     /// Since the start.
     pub uptime_seconds: f64,
     /// The configuration file.
@@ -103,6 +105,9 @@ pub struct BackendStatus {
     pub file_state: Option<String>,
     /// "unknown", "up" or "down".
     pub health: String,
+    /// Percent of its share of new sessions that it takes: 100, but for `placement.slow_start` after it came up; null
+    /// once removed.
+    pub warmth: Option<u32>,
     /// Whether a dial failed since the last answered probe: nothing new goes there.
     pub suspect: bool,
     /// Of the server, as it says.
@@ -188,6 +193,7 @@ impl Status {
             generation: snapshot.generation,
             ready: balancer.is_ready(),
             draining: balancer.draining.is_cancelled(),
+            panic: snapshot.is_panic(),
             uptime_seconds: reloader.started().elapsed().as_secs_f64(),
             config: ConfigStatus {
                 file: reloader.path().display().to_string(),
@@ -217,7 +223,7 @@ impl Backends {
     /// The fleet of this moment.
     pub async fn of(reloader: &Reloader) -> Self {
         let snapshot = reloader.balancer().snapshot();
-        let members = snapshot.members.iter().map(|member| BackendStatus::new(&member.backend, Some(member)));
+        let members = snapshot.members.iter().map(|member| BackendStatus::of(&snapshot, member));
         let leaving = reloader.leaving().await;
         let leaving = leaving.iter().map(|backend| BackendStatus::new(backend, None));
         Self { backends: members.chain(leaving).collect() }
@@ -225,8 +231,13 @@ impl Backends {
 }
 
 impl BackendStatus {
+    /// A member.
+    pub fn of(snapshot: &Snapshot, member: &Member) -> Self {
+        Self { warmth: Some(snapshot.warmth(member)), ..Self::new(&member.backend, Some(member)) }
+    }
+
     /// A backend, and what the configuration says of it; `None` once it says nothing any more.
-    pub fn new(backend: &Arc<Backend>, member: Option<&Member>) -> Self {
+    fn new(backend: &Arc<Backend>, member: Option<&Member>) -> Self {
         let standing = backend.standing().borrow().clone();
         Self {
             name: backend.name().to_string(),
@@ -235,6 +246,7 @@ impl BackendStatus {
             state: member.map(|member| member.state.label().into()),
             file_state: member.map(|member| member.file_state.label().into()),
             health: standing.health.label().into(),
+            warmth: None,
             suspect: backend.is_suspect(),
             version: standing.version.map(|version| version.to_string()),
             error: standing.error.map(|error| error.to_string()),

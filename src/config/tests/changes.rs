@@ -47,6 +47,7 @@ affinity_pattern = "^(.)"
 storage = "local"
 locate = "off"
 load_factor = 0
+slow_start = "30s"
 on_down = "close"
 hash_key = "hunter2"
 [health]
@@ -54,6 +55,7 @@ interval = "1500ms"
 timeout = "100ms"
 rise = 1
 fall = 1
+panic_threshold = 0
 [timeouts]
 opening = "1m"
 connect = "1s"

@@ -7,7 +7,7 @@ use super::*;
 use crate::config::Strategy;
 
 const READY: Candidate =
-    Candidate { ready: true, suspect: false, up: true, maint: false, weight: 1, sessions: 0 };
+    Candidate { ready: true, suspect: false, up: true, maint: false, weight: 1, warmth: WARM, sessions: 0 };
 const DRAINING: Candidate = Candidate { ready: false, ..READY };
 const MAINT: Candidate = Candidate { ready: false, maint: true, ..READY };
 const DOWN: Candidate = Candidate { ready: false, up: false, ..READY };
@@ -18,6 +18,7 @@ fn facts(key: &str) -> Facts<'_> {
         key: Some(key.as_bytes()),
         must_exist: true,
         owner_up: None,
+        panic: false,
         found: Found::Unasked,
         pin: None,
         strategy: Strategy::ConsistentHash,
@@ -149,14 +150,104 @@ fn turns_follow_weights_exactly_and_skip_what_is_not_ready() {
     assert_eq!(in_turn(0, 4, &|_| DOWN), None);
 }
 
+#[test]
+fn a_panic_leaves_an_attached_session_where_it_is() {
+    let facts = Facts { owner_up: Some(false), panic: true, ..facts("k") };
+    assert_eq!(run(&facts, [READY; 4]), Decision::Refuse(Refusal::OwnerDown));
+    let up = Facts { owner_up: Some(true), ..facts.clone() };
+    assert_eq!(run(&up, [READY; 4]), Decision::Owner);
+    let unattached = Facts { owner_up: None, ..facts };
+    assert!(matches!(run(&unattached, [READY; 4]), Decision::At(_, Reason::Hash)), "nobody is turned away");
+}
+
+/// How many of `keys` keys each member gets, and why it was not their place on the ring.
+fn shares(members: [Candidate; 4], keys: usize) -> ([usize; 4], Vec<Reason>) {
+    let ring = ring();
+    let mut counts = [0_usize; 4];
+    let mut reasons = Vec::new();
+    for key in 0..keys {
+        let key = format!("session-{key}");
+        let Decision::At(at, reason) = decide(&facts(&key), &ring, 4, |at| members[at]) else { panic!() };
+        counts[at] = counts[at].saturating_add(1);
+        if reason != Reason::Hash && !reasons.contains(&reason) {
+            reasons.push(reason);
+        }
+    }
+    (counts, reasons)
+}
+
+#[test]
+fn a_cold_backend_takes_the_part_of_its_keys_that_it_is_warm_enough_for() {
+    let (warm, _) = shares([READY; 4], 4000);
+    let mut before = 0;
+    for warmth in [10, 25, 50, 75] {
+        let (counts, reasons) = shares(with(1, Candidate { warmth, ..READY }), 4000);
+        let percent = counts[1] * 100 / warm[1];
+        let expected = usize::try_from(warmth).unwrap();
+        assert!(percent.abs_diff(expected) <= 3, "{percent}% at a warmth of {warmth}%");
+        assert!(counts[1] > before && [0, 2, 3].iter().all(|at| counts[*at] >= warm[*at]), "{counts:?}");
+        assert_eq!(reasons, [Reason::SlowStart]);
+        before = counts[1];
+    }
+}
+
+#[test]
+fn a_key_that_a_cold_backend_has_taken_is_taken_when_it_is_warmer() {
+    let taken = |warmth, key: &str| {
+        let members = with(1, Candidate { warmth, ..READY });
+        decide(&facts(key), &ring(), 4, |at| members[at]) == Decision::At(1, Reason::Hash)
+    };
+    let keys: Vec<String> = (0..300).map(|key| format!("session-{key}")).collect();
+    for key in &keys {
+        let row = [10, 40, 70, 100].map(|warmth| taken(warmth, key));
+        assert!(row.is_sorted(), "{key}: {row:?}");
+    }
+    assert!(keys.iter().any(|key| taken(10, key)), "or this test shows nothing");
+}
+
+#[test]
+fn a_fleet_that_came_up_as_one_is_as_good_as_warm() {
+    let cold = Candidate { warmth: 10, ..READY };
+    assert_eq!(shares([cold; 4], 500), shares([READY; 4], 500));
+    let turns = |candidate| (0..40).map(|turn| in_turn(turn, 4, &|_| candidate)).collect::<Vec<_>>();
+    assert_eq!(turns(cold), turns(READY));
+    let alone: [Candidate; 4] = std::array::from_fn(|at| if at == 2 { cold } else { DOWN });
+    assert_eq!(shares(alone, 50).0, [0, 0, 50, 0], "the only one takes all");
+}
+
+#[test]
+fn turns_of_a_cold_backend_are_fewer() {
+    let members = with(3, Candidate { warmth: 25, ..READY });
+    let mut counts = [0; 4];
+    for turn in 0..1300 {
+        counts[in_turn(turn, 4, &|at| members[at]).unwrap()] += 1;
+    }
+    for (at, expected) in [400, 400, 400, 100].into_iter().enumerate() {
+        assert!(usize::abs_diff(counts[at], expected) <= 4, "{counts:?}");
+    }
+}
+
+#[test]
+fn the_bound_on_load_does_not_push_sessions_onto_a_cold_backend() {
+    let order = walk("key");
+    let mut members = [Candidate { sessions: 50, ..READY }; 4];
+    members[order[1]] = Candidate { warmth: 10, sessions: 0, ..READY };
+    let facts = Facts { sessions: 150, ..facts("key") };
+    // By whole weights 50 would be over 1.25 times a quarter of 151.
+    assert_eq!(run(&facts, members), Decision::At(order[0], Reason::Hash));
+    members[order[1]].warmth = WARM;
+    assert_eq!(run(&facts, members), Decision::At(order[1], Reason::Spill));
+}
+
 fn any_candidate() -> impl proptest::strategy::Strategy<Value = Candidate> {
-    (any::<bool>(), any::<bool>(), any::<bool>(), 1u32..5, 0usize..60).prop_map(
-        |(up, drain, maint, weight, sessions)| Candidate {
+    (any::<bool>(), any::<bool>(), any::<bool>(), 1u32..5, 10u32..=WARM, 0usize..60).prop_map(
+        |(up, drain, maint, weight, warmth, sessions)| Candidate {
             ready: up && !drain && !maint,
             suspect: false,
             up,
             maint,
             weight,
+            warmth,
             sessions,
         },
     )
@@ -179,7 +270,7 @@ proptest! {
         pin in prop::option::of(0usize..4), must_exist: bool, local: bool, rr: bool, turn: usize,
     ) {
         let facts = Facts {
-            key: key.as_deref().map(str::as_bytes), must_exist, owner_up: None, found, pin,
+            key: key.as_deref().map(str::as_bytes), must_exist, owner_up: None, panic: false, found, pin,
             strategy: if rr { Strategy::RoundRobin } else { Strategy::ConsistentHash },
             storage: if local { Storage::Local } else { Storage::Shared },
             load_factor: Some(1.25), sessions: members.iter().map(|m| m.sessions).sum(), turn,

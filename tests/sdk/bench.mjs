@@ -1,0 +1,59 @@
+// What a request of the real SDK costs, directly at a real server and through the balancer: medians of the same calls,
+// taken in turns. Prints JSON; `make bench` makes a table of it.
+
+import { Balancer } from './lib/balancer.mjs';
+import { offline, sdk } from './lib/client.mjs';
+import { fleet } from './lib/fleet.mjs';
+import { Model } from './lib/model.mjs';
+
+const ROUNDS = 5;
+const PINGS = 40;
+const SENDS = 8;
+
+/** Stands for a test: what is started is ended at the end. */
+const endings = [];
+const t = { after: (end) => endings.unshift(end) };
+
+const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
+
+async function timed(call) {
+  const before = performance.now();
+  await call();
+  return performance.now() - before;
+}
+
+/** Sends a prompt and gives the time until the server took it; settles when the turn is over. */
+async function send(session) {
+  const { promise: idle, resolve } = Promise.withResolvers?.() ?? deferred();
+  const off = session.on('session.idle', resolve);
+  const took = await timed(() => session.send({ prompt: '[[hello]]' }));
+  await idle;
+  off();
+  return took;
+}
+
+function deferred() {
+  let resolve;
+  const promise = new Promise((settle) => { resolve = settle; });
+  return { promise, resolve };
+}
+
+const model = await Model.start(t);
+const servers = await fleet(t, 1);
+const balancer = await Balancer.start(t, servers);
+const ends = { direct: servers[0].address, sessile: balancer.address };
+const measured = {};
+for (const [name, address] of Object.entries(ends)) {
+  const client = sdk(t, address);
+  const session = await client.createSession({ ...offline(model), sessionId: `bench-${name}` });
+  measured[name] = { client, session, ping: [], send: [] };
+}
+for (let round = 0; round < ROUNDS; round += 1) {
+  for (const { client, session, ping, send: sends } of Object.values(measured)) {
+    for (let n = 0; n < PINGS; n += 1) ping.push(await timed(() => client.ping('hello')));
+    for (let n = 0; n < SENDS; n += 1) sends.push(await send(session));
+  }
+}
+const result = Object.fromEntries(Object.entries(measured).map(([name, { ping, send: sends }]) => [name, { ping: median(ping), send: median(sends) }]));
+for (const end of endings) await end();
+process.stdout.write(`${JSON.stringify(result)}\n`);

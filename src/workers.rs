@@ -10,6 +10,9 @@ use std::thread::{self, JoinHandle};
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
+/// Connections that a worker may carry more than another before it hands new ones over.
+const SLACK: usize = 8;
+
 /// The threads.
 #[derive(Debug)]
 pub struct Workers {
@@ -40,10 +43,19 @@ impl Workers {
         Ok(workers)
     }
 
-    /// The worker with the fewest connections.
-    pub fn least_busy(&self) -> Handle {
-        let least = self.runtimes.iter().min_by_key(|runtime| runtime.metrics().num_alive_tasks());
-        least.cloned().unwrap_or_else(Handle::current)
+    /// All of them.
+    pub fn all(&self) -> &[Handle] {
+        &self.runtimes
+    }
+
+    /// The worker that asks, unless another carries clearly less: staying is cheaper than being handed over.
+    pub fn here_or_less_busy(&self) -> Handle {
+        let here = Handle::current();
+        let load = |runtime: &&Handle| runtime.metrics().num_alive_tasks();
+        match self.runtimes.iter().min_by_key(load) {
+            Some(least) if load(&least).saturating_add(SLACK) < load(&&here) => least.clone(),
+            _ => here,
+        }
     }
 
     /// Waits until every thread has run a task; false if one of them has ended.

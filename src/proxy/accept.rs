@@ -1,4 +1,4 @@
-//! Accepting: one loop per listening socket.
+//! Accepting: a loop per listening socket on each of a few workers.
 //!
 //! A failed accept neither ends the loop nor spins it: when descriptors run out, the loop pauses. When it is told to
 //! stop, the connections that the kernel had queued already are served, for their clients were never refused.
@@ -8,11 +8,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::admit::Admission;
 use super::conn::{connection, switched, turn_away};
@@ -20,11 +21,13 @@ use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
 use crate::config::{Listener, Routing};
 use crate::metrics::Record;
-use crate::net::{self, Stream};
+use crate::net::Stream;
 use crate::workers::Workers;
 
 /// After an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Workers that accept from one socket: each is woken for every connection, so on a large machine not all should be.
+const ACCEPTORS_MAX: usize = 4;
 /// Clients over a limit that are told so at the same time; further ones are closed without a word.
 const TURNED_AWAY_MAX: usize = 256;
 
@@ -41,11 +44,11 @@ impl Default for Door {
     }
 }
 
-/// A listening socket and the worker that accepts from it.
+/// A listening socket, as several workers accept from it: a connection that need not be handed over costs less.
 #[derive(Debug)]
 pub struct Gate {
-    socket: TcpListener,
-    worker: Handle,
+    /// One socket under several numbers: there is one queue, which none of them takes along when it closes.
+    sockets: Vec<(TcpListener, Handle)>,
 }
 
 impl Gate {
@@ -53,12 +56,14 @@ impl Gate {
     ///
     /// # Errors
     /// The kernel has no room to watch another socket.
-    pub fn new(socket: std::net::TcpListener, workers: &Workers) -> io::Result<Self> {
-        let worker = workers.least_busy();
-        let entered = worker.enter();
-        let socket = TcpListener::from_std(socket)?;
-        drop(entered);
-        Ok(Self { socket, worker })
+    pub fn new(socket: &std::net::TcpListener, workers: &Workers) -> io::Result<Self> {
+        let watched = |worker: &Handle| {
+            let socket = socket.try_clone()?;
+            let _entered = worker.enter();
+            Ok((TcpListener::from_std(socket)?, worker.clone()))
+        };
+        let workers = workers.all().iter().take(ACCEPTORS_MAX);
+        Ok(Self { sockets: workers.map(watched).collect::<io::Result<_>>()? })
     }
 
     /// Where it is bound.
@@ -66,18 +71,25 @@ impl Gate {
     /// # Errors
     /// The kernel's.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        let (socket, _) = self.sockets.first().ok_or(io::ErrorKind::NotConnected)?;
+        socket.local_addr()
     }
 
-    /// Accepts until `stop`, then empties the queue.
+    /// Accepts until `stop`, then empties the queue. What is returned ends when that is done.
     pub fn open(
         self,
-        balancer: Arc<Balancer>,
-        door: Arc<Door>,
-        policy: impl Fn() -> Arc<Listener> + Send + 'static,
-        stop: CancellationToken,
-    ) -> JoinHandle<()> {
-        self.worker.spawn(accept(balancer, door, self.socket, policy, stop))
+        balancer: &Arc<Balancer>,
+        door: &Arc<Door>,
+        policy: &Arc<ArcSwap<Listener>>,
+        stop: &CancellationToken,
+    ) -> TaskTracker {
+        let tasks = TaskTracker::new();
+        for (socket, worker) in self.sockets {
+            let (balancer, door, policy) = (Arc::clone(balancer), Arc::clone(door), Arc::clone(policy));
+            tasks.spawn_on(accept(balancer, door, socket, policy, stop.clone()), &worker);
+        }
+        tasks.close();
+        tasks
     }
 }
 
@@ -85,16 +97,16 @@ async fn accept(
     balancer: Arc<Balancer>,
     door: Arc<Door>,
     socket: TcpListener,
-    policy: impl Fn() -> Arc<Listener>,
+    policy: Arc<ArcSwap<Listener>>,
     stop: CancellationToken,
 ) {
-    let label: Arc<str> = policy().address.to_string().into();
+    let label: Arc<str> = policy.load().address.to_string().into();
     let mut failing = false;
     while let Some(accepted) = stop.run_until_cancelled(socket.accept()).await {
         match accepted {
             Ok((stream, client)) => {
                 failing = false;
-                admit(&balancer, &door, &label, policy(), stream, client);
+                admit(&balancer, &door, &label, policy.load_full(), stream, client);
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -110,7 +122,7 @@ async fn accept(
     let Ok(socket) = socket.into_std() else { return };
     loop {
         match socket.accept().and_then(|(stream, client)| Ok((asynchronous(stream)?, client))) {
-            Ok((stream, client)) => admit(&balancer, &door, &label, policy(), stream, client),
+            Ok((stream, client)) => admit(&balancer, &door, &label, policy.load_full(), stream, client),
             Err(error) if is_of_one_connection(&error) => {}
             Err(_) => return,
         }
@@ -126,7 +138,7 @@ fn admit(
     client: SocketAddr,
 ) {
     let record = Record::open(&balancer.metrics, label, client);
-    let worker = balancer.workers.least_busy();
+    let worker = balancer.workers.here_or_less_busy();
     let stream = match hand_over(stream, &worker) {
         Ok(stream) => Stream::Plain(stream),
         Err(error) => {
@@ -172,7 +184,6 @@ fn admit(
 
 /// Hands a socket to a worker.
 fn hand_over(stream: TcpStream, worker: &Handle) -> io::Result<TcpStream> {
-    net::prepare(&stream)?;
     if worker.id() == Handle::current().id() {
         return Ok(stream);
     }

@@ -221,9 +221,7 @@ impl Reloader {
         let listeners = self.inner.lock().await.sockets.stop_listeners();
         drop(turn);
         for listener in listeners {
-            if let Err(error) = listener.await {
-                tracing::error!(%error, "a listener failed");
-            }
+            listener.wait().await;
         }
     }
 

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -44,7 +43,7 @@ struct Listening {
     policy: Arc<ArcSwap<Listener>>,
     bound: SocketAddr,
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    accepting: TaskTracker,
 }
 
 /// An admin socket in use. Its task ends with `stop`.
@@ -86,7 +85,7 @@ impl Sockets {
             if !self.listeners.contains_key(&listener.address) {
                 let address = listener.address.to_string();
                 let gate = net::listen(listener.address)
-                    .and_then(|socket| Gate::new(socket, &self.balancer.workers));
+                    .and_then(|socket| Gate::new(&socket, &self.balancer.workers));
                 let gate = gate.map_err(|error| StartFault::Bind { address, error })?;
                 listeners.push((listener.clone(), gate));
             }
@@ -143,18 +142,16 @@ impl Sockets {
         let bound = gate.local_addr().unwrap_or(address);
         let policy = Arc::new(ArcSwap::from_pointee(listener));
         let stop = CancellationToken::new();
-        let current = Arc::clone(&policy);
         tracing::info!(address = %bound, "listening");
-        let (balancer, door) = (Arc::clone(&self.balancer), Arc::clone(&self.door));
-        let task = gate.open(balancer, door, move || current.load_full(), stop.clone());
-        self.listeners.insert(address, Listening { policy, bound, stop, task });
+        let accepting = gate.open(&self.balancer, &self.door, &policy, &stop);
+        self.listeners.insert(address, Listening { policy, bound, stop, accepting });
     }
 
-    /// Accepts no more clients; each task ends when its socket is closed and its queue served.
-    pub(super) fn stop_listeners(&mut self) -> Vec<JoinHandle<()>> {
+    /// Accepts no more clients; each is empty when its socket is closed and its queue served.
+    pub(super) fn stop_listeners(&mut self) -> Vec<TaskTracker> {
         let stop = |listening: Listening| {
             listening.stop.cancel();
-            listening.task
+            listening.accepting
         };
         self.listeners.drain().map(|(_, listening)| stop(listening)).collect()
     }

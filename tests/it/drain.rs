@@ -16,12 +16,12 @@ fn what_the_kernel_had_queued_is_served() {
         let balancer = Balancer::start(&fleet.text()).await;
         let (address, inner) = (balancer.address, balancer.inner().clone());
         // While every worker is held up nothing accepts, and the connections are all in the queue.
-        let workers = std::thread::available_parallelism().unwrap().get();
-        let held = std::sync::Arc::new(std::sync::Barrier::new(workers + 1));
-        let released = std::sync::Arc::clone(&held);
-        for _ in 0..workers {
+        let workers = inner.workers.all();
+        let held = std::sync::Arc::new(std::sync::Barrier::new(workers.len() + 1));
+        let released = std::sync::Arc::new(std::sync::Barrier::new(workers.len() + 1));
+        for worker in workers {
             let (held, released) = (held.clone(), released.clone());
-            inner.workers.least_busy().spawn(async move {
+            worker.spawn(async move {
                 held.wait();
                 released.wait();
             });

@@ -96,6 +96,7 @@ fn placement(backends: usize) -> Duration {
             key: Some(snapshot.affinity_key(session)),
             must_exist: false,
             owner_up: None,
+            panic: false,
             found: Found::Nobody,
             pin: pins.find(session).and_then(|name| snapshot.named(&name)),
             strategy: placement.strategy,

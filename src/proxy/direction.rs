@@ -1,35 +1,216 @@
-//! One direction of a relay: what it begins with, who looks on, and who counts.
+//! One direction of a relay: what it sends before it reads, who looks on, and who counts.
+//!
+//! A side may be sealed by TLS; then what rustls still holds is seen off before anything more is read. Bytes count when the other side's kernel has them, so the counts are right however the connection ends.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::lent::lend;
+use super::splice::{Pipe, Spliced};
 use super::tap::{Tap, Tapped};
 use crate::fleet::Backend;
 use crate::metrics::{BackendSeries, Record};
+use crate::net::{self, Stream};
 
-/// One direction: what it sends before it reads, who looks on, and who counts.
+/// Reads in a row that fill the lent buffer before a direction counts as bulky.
+const FULL_READS: u8 = 2;
+
+/// Bytes that a direction may move before others of its thread have their turn.
+const TURN_BYTES: usize = 1024 * 1024;
+
+/// One direction.
 pub struct Direction<'a> {
-    /// What is at hand already.
-    pub(super) first: Bytes,
-    /// Look at the bytes that follow `first`.
+    /// To be sent before anything more is read.
+    left: Bytes,
+    /// Look at the bytes that follow.
     pub taps: Vec<Box<dyn Tap + 'a>>,
-    pub(super) tally: Tally<'a>,
+    tally: Tally<'a>,
+    /// Holds bytes, or is about to: nothing may overtake them.
+    pipe: Option<Pipe>,
+    full_reads: u8,
+    /// Moved since the last time of asking, and in this turn.
+    moved: bool,
+    turn: usize,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// The end has been read and is still to be passed on.
+    Ending,
+    Over,
+}
+
+/// Who fails a direction.
+pub enum Fault {
+    /// The side that is read.
+    Read(io::Error),
+    /// The side that is written.
+    Write(io::Error),
+    /// The side that is read sent what must not be passed on.
+    Malformed,
 }
 
 impl<'a> Direction<'a> {
     /// A direction in which `first` is at hand.
     pub fn new(first: Bytes, tally: Tally<'a>) -> Self {
-        Self { first, taps: Vec::new(), tally }
+        let (taps, pipe, full_reads) = (Vec::new(), None, 0);
+        Self { left: first, taps, tally, pipe, full_reads, moved: false, turn: 0, stage: Stage::Open }
     }
 
     /// Lets `tap` look at everything, from what is at hand on.
     pub fn tap(&mut self, mut tap: impl Tap + 'a) {
-        if tap.look(&self.first) == Tapped::More {
+        if tap.look(&self.left) == Tapped::More {
             self.taps.push(Box::new(tap));
         }
+    }
+
+    /// Whether its end has been passed on.
+    pub fn is_over(&self) -> bool {
+        self.stage == Stage::Over
+    }
+
+    /// Whether bytes have moved since the last time of asking.
+    pub fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// Moves what can be moved now. Ready once: at the end, passed on if `passes_end`.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Stream,
+        to: &mut Stream,
+        passes_end: bool,
+    ) -> Poll<Result<(), Fault>> {
+        if self.stage == Stage::Over {
+            return Poll::Pending;
+        }
+        self.turn = 0;
+        loop {
+            if self.turn >= TURN_BYTES {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            while self.left.has_remaining() {
+                let written = ready!(Pin::new(&mut *to).poll_write(cx, &self.left)).map_err(Fault::Write)?;
+                if written == 0 {
+                    return Poll::Ready(Err(Fault::Write(io::ErrorKind::WriteZero.into())));
+                }
+                self.left.advance(written);
+                self.passed(written);
+            }
+            if to.has_unsent() {
+                ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Fault::Write)?;
+            }
+            if self.pipe.is_some() {
+                ready!(self.poll_pipe(cx, from, to))?;
+            } else if self.stage == Stage::Open {
+                ready!(self.poll_copy(cx, from, to))?;
+            }
+            if self.stage == Stage::Ending && self.left.is_empty() {
+                if passes_end && Pin::new(&mut *to).poll_shutdown(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                // A peer that is gone already has no use for a FIN, so how that went does not matter.
+                self.stage = Stage::Over;
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Reads once and writes it at once; what is not taken is left.
+    fn poll_copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Stream,
+        to: &mut Stream,
+    ) -> Poll<Result<(), Fault>> {
+        lend(|buffer| {
+            let room = buffer.len();
+            let mut read = ReadBuf::new(buffer);
+            ready!(Pin::new(&mut *from).poll_read(cx, &mut read)).map_err(Fault::Read)?;
+            let bytes = read.filled();
+            if bytes.is_empty() {
+                self.stage = Stage::Ending;
+                return Poll::Ready(Ok(()));
+            }
+            if !self.tally.to_client {
+                net::acknowledge_lone_head(from.socket(), bytes);
+            }
+            self.tapped(bytes)?;
+            let written = match Pin::new(&mut *to).poll_write(cx, bytes) {
+                Poll::Ready(written) => written.map_err(Fault::Write)?,
+                Poll::Pending => 0,
+            };
+            self.passed(written);
+            let left = bytes.get(written..).unwrap_or_default();
+            if !left.is_empty() {
+                self.left = Bytes::copy_from_slice(left);
+            }
+            self.full_reads = if bytes.len() == room { self.full_reads.saturating_add(1) } else { 0 };
+            let plain = matches!((&*from, &*to), (Stream::Plain(_), Stream::Plain(_)));
+            if plain && self.full_reads >= FULL_READS && self.taps.is_empty() {
+                self.pipe = Pipe::borrow();
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    /// Moves bytes through the pipe for as long as there are many; the pipe is given back when there are none.
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, from: &Stream, to: &Stream) -> Poll<Result<(), Fault>> {
+        let Some(mut pipe) = self.pipe.take() else { return Poll::Ready(Ok(())) };
+        while self.turn < TURN_BYTES {
+            match pipe.poll_drain(cx, to.socket()) {
+                Poll::Ready(Ok(0)) => {}
+                Poll::Ready(Ok(drained)) => {
+                    self.passed(drained);
+                    continue;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Fault::Write(error))),
+                Poll::Pending => {
+                    self.pipe = Some(pipe);
+                    return Poll::Pending;
+                }
+            }
+            match pipe.fill(from.socket()).map_err(Fault::Read)? {
+                Spliced::Some => {}
+                Spliced::Nothing => {
+                    // One more full read, and it is bulky again.
+                    self.full_reads = FULL_READS.saturating_sub(1);
+                    pipe.give_back();
+                    return Poll::Ready(Ok(()));
+                }
+                Spliced::End => {
+                    self.stage = Stage::Ending;
+                    pipe.give_back();
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+        self.pipe = Some(pipe);
+        Poll::Ready(Ok(()))
+    }
+
+    fn tapped(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let mut sound = true;
+        self.taps.retain_mut(|tap| {
+            let tapped = tap.look(bytes);
+            sound &= tapped != Tapped::Fault;
+            tapped == Tapped::More
+        });
+        if sound { Ok(()) } else { Err(Fault::Malformed) }
+    }
+
+    fn passed(&mut self, bytes: usize) {
+        self.moved |= bytes > 0;
+        self.turn = self.turn.saturating_add(bytes);
+        self.tally.add(bytes);
     }
 }
 
@@ -38,7 +219,7 @@ impl<'a> Direction<'a> {
 pub struct Tally<'a> {
     record: &'a Record,
     series: &'a BackendSeries,
-    pub(super) to_client: bool,
+    to_client: bool,
 }
 
 impl<'a> Tally<'a> {
@@ -52,7 +233,7 @@ impl<'a> Tally<'a> {
         Self { record, series: backend.series(), to_client: true }
     }
 
-    pub(super) fn add(self, bytes: usize) {
+    fn add(self, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         if self.to_client {
             self.record.add_to_client(bytes);
@@ -61,43 +242,5 @@ impl<'a> Tally<'a> {
             self.record.add_to_backend(bytes);
             self.series.bytes_to_backend.inc_by(bytes);
         }
-    }
-}
-
-/// Lets whoever still looks on see `bytes`.
-pub(super) fn show(bytes: &[u8], taps: &mut Vec<Box<dyn Tap + '_>>) -> Result<(), Fault> {
-    let mut sound = true;
-    taps.retain_mut(|tap| {
-        let tapped = tap.look(bytes);
-        sound &= tapped != Tapped::Fault;
-        tapped == Tapped::More
-    });
-    if sound { Ok(()) } else { Err(Fault::Malformed) }
-}
-
-/// Who fails a direction.
-pub(super) enum Fault {
-    Read(io::Error),
-    Write(io::Error),
-    Malformed,
-}
-
-/// When bytes last moved.
-pub(super) struct Clock {
-    start: Instant,
-    pub(super) last_ms: AtomicU64,
-}
-
-impl Clock {
-    pub(super) fn new() -> Self {
-        Self { start: Instant::now(), last_ms: AtomicU64::new(0) }
-    }
-
-    pub(super) fn tick(&self) {
-        self.last_ms.store(self.now_ms(), Ordering::Relaxed);
-    }
-
-    pub(super) fn now_ms(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }

@@ -1,8 +1,8 @@
 # Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
 
-.PHONY: test lint need-node need-python need-systemd unit sdk bench soak clean
+.PHONY: test lint need-node need-python need-systemd need-browser unit sdk page bench soak clean
 
-test: need-node need-python need-systemd lint unit sdk
+test: need-node need-python need-systemd need-browser lint unit page sdk
 
 # Says what is missing instead of skipping what it was for.
 need-node:
@@ -20,6 +20,10 @@ need-systemd:
 	@command -v systemd-analyze >/dev/null || { \
 	  echo "make test needs systemd-analyze to check the shipped units (Debian: apt-get install systemd)" >&2; exit 1; }
 
+# Installed where that can be done (a Debian, as root); else named.
+need-browser:
+	@sh tests/need.sh chromium chromium "to try the status page in a real browser"
+
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
@@ -35,6 +39,13 @@ sdk: tests/sdk/node_modules/.package-lock.json
 
 tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json
 	cd tests/sdk && npm ci
+
+# The status page, in a browser.
+page: tests/page/node_modules/.package-lock.json
+	cd tests/page && SESSILE_BIN=$(CURDIR)/target/debug/sessile npm test
+
+tests/page/node_modules/.package-lock.json: tests/page/package-lock.json
+	cd tests/page && npm ci
 
 # Side by side with the rivals that are installed (Debian's haproxy and nginx with its stream module; Envoy comes from
 # PyPI); the table goes to standard output. BENCH has words for the bench: `make bench BENCH='--scenes turn --rounds 9'`.
@@ -52,4 +63,4 @@ soak:
 	cargo bench --locked --bench soak -- $(SECONDS)
 
 clean:
-	rm -rf target tests/sdk/node_modules tests/sdk/.venv bench/.venv
+	rm -rf target tests/page/node_modules tests/sdk/node_modules tests/sdk/.venv bench/.venv

@@ -170,6 +170,8 @@ fn s(count: usize) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::server::status::{ConfigStatus, PlacementStatus, ReloadStatus};
 
@@ -185,6 +187,11 @@ mod tests {
             suspect: false,
             version: Some("1.0.102".into()),
             error: None,
+            health_seconds: Some(7200.5),
+            error_seconds: None,
+            mute: false,
+            bytes_to_backend: 1 << 20,
+            bytes_to_client: 5 << 30,
             probe_seconds: Some(0.000_31),
             connections: 12,
             sessions: 3,
@@ -245,6 +252,8 @@ mod tests {
             pins: 1,
             openings: 2,
             connections: 14,
+            placements: BTreeMap::from([("hash".into(), 40), ("owner".into(), 2), ("spill".into(), 0)]),
+            errors: BTreeMap::from([("no_backend".into(), 0), ("limit".into(), 3)]),
         }
     }
 

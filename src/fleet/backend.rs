@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::health::Health;
+use super::history::History;
 use crate::metrics::BackendSeries;
 
 /// Questions waiting for one backend's standing connection; a further one waits outside.
@@ -47,8 +48,12 @@ pub struct Standing {
     pub mute: bool,
     /// As it says.
     pub version: Option<Arc<str>>,
+    /// Since when it has this health; `None` before the first verdict.
+    pub since: Option<Instant>,
     /// Why the last failed probe failed.
     pub error: Option<Arc<str>>,
+    /// When that was.
+    pub failed: Option<Instant>,
     /// How long the last answered probe took.
     pub probe: Option<Duration>,
 }
@@ -63,6 +68,7 @@ pub struct Backend {
     sessions: AtomicUsize,
     answers: AtomicUsize,
     standing: watch::Sender<Standing>,
+    history: History,
     up: AtomicBool,
     suspect: AtomicBool,
     made: Instant,
@@ -87,6 +93,7 @@ impl Backend {
             sessions: AtomicUsize::new(0),
             answers: AtomicUsize::new(0),
             standing: watch::Sender::new(Standing::default()),
+            history: History::default(),
             up: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
             made: Instant::now(),
@@ -120,6 +127,11 @@ impl Backend {
         self.standing.subscribe()
     }
 
+    /// What the last probes took.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
     /// Changes what probes say.
     pub fn stand(&self, change: impl FnOnce(&mut Standing)) {
         self.standing.send_if_modified(|standing| {
@@ -130,7 +142,11 @@ impl Backend {
                 self.came_up.store(micros.max(1), Ordering::Release);
             }
             self.up.store(standing.health == Health::Up, Ordering::Release);
-            standing.health != health
+            let changed = standing.health != health;
+            if changed {
+                standing.since = Some(Instant::now());
+            }
+            changed
         });
         self.series.up.set(i64::from(self.is_up()));
     }

@@ -2,9 +2,10 @@
 //!
 //! Nothing here does I/O. [`decide`] is where every rule of placement stands, as one pure function.
 
+pub mod health;
+pub mod history;
 pub mod backend;
 pub mod decide;
-pub mod health;
 pub mod owners;
 pub mod panic;
 pub mod pins;
@@ -14,6 +15,7 @@ pub mod warmth;
 pub use backend::{Answer, Ask, Backend, Lease, Standing};
 pub use decide::{Candidate, Decision, Facts, Found, Reason, decide};
 pub use health::{Health, Judge};
+pub use history::{History, PROBES_MAX};
 pub use owners::{Claim, Hold, Lead, Owners};
 pub use panic::is_panic;
 pub use pins::Pins;

@@ -272,6 +272,7 @@ impl Attendant {
     fn answered(&mut self, took: Duration, config: &Config) {
         let backend = &self.backend;
         backend.series().probed(took);
+        backend.history().note(Some(took));
         backend.trust();
         let change = self.judge.observe(true, config.health.rise, config.health.fall);
         backend.stand(|standing| {
@@ -297,9 +298,11 @@ impl Attendant {
     fn failed(&mut self, fault: &str, config: &Config) {
         let backend = &self.backend;
         backend.series().probes_failed.inc();
+        backend.history().note(None);
         let change = self.judge.observe(false, config.health.rise, config.health.fall);
         backend.stand(|standing| {
             standing.error = Some(fault.into());
+            standing.failed = Some(Instant::now());
             if let Some(health) = change {
                 standing.health = health;
             }

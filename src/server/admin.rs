@@ -18,8 +18,9 @@ use serde::Deserialize;
 use super::guard::{self, Lock};
 use super::http::Endpoint;
 use super::outcome::Trouble;
+use super::page;
 use super::reload::Reloader;
-use super::status::{BackendStatus, Backends, Failed, Reloaded, Route, Status};
+use super::status::{BackendStatus, Backends, Failed, Probes, Reloaded, Route, Status};
 use crate::config::AdminState;
 use crate::place;
 use crate::wire::SessionId;
@@ -29,9 +30,11 @@ use crate::wire::envelope::SESSION_ID_BYTES_MAX;
 const BODY_BYTES_MAX: u64 = 4 << 10;
 
 const READS: [&str; 3] = ["GET /metrics", "GET /healthz", "GET /readyz"];
-const API: [&str; 5] = [
+const API: [&str; 7] = [
+    "GET /",
     "GET /api/v1/status",
     "GET /api/v1/backends",
+    "GET /api/v1/probes",
     "GET /api/v1/route?session=ID",
     "POST /api/v1/reload",
     "POST /api/v1/backends/NAME/{ready,drain,maint}",
@@ -50,13 +53,15 @@ pub fn pages(reloader: &Arc<Reloader>, endpoint: &Endpoint) -> Router {
             let api = Router::new()
                 .route("/api/v1/status", get(status))
                 .route("/api/v1/backends", get(backends))
+                .route("/api/v1/probes", get(probes))
                 .route("/api/v1/route", get(route))
                 .route("/api/v1/reload", post(reload))
                 .route("/api/v1/backends/{name}/{state}", post(command))
                 .fallback(|| lost(&READS, &API))
                 .method_not_allowed_fallback(wrong_method)
                 .layer(from_fn_with_state(Arc::clone(&lock), guard::token_and_origin));
-            api.merge(reads.layer(from_fn_with_state(lock, guard::token)))
+            let all = api.merge(reads.layer(from_fn_with_state(lock, guard::token)));
+            all.route("/", get(page::page))
         }
     };
     let router = router.method_not_allowed_fallback(wrong_method);
@@ -94,6 +99,10 @@ async fn status(State(reloader): State<Arc<Reloader>>) -> Json<Status> {
 
 async fn backends(State(reloader): State<Arc<Reloader>>) -> Json<Backends> {
     Json(Backends::of(&reloader).await)
+}
+
+async fn probes(State(reloader): State<Arc<Reloader>>) -> Json<Probes> {
+    Json(Probes::of(&reloader).await)
 }
 
 #[derive(Deserialize)]

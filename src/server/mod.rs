@@ -10,6 +10,7 @@ mod sockets;
 pub mod reload;
 pub mod status;
 mod guard;
+mod page;
 pub mod admin;
 pub mod watch;
 mod pulse;

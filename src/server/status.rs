@@ -2,16 +2,19 @@
 //!
 //! Fields are added, never renamed or removed; what does not apply is null and not left out.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use prometheus::IntCounterVec;
 use prometheus::core::Collector;
 use serde::{Deserialize, Serialize};
 
 use super::outcome::Trouble;
 use super::reload::Reloader;
-use crate::fleet::Backend;
+use crate::fleet::{Backend, PROBES_MAX, Reason};
 use crate::snapshot::{Member, Snapshot};
+use crate::wire::Refusal;
 
 /// `/api/v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +47,12 @@ pub struct Status {
     pub openings: usize,
     /// Client connections, those of removed listeners included.
     pub connections: usize,
+    /// Sessions placed since the start, by reason: every label of `sessile_placements_total`.
+    #[serde(default)]
+    pub placements: BTreeMap<String, u64>,
+    /// Errors answered in place of a backend since the start, by reason.
+    #[serde(default)]
+    pub errors: BTreeMap<String, u64>,
 }
 
 /// The configuration file and how it was last read.
@@ -114,12 +123,27 @@ pub struct BackendStatus {
     pub version: Option<String>,
     /// Why the last failed probe failed, while that matters.
     pub error: Option<String>,
+    /// For how long its health has been what it is; null before the first verdict.
+    #[serde(default)]
+    pub health_seconds: Option<f64>,
+    /// How long ago that failed probe was.
+    #[serde(default)]
+    pub error_seconds: Option<f64>,
+    /// Whether it does not take our token: it can be probed, but not asked where sessions are.
+    #[serde(default)]
+    pub mute: bool,
     /// What the last answered probe took.
     pub probe_seconds: Option<f64>,
     /// Open now.
     pub connections: usize,
     /// Owned now.
     pub sessions: usize,
+    /// Carried from clients since the start.
+    #[serde(default)]
+    pub bytes_to_backend: u64,
+    /// Carried to clients since the start.
+    #[serde(default)]
+    pub bytes_to_client: u64,
     /// Whether it has left the file and only carries what it had.
     pub leaving: bool,
 }
@@ -129,6 +153,26 @@ pub struct BackendStatus {
 pub struct Backends {
     /// As in [`Status`].
     pub backends: Vec<BackendStatus>,
+}
+
+/// `/api/v1/probes`: what the last probes took, for a picture of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Probes {
+    /// No backend has more.
+    pub length_max: usize,
+    /// In the order of [`Status`].
+    pub backends: Vec<BackendProbes>,
+}
+
+/// The last probes of one backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendProbes {
+    /// As in [`BackendStatus`].
+    pub name: String,
+    /// As in [`BackendStatus`].
+    pub address: String,
+    /// Seconds, the oldest first; null for one that failed.
+    pub probes: Vec<Option<f64>>,
 }
 
 /// `/api/v1/route`.
@@ -215,6 +259,8 @@ impl Status {
             pins: count(metrics.pins.get()),
             openings: count(metrics.openings_active.get()),
             connections: total(&metrics.connections_active),
+            placements: counts(&metrics.placements, Reason::ALL.map(Reason::label)),
+            errors: counts(&metrics.errors_answered, Refusal::ALL.map(Refusal::label)),
         }
     }
 }
@@ -227,6 +273,26 @@ impl Backends {
         let leaving = reloader.leaving().await;
         let leaving = leaving.iter().map(|backend| BackendStatus::new(backend, None));
         Self { backends: members.chain(leaving).collect() }
+    }
+}
+
+impl Probes {
+    /// The last probes of this moment.
+    pub async fn of(reloader: &Reloader) -> Self {
+        let snapshot = reloader.balancer().snapshot();
+        let leaving = reloader.leaving().await;
+        let backends = snapshot.members.iter().map(|member| &member.backend).chain(&leaving);
+        let probes = |backend: &Arc<Backend>| BackendProbes {
+            name: backend.name().to_string(),
+            address: backend.address().to_string(),
+            probes: backend
+                .history()
+                .probes()
+                .into_iter()
+                .map(|took| took.map(|took| took.as_secs_f64()))
+                .collect(),
+        };
+        Self { length_max: PROBES_MAX, backends: backends.map(probes).collect() }
     }
 }
 
@@ -250,9 +316,14 @@ impl BackendStatus {
             suspect: backend.is_suspect(),
             version: standing.version.map(|version| version.to_string()),
             error: standing.error.map(|error| error.to_string()),
+            health_seconds: standing.since.map(|since| since.elapsed().as_secs_f64()),
+            error_seconds: standing.failed.map(|failed| failed.elapsed().as_secs_f64()),
+            mute: standing.mute,
             probe_seconds: standing.probe.map(|took| took.as_secs_f64()),
             connections: backend.connections(),
             sessions: backend.sessions(),
+            bytes_to_backend: backend.series().bytes_to_backend.get(),
+            bytes_to_client: backend.series().bytes_to_client.get(),
             leaving: member.is_none(),
         }
     }
@@ -268,6 +339,11 @@ impl Failed {
 
 fn rfc3339(at: SystemTime) -> String {
     humantime::format_rfc3339_seconds(at).to_string()
+}
+
+/// Every count of a family with one label of a closed set.
+fn counts<const N: usize>(family: &IntCounterVec, labels: [&str; N]) -> BTreeMap<String, u64> {
+    labels.into_iter().map(|label| (label.to_owned(), family.with_label_values(&[label]).get())).collect()
 }
 
 /// A gauge as a count: between two updates it may be below zero for a moment.

@@ -10,6 +10,15 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::fleet::{ANY, Fleet, request, send, send_unix, text};
 
+/// A backend without what differs from one question to the next.
+fn timeless(backend: &serde_json::Value) -> serde_json::Value {
+    let mut backend = backend.clone();
+    for field in ["probe_seconds", "health_seconds", "error_seconds"] {
+        assert!(backend.as_object_mut().unwrap().remove(field).is_some(), "{field}");
+    }
+    backend
+}
+
 #[tokio::test]
 async fn status_has_every_documented_field() {
     let fleet = Fleet::start(2).await;
@@ -18,7 +27,10 @@ async fn status_has_every_documented_field() {
     assert!(status.head.contains("content-type: application/json"), "{}", status.head);
     assert!(status.head.contains("cache-control: no-store"), "{}", status.head);
     let mut json = status.json();
-    assert_eq!(json["backends"], fleet.get("/api/v1/backends").await.json()["backends"]);
+    let backends = fleet.get("/api/v1/backends").await.json()["backends"].clone();
+    for (at, backend) in backends.as_array().unwrap().iter().enumerate() {
+        assert_eq!(timeless(&json["backends"][at]), timeless(backend));
+    }
     let listener = fleet.listener().await.to_string();
     assert_eq!(json["listeners"][0]["bound"], listener);
     assert_eq!(json["config"]["file"], fleet.path().display().to_string());
@@ -34,7 +46,10 @@ async fn status_has_every_documented_field() {
     json["config"]["last_reload"]["at"] = "TIME".into();
     for backend in json["backends"].as_array_mut().unwrap() {
         backend["address"] = "ADDRESS".into();
-        backend["probe_seconds"] = 0.into();
+        for seconds in ["probe_seconds", "health_seconds"] {
+            assert!(backend[seconds].as_f64().is_some_and(|seconds| seconds > 0.0), "{backend}");
+            backend[seconds] = 0.into();
+        }
     }
     insta::assert_snapshot!(serde_json::to_string_pretty(&json).unwrap());
 }
@@ -75,6 +90,57 @@ async fn no_backend_up_is_not_ready_and_says_why() {
 }
 
 #[tokio::test]
+async fn probes_are_remembered_the_failed_ones_too() {
+    let fleet = Fleet::start_with(1, ANY, "[health]\ninterval = '20ms'\ntimeout = '20ms'\nfall = 1").await;
+    let probes = fleet.get("/api/v1/probes").await.json();
+    assert_eq!(probes["backends"][0]["address"], fleet.standins[0].address().to_string());
+    let first = probes["backends"][0]["probes"].as_array().unwrap().clone();
+    assert!(!first.is_empty() && first.iter().any(|took| took.as_f64().is_some_and(|took| took > 0.0)));
+    fleet.standins[0].refuse(true).await.unwrap();
+    fleet.standins[0].close_connections(sessile::standin::Cut::Fin).await;
+    fleet.until(|health| health == Health::Down).await;
+    let probes = fleet.get("/api/v1/probes").await.json();
+    assert!(
+        probes["backends"][0]["probes"].as_array().unwrap().contains(&serde_json::Value::Null),
+        "{probes}"
+    );
+}
+
+#[tokio::test]
+async fn status_counts_placements_errors_and_bytes() {
+    let fleet = Fleet::start(1).await;
+    let client = fleet.attach("a").await;
+    drop(client);
+    fleet.balancer().tasks.close();
+    fleet.balancer().tasks.wait().await;
+    let status = fleet.get("/api/v1/status").await.json();
+    assert_eq!((&status["placements"]["hash"], &status["placements"]["owner"]), (&1.into(), &0.into()));
+    assert_eq!(status["errors"]["no_backend"], 0);
+    let backend = &status["backends"][0];
+    for field in ["bytes_to_backend", "bytes_to_client"] {
+        assert!(backend[field].as_u64() > Some(50), "{backend}");
+    }
+}
+
+#[tokio::test]
+async fn the_page_is_for_everybody_and_holds_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "an-admin-token-for-tests").unwrap();
+    let fleet = Fleet::start_with(1, ANY, &format!("token = {{ file = '{}' }}", file.display())).await;
+    let page = fleet.get("/").await;
+    assert_eq!(page.status, 200);
+    for header in
+        ["content-type: text/html", "content-security-policy: default-src 'none'", "x-frame-options: deny"]
+    {
+        assert!(page.head.contains(header), "{}", page.head);
+    }
+    assert!(!page.body.contains("cli-1"), "it holds no data");
+    assert_eq!(fleet.post("/").await.status, 405);
+    assert_eq!(fleet.get("/api/v1/probes").await.status, 401);
+}
+
+#[tokio::test]
 async fn route_says_where_and_why() {
     let fleet = Fleet::start(3).await;
     let route = fleet.get("/api/v1/route?session=user%2D7-chat").await;
@@ -97,7 +163,7 @@ async fn operators_words_show_beside_the_files() {
         let told = fleet.post(&format!("/api/v1/backends/cli-2/{word}")).await;
         assert_eq!(told.status, 200);
         let status = fleet.get("/api/v1/status").await.json();
-        assert_eq!(status["backends"][1], told.json());
+        assert_eq!(timeless(&status["backends"][1]), timeless(&told.json()));
         assert_eq!(told.json()["state"], word);
         assert_eq!(told.json()["file_state"], "ready");
     }
@@ -338,7 +404,7 @@ async fn a_head_that_never_ends_is_cut_off() {
 #[tokio::test]
 async fn an_unknown_page_lists_the_routes() {
     let fleet = Fleet::start(1).await;
-    for path in ["/", "/nowhere", "/api/v1"] {
+    for path in ["/nowhere", "/api/v1", "/index.html"] {
         let answer = fleet.get(path).await;
         assert_eq!((answer.status, answer.reason().as_str()), (404, "not_found"));
         let routes = answer.json()["routes"].clone();

@@ -1,8 +1,8 @@
 # Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
 
-.PHONY: test lint need-node need-python need-systemd need-browser unit sdk page bench soak clean
+.PHONY: test lint need-node need-python need-systemd need-browser need-promtool unit sdk page observability bench soak clean
 
-test: need-node need-python need-systemd need-browser lint unit page sdk
+test: need-node need-python need-systemd need-browser need-promtool lint unit page observability sdk
 
 # Says what is missing instead of skipping what it was for.
 need-node:
@@ -24,6 +24,9 @@ need-systemd:
 need-browser:
 	@sh tests/need.sh chromium chromium "to try the status page in a real browser"
 
+need-promtool:
+	@sh tests/need.sh promtool prometheus "to check metrics and alert rules"
+
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
@@ -43,6 +46,10 @@ tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json
 # The status page, in a browser.
 page: tests/page/node_modules/.package-lock.json
 	cd tests/page && SESSILE_BIN=$(CURDIR)/target/debug/sessile npm test
+
+# The rules, the dashboard and the metrics, as Prometheus sees them.
+observability:
+	cd tests/observability && SESSILE_BIN=$(CURDIR)/target/debug/sessile node --test
 
 tests/page/node_modules/.package-lock.json: tests/page/package-lock.json
 	cd tests/page && npm ci

@@ -10,6 +10,8 @@ mod process;
 mod requests;
 mod instruments;
 mod record;
+#[cfg(test)]
+mod tests;
 
 pub use backends::BackendSeries;
 pub use instruments::Metrics;

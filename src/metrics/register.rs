@@ -15,6 +15,8 @@ pub(super) fn add<C: Collector + Clone + 'static>(
     collector: C,
 ) -> prometheus::Result<C> {
     registry.register(Box::new(collector.clone()))?;
+    #[cfg(test)]
+    note(&collector);
     Ok(collector)
 }
 
@@ -59,4 +61,41 @@ pub(super) fn int_gauge(r: &Registry, name: &str, help: &str) -> prometheus::Res
 
 pub(super) fn gauge(r: &Registry, name: &str, help: &str) -> prometheus::Result<Gauge> {
     add(r, Gauge::new(name, help)?)
+}
+
+/// One instrument as it was registered, without the prefix of its registry.
+#[cfg(test)]
+#[derive(Clone, Debug)]
+pub(super) struct Described {
+    pub(super) name: String,
+    pub(super) kind: String,
+    pub(super) labels: Vec<String>,
+}
+
+#[cfg(test)]
+thread_local! {
+    static DESCRIBED: std::cell::RefCell<Vec<Described>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// What `register` registers on this thread: families without a series are in no answer to a scrape.
+#[cfg(test)]
+pub(super) fn described(register: impl FnOnce()) -> Vec<Described> {
+    DESCRIBED.take();
+    register();
+    DESCRIBED.take()
+}
+
+#[cfg(test)]
+fn note<C: Collector>(collector: &C) {
+    let kind =
+        collector.collect().first().map(|family| format!("{:?}", family.get_field_type()).to_lowercase());
+    for desc in collector.desc() {
+        DESCRIBED.with_borrow_mut(|all| {
+            all.push(Described {
+                name: desc.fq_name.clone(),
+                kind: kind.clone().unwrap_or_default(),
+                labels: desc.variable_labels.clone(),
+            });
+        });
+    }
 }

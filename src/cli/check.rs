@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use super::CONFIG;
 use super::terminal::{Table, err, out, plain};
 use crate::config::{self, AdminAddress, AdminState, Config};
+use crate::server::Trouble;
 
 /// Loads a configuration; the exit code, and everything that is wrong on standard error, if it is not sound.
 pub(super) fn load(path: &Path) -> Result<Config, ExitCode> {
@@ -17,7 +18,17 @@ pub(super) fn load(path: &Path) -> Result<Config, ExitCode> {
 }
 
 /// Says that a file is sound, and what it comes to; or all that is wrong with it.
-pub(super) fn check(path: &Path) -> ExitCode {
+pub(super) fn check(path: &Path, json: bool) -> ExitCode {
+    if json {
+        let loaded = config::load(path);
+        let problems = loaded.as_ref().err().map(Trouble::of).unwrap_or_default();
+        let file = path.display().to_string();
+        out(&format!(
+            "{}\n",
+            serde_json::json!({ "file": file, "ok": loaded.is_ok(), "problems": problems })
+        ));
+        return loaded.map_or(ExitCode::from(CONFIG), |_| ExitCode::SUCCESS);
+    }
     match load(path) {
         Ok(config) => {
             out(&format!("{} is sound\n{}", plain(&path.display().to_string()), summary(&config)));

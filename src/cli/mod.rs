@@ -35,7 +35,13 @@ enum Command {
     /// Run the balancer until a signal ends it
     Run(File),
     /// Say whether a configuration file is sound, or everything that is wrong with it
-    Check(File),
+    Check {
+        #[command(flatten)]
+        file: File,
+        /// Print the verdict as JSON, with every problem
+        #[arg(long)]
+        json: bool,
+    },
     /// Say where sessions would go, and why: one line an ID, with the backend and the reason
     ///
     /// With --config, from the file alone: where new sessions go while every backend is up. With --admin, the running
@@ -49,6 +55,9 @@ enum Command {
         admin: Option<Admin>,
         #[command(flatten)]
         key: Key,
+        /// Print a list of objects, one an ID
+        #[arg(long)]
+        json: bool,
         /// Session IDs
         #[arg(required = true, value_name = "ID", value_parser = clap::builder::NonEmptyStringValueParser::new())]
         ids: Vec<String>,
@@ -136,11 +145,11 @@ pub fn main() -> ExitCode {
         |Told { name, remote }: Told, state| at(remote, |desk, json| remote::tell(desk, json, &name, state));
     match line.command {
         Command::Run(File { config }) => run::run(&config),
-        Command::Check(File { config }) => check::check(&config),
-        Command::Route { admin: Some(admin), key, ids, .. } => {
-            at(Remote { admin, key, json: false }, |desk, _| route::online(desk, &ids))
+        Command::Check { file: File { config }, json } => check::check(&config, json),
+        Command::Route { admin: Some(admin), key, json, ids, .. } => {
+            at(Remote { admin, key, json }, |desk, json| route::online(desk, json, &ids))
         }
-        Command::Route { config, ids, .. } => route::offline(&config.unwrap_or_default(), &ids),
+        Command::Route { config, json, ids, .. } => route::offline(&config.unwrap_or_default(), json, &ids),
         Command::Status(remote) => at(remote, remote::status),
         Command::Reload(remote) => at(remote, remote::reload),
         Command::Drain(told) => tell(told, AdminState::Drain),

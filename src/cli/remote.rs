@@ -8,12 +8,12 @@ use serde::de::DeserializeOwned;
 use super::CONFIG;
 use super::client::{Desk, Fault, ask, encoded};
 use super::shown;
-use super::terminal::{err, out};
+use super::terminal::{Look, err, out};
 use crate::config::AdminState;
 
 /// Prints the status.
 pub(super) fn status(desk: &Desk, json: bool) -> ExitCode {
-    show(desk, json, Method::GET, "/api/v1/status", shown::status)
+    show(desk, json, Method::GET, "/api/v1/status", |status| shown::status(status, Look::of_output()))
 }
 
 /// Reloads the file.

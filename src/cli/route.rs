@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use hyper::{Method, StatusCode};
+use serde::Serialize;
 
 use super::check;
 use super::client::{Desk, Fault, ask, encoded};
@@ -16,7 +17,7 @@ use crate::snapshot::Snapshot;
 use crate::wire::SessionId;
 
 /// Where new sessions with these IDs go, by the file at `path` and with every backend up.
-pub(super) fn offline(path: &Path, ids: &[String]) -> ExitCode {
+pub(super) fn offline(path: &Path, json: bool, ids: &[String]) -> ExitCode {
     let config = match check::load(path) {
         Ok(config) => config,
         Err(code) => return code,
@@ -27,17 +28,36 @@ pub(super) fn offline(path: &Path, ids: &[String]) -> ExitCode {
         );
     }
     let snapshot = Plan::new(config);
-    let mut table = Table::bare();
-    let mut code = ExitCode::SUCCESS;
-    for (turn, id) in ids.iter().enumerate() {
+    let way = |(turn, id): (usize, &String)| {
         let (backend, reason) = snapshot.route(&SessionId::new(id), turn);
-        if backend.is_none() {
-            code = ExitCode::FAILURE;
+        Way { session: id.clone(), backend, reason: reason.into() }
+    };
+    show(&ids.iter().enumerate().map(way).collect::<Vec<_>>(), json)
+}
+
+/// Where a session goes; `backend` is null if nowhere, and `reason` then says why.
+#[derive(Debug, Serialize)]
+struct Way {
+    session: String,
+    backend: Option<String>,
+    reason: String,
+}
+
+/// Prints all ways, and says whether every session has one.
+fn show(ways: &[Way], json: bool) -> ExitCode {
+    if json {
+        match serde_json::to_string(ways) {
+            Ok(text) => out(&format!("{text}\n")),
+            Err(error) => err(&format!("sessile: {error}\n")),
         }
-        table.row([id.clone(), backend.unwrap_or_else(|| "-".into()), reason.into()]);
+    } else {
+        let mut table = Table::bare();
+        for Way { session, backend, reason } in ways {
+            table.row([session.clone(), backend.clone().unwrap_or_else(|| "-".into()), reason.clone()]);
+        }
+        out(&table.render(""));
     }
-    out(&table.render(""));
-    code
+    if ways.iter().all(|way| way.backend.is_some()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// A configuration and its ring, without a fleet.
@@ -91,21 +111,21 @@ impl Plan {
 }
 
 /// Where a running balancer would send these sessions now.
-pub(super) fn online(desk: &Desk, ids: &[String]) -> ExitCode {
-    let mut table = Table::bare();
-    let mut code = ExitCode::SUCCESS;
+pub(super) fn online(desk: &Desk, json: bool, ids: &[String]) -> ExitCode {
+    let mut ways = Vec::new();
     for id in ids {
         let path = format!("/api/v1/route?session={}", encoded(id));
         let answer = ask(desk, Method::GET, &path);
         match answer.map(|body| serde_json::from_slice::<Route>(&body)) {
-            Ok(Ok(Route { backend, reason, .. })) => table.row([id.clone(), backend, reason]),
+            Ok(Ok(Route { backend, reason, .. })) => {
+                ways.push(Way { session: id.clone(), backend: Some(backend), reason });
+            }
             Err(fault @ Fault::Refused { status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. }) => {
                 err(&format!("sessile: {fault}\n"));
                 return ExitCode::FAILURE;
             }
             Err(Fault::Refused { why, .. }) => {
-                table.row([id.clone(), "-".into(), why.error.reason]);
-                code = ExitCode::FAILURE;
+                ways.push(Way { session: id.clone(), backend: None, reason: why.error.reason });
             }
             Ok(Err(error)) => {
                 err(&format!("sessile: {desk} answered something else: {error}\n"));
@@ -117,6 +137,5 @@ pub(super) fn online(desk: &Desk, ids: &[String]) -> ExitCode {
             }
         }
     }
-    out(&table.render(""));
-    code
+    show(&ways, json)
 }

@@ -1,27 +1,27 @@
 //! Answers of the admin API as people read them. Pure.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::terminal::{Table, plain};
+use super::terminal::{Look, Table, Tone, plain};
 use crate::fleet::WARM;
 use crate::server::Trouble;
 use crate::server::status::{BackendStatus, ListenerStatus, Reloaded, Status};
 
 /// `sessile status`.
-pub(super) fn status(status: &Status) -> String {
-    let up = Duration::from_secs_f64(status.uptime_seconds.clamp(0.0, 1e9).floor());
-    let condition = match (status.draining, status.ready) {
-        (true, _) => "is draining",
-        (false, true) if status.panic => "is ready, but in PANIC: too few backends are up",
-        (false, true) => "is ready",
-        (false, false) => "is NOT ready: no backend is up",
+pub(super) fn status(status: &Status, look: Look) -> String {
+    let (condition, tone) = match (status.draining, status.ready) {
+        (true, _) => ("is draining", Tone::Slow),
+        (false, true) if status.panic => ("is ready, but in PANIC: too few backends are up", Tone::Bad),
+        (false, true) => ("is ready", Tone::Good),
+        (false, false) => ("is NOT ready: no backend is up", Tone::Bad),
     };
     let (version, generation) = (plain(&status.version), status.generation);
-    let mut text = format!(
-        "sessile {version} {condition}; generation {generation}, up {}\n\n",
-        humantime::format_duration(up)
-    );
+    let condition = look.paint(condition, tone);
+    let up = seconds(status.uptime_seconds);
+    let mut text = format!("sessile {version} {condition}; generation {generation}, up {up}\n\n");
     let placement = &status.placement;
     let mut table = Table::bare();
     for (what, value) in [
@@ -32,24 +32,44 @@ pub(super) fn status(status: &Status) -> String {
         ),
         ("sessions", format!("{} owned, {} pinned", status.owners, status.pins)),
         ("connections", format!("{}, of which {} opening", status.connections, status.openings)),
+        ("placements", counted(&status.placements)),
+        ("errors", counted(&status.errors)),
     ] {
-        table.row([what.to_owned(), value]);
+        table.toned([(what.to_owned(), Tone::Faint), (value, Tone::Plain)]);
     }
-    text.push_str(&table.render(""));
+    text.push_str(&table.painted("", look));
     let last = &status.config.last_reload;
     if !last.ok {
-        let _infallible =
-            write!(text, "\nThe file was refused at {} and changed nothing:\n", plain(&last.at));
+        let _infallible = writeln!(text, "\n{}", look.paint(&refused_at(&last.at), Tone::Bad));
         text.push_str(&problems(&last.problems));
     }
     text.push('\n');
-    text.push_str(&listeners(&status.listeners));
+    text.push_str(&listeners(&status.listeners, look));
     text.push('\n');
-    text.push_str(&backends(&status.backends));
+    text.push_str(&backends(&status.backends, look));
     text
 }
 
-fn listeners(listeners: &[ListenerStatus]) -> String {
+fn refused_at(at: &str) -> String {
+    format!("The file was refused at {} and changed nothing:", plain(at))
+}
+
+/// "40 hash, 2 owner": the most frequent first, what never happened left out.
+fn counted(counts: &BTreeMap<String, u64>) -> String {
+    let mut some: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
+    some.sort_by_key(|(_, count)| Reverse(**count));
+    let some: Vec<String> = some.into_iter().map(|(what, count)| format!("{count} {what}")).collect();
+    if some.is_empty() { "none".into() } else { some.join(", ") }
+}
+
+/// A span of time in at most two units.
+fn seconds(seconds: f64) -> String {
+    let whole = Duration::from_secs_f64(seconds.clamp(0.0, 1e9).floor());
+    let words = humantime::format_duration(whole).to_string();
+    words.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+fn listeners(listeners: &[ListenerStatus], look: Look) -> String {
     let mut table = Table::new(&["LISTENER", "CONNECTIONS", "NOTE"]);
     for ListenerStatus { address, bound, connections } in listeners {
         let note = match bound {
@@ -59,60 +79,83 @@ fn listeners(listeners: &[ListenerStatus]) -> String {
         };
         table.row([address.clone(), connections.to_string(), note]);
     }
-    table.render("")
+    table.painted("", look)
 }
 
-fn backends(backends: &[BackendStatus]) -> String {
+fn backends(backends: &[BackendStatus], look: Look) -> String {
     let heads = [
         "BACKEND",
         "ADDRESS",
         "STATE",
         "HEALTH",
+        "SINCE",
         "WEIGHT",
         "SESSIONS",
         "CONNECTIONS",
         "PROBE ms",
         "VERSION",
-        "NOTE",
     ];
     let mut table = Table::new(&heads);
     for backend in backends {
         let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
-        table.row([
-            backend.name.clone(),
-            backend.address.clone(),
-            or_none(backend.state.clone()),
-            backend.health.clone(),
-            or_none(backend.weight.map(|weight| weight.to_string())),
-            backend.sessions.to_string(),
-            backend.connections.to_string(),
-            or_none(backend.probe_seconds.map(|seconds| format!("{:.1}", seconds * 1000.0))),
-            or_none(backend.version.clone()),
-            note(backend),
-        ]);
+        let health = match backend.health.as_str() {
+            "up" if !backend.suspect => Tone::Good,
+            "unknown" => Tone::Plain,
+            _ => Tone::Bad,
+        };
+        let state = if backend.state.as_deref() == Some("ready") { Tone::Plain } else { Tone::Slow };
+        let cells = [
+            (backend.name.clone(), Tone::Plain),
+            (backend.address.clone(), Tone::Faint),
+            (or_none(backend.state.clone()), state),
+            (backend.health.clone(), health),
+            (or_none(backend.health_seconds.map(seconds)), Tone::Plain),
+            (or_none(backend.weight.map(|weight| weight.to_string())), Tone::Plain),
+            (backend.sessions.to_string(), Tone::Plain),
+            (backend.connections.to_string(), Tone::Plain),
+            (or_none(backend.probe_seconds.map(|seconds| format!("{:.1}", seconds * 1000.0))), Tone::Plain),
+            (or_none(backend.version.clone()), Tone::Faint),
+        ];
+        table.toned(cells);
+        for (note, tone) in notes(backend) {
+            table.note(&note, tone);
+        }
     }
-    table.render("")
+    // The state and health of a backend, and its sessions, show on any terminal.
+    table.fit(look.columns, &["PROBE ms", "CONNECTIONS", "SINCE", "ADDRESS", "WEIGHT", "VERSION"]);
+    table.painted("", look)
 }
 
 /// What is out of the ordinary.
-fn note(backend: &BackendStatus) -> String {
+fn notes(backend: &BackendStatus) -> Vec<(String, Tone)> {
     let mut notes = Vec::new();
     if backend.leaving {
-        notes.push("removed, carries what it had".to_owned());
+        notes.push(("removed from the file, carries what it had".to_owned(), Tone::Slow));
     }
     if let (Some(state), Some(file)) = (&backend.state, &backend.file_state)
         && state != file
     {
-        notes.push(format!("the file says {file}"));
+        notes.push((format!("by an operator; the file says {file}"), Tone::Slow));
     }
     if backend.suspect && backend.health == "up" {
-        notes.push("cannot be dialled".to_owned());
+        notes.push((
+            "could not be dialled: nothing new goes there before it answers a probe".into(),
+            Tone::Bad,
+        ));
     }
     if let Some(warmth) = backend.warmth.filter(|warmth| *warmth < WARM && backend.health == "up") {
-        notes.push(format!("warms up, takes {warmth}% of its share"));
+        notes.push((format!("warms up, takes {warmth}% of its share"), Tone::Plain));
     }
-    notes.extend(backend.error.clone());
-    notes.join("; ")
+    if backend.mute {
+        let why = "demands another token: sessions cannot be located there; see upstream.connection_token";
+        notes.push((why.into(), Tone::Bad));
+    }
+    if let Some(error) = &backend.error {
+        let ago = backend.error_seconds.map(|ago| format!(", {} ago", seconds(ago))).unwrap_or_default();
+        let tone = if backend.health == "up" { Tone::Faint } else { Tone::Bad };
+        notes.push((format!("last failed probe{ago}: {error}"), tone));
+    }
+    notes
 }
 
 /// `sessile reload` that worked.
@@ -170,8 +213,6 @@ fn s(count: usize) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::server::status::{ConfigStatus, PlacementStatus, ReloadStatus};
 
@@ -206,6 +247,8 @@ mod tests {
             health: "down".into(),
             suspect: true,
             error: Some("connection refused".into()),
+            error_seconds: Some(1.9),
+            health_seconds: Some(200.0),
             version: None,
             probe_seconds: None,
             connections: 0,
@@ -259,7 +302,29 @@ mod tests {
 
     #[test]
     fn status_is_a_page() {
-        insta::assert_snapshot!(status(&sample()));
+        insta::assert_snapshot!(status(&sample(), Look::default()));
+    }
+
+    #[test]
+    fn status_fits_a_narrow_terminal() {
+        let text = status(&sample(), Look { color: false, columns: Some(60) });
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn colors_say_nothing_that_words_do_not() {
+        let colored = status(&sample(), Look { color: true, columns: None });
+        let mut bare = String::new();
+        let mut rest = colored.as_str();
+        while let Some((before, after)) = rest.split_once('\u{1b}') {
+            bare.push_str(before);
+            rest = after.split_once('m').unwrap().1;
+        }
+        bare.push_str(rest);
+        assert_eq!(bare, status(&sample(), Look::default()));
+        assert!(
+            colored.contains("\u{1b}[1;31mdown\u{1b}[0m") && colored.contains("\u{1b}[33mdrain\u{1b}[0m")
+        );
     }
 
     #[test]
@@ -273,12 +338,12 @@ mod tests {
             Trouble { line: None, column: None, message: "cannot listen on 127.0.0.1:1".into(), help: None },
         ];
         refused.ready = false;
-        insta::assert_snapshot!(status(&refused));
+        insta::assert_snapshot!(status(&refused, Look::default()));
     }
 
     #[test]
     fn a_panic_stands_out() {
-        let text = status(&Status { panic: true, ..sample() });
+        let text = status(&Status { panic: true, ..sample() }, Look::default());
         assert!(text.contains(" is ready, but in PANIC: too few backends are up; "), "{text}");
     }
 

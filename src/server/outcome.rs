@@ -72,7 +72,7 @@ impl Trouble {
     }
 
     /// The problems of a file, in its order.
-    pub(super) fn of(problems: &Problems) -> Vec<Self> {
+    pub fn of(problems: &Problems) -> Vec<Self> {
         let trouble = |problem: &Problem| Self {
             line: problem.position.map(|position| position.line),
             column: problem.position.map(|position| position.column),

@@ -247,6 +247,29 @@ fn an_open_admin_port_without_a_token_does_not_start() {
     assert_eq!((run.code, run.err), (78, checked.err));
 }
 
+#[tokio::test]
+async fn scripts_get_json_from_every_command_that_tells() {
+    let sound = folder(SOUND);
+    let parsed = |ended: &Ended| serde_json::from_str::<Value>(&ended.out).unwrap();
+    let good = sessile(sound.path(), &["check", "--config", "sessile.toml", "--json"]);
+    assert_eq!((good.code, &parsed(&good)["ok"]), (0, &true.into()));
+    let broken = folder(&SOUND.replace("state =", "sate ="));
+    let bad = sessile(broken.path(), &["check", "--config", "sessile.toml", "--json"]);
+    let problem = parsed(&bad)["problems"][0].clone();
+    assert_eq!((bad.code, bad.err.as_str(), &problem["line"]), (78, "", &15.into()));
+    assert_eq!(problem["help"], "did you mean `state`?");
+    let ways = sessile(sound.path(), &["route", "--config", "sessile.toml", "--json", "a", "b"]);
+    assert_eq!((ways.code, parsed(&ways).as_array().unwrap().len()), (0, 2));
+    let fleet = Fleet::start(1).await;
+    let online = ask(&fleet, &["route", "--json", "a"]).await;
+    assert_eq!(online.out, "[{\"session\":\"a\",\"backend\":\"cli-1\",\"reason\":\"hash\"}]\n");
+    let closed = "[[listener]]\n[[backend]]\nname = 'a'\naddress = 'a:1'\nstate = 'maint'\n";
+    let closed = folder(closed);
+    let nowhere = sessile(closed.path(), &["route", "--config", "sessile.toml", "--json", "a"]);
+    assert_eq!((nowhere.code, &parsed(&nowhere)[0]["backend"]), (1, &Value::Null), "{}", nowhere.err);
+    assert_eq!(parsed(&nowhere)[0]["reason"], "no_backend");
+}
+
 #[test]
 fn a_silent_admin_socket_is_explained() {
     let taken = std::net::TcpListener::bind(ANY).unwrap();

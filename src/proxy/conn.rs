@@ -150,7 +150,8 @@ fn relay<'a>(
     let backend = &placed.backend;
     let lingers = walks.is_some();
     let mut up = Direction::new(std::mem::take(unsent), Tally::to_backend(record, backend));
-    let mut down = Direction::new(link.unread.split().freeze(), Tally::to_client(record, backend));
+    let mut down =
+        Direction::new(std::mem::take(&mut link.unread).freeze(), Tally::to_client(record, backend));
     if let Some((walk_up, walk_down)) = walks {
         up.tap(walk_up);
         down.tap(walk_down);

@@ -104,6 +104,10 @@ impl<'a> Direction<'a> {
                 }
                 self.left.advance(written);
                 self.passed(written);
+                if self.left.is_empty() {
+                    // Even empty it holds the buffer it was read into.
+                    self.left = Bytes::new();
+                }
             }
             if to.has_unsent() {
                 ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Fault::Write)?;

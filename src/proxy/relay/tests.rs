@@ -187,3 +187,28 @@ fn bulk_goes_through_a_pipe_that_is_given_back_when_there_is_none() {
         assert_eq!(lent_by_this_thread(), 0);
     });
 }
+
+#[test]
+fn a_buffer_that_has_been_sent_is_given_back() {
+    runtime().block_on(async {
+        let world = World::new();
+        let ((near_client, mut far_client), (near_backend, mut far_backend)) = (pair().await, pair().await);
+        let first = [Bytes::from(vec![b'u'; 500]), Bytes::from(vec![b'd'; 500])];
+        let up = Direction::new(first[0].clone(), Tally::to_backend(&world.record, &world.backend));
+        let down = Direction::new(first[1].clone(), Tally::to_client(&world.record, &world.backend));
+        let (client, backend) = ((&mut far_client, up), (&mut far_backend, down));
+        let relay = Relay::new(client, backend, &World::timeouts(), false, std::future::pending::<Why>());
+        let read = async {
+            for mut side in [near_client, near_backend] {
+                side.read_exact(&mut [0; 500]).await.unwrap();
+            }
+        };
+        tokio::select! {
+            close = relay => panic!("{close:?}"),
+            () = async {
+                read.await;
+                assert!(first.iter().all(Bytes::is_unique), "a relay that waits holds a buffer");
+            } => {}
+        }
+    });
+}

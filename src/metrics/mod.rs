@@ -14,4 +14,4 @@ mod record;
 pub use backends::BackendSeries;
 pub use instruments::Metrics;
 pub use record::Record;
-pub use requests::Class;
+pub use requests::{Class, Outcome};

@@ -138,3 +138,21 @@ fn who_vanishes_with_many_others_at_once_is_held_to_the_limit_as_well() {
         }
     });
 }
+
+#[test]
+fn what_a_vanished_client_was_asked_is_answered_for_it() {
+    run(async {
+        let fleet = fleet(Duration::from_secs(60)).await;
+        let balancer = Balancer::start(&text(&fleet, ROUTINGS[1])).await;
+        let mut client = balancer.client().await;
+        client.create("s").await;
+        client.result("session.send", json!({"sessionId": "s", "prompt": "think"})).await;
+        let home = fleet.home("s");
+        let asked = fleet[home].ask_session("s", "permission.request", &json!({})).unwrap();
+        client.asked("permission.request").await;
+        drop(client);
+        let answer = soon(fleet[home].answer(asked)).await.unwrap();
+        assert_eq!(answer["error"]["code"], -32603, "{answer}");
+        until("it is parked", || parked(&balancer) == 1).await;
+    });
+}

@@ -26,6 +26,8 @@ pub struct Balancer {
     pub metrics: Arc<Metrics>,
     /// What openings hold.
     pub opening_memory: Arc<Budget>,
+    /// Links kept for the running turns of clients that are gone.
+    pub parked: AtomicUsize,
     /// Where connections live.
     pub workers: Workers,
     /// Every task of every connection.
@@ -46,6 +48,7 @@ impl Balancer {
             owners: Owners::new(metrics.owners.clone()),
             pins: Pins::new(metrics.pins.clone()),
             opening_memory: Budget::new(metrics.opening_memory.clone()),
+            parked: AtomicUsize::new(0),
             metrics,
             snapshot: ArcSwap::from_pointee(snapshot),
             workers,
@@ -128,6 +131,11 @@ impl Budget {
 }
 
 impl Share {
+    /// How large it is.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Makes this share `bytes` large; false if all shares together would then exceed `bytes_max`. Shrinking always
     /// works.
     pub fn resize(&mut self, bytes: usize, bytes_max: Option<usize>) -> bool {

@@ -17,6 +17,9 @@ use crate::metrics::BackendSeries;
 /// Questions waiting for one backend's standing connection; a further one waits outside.
 const ASKS_MAX: usize = 1024;
 
+/// How often a question may outlast its patience while others are answered.
+const PATIENCES_MAX: u32 = 8;
+
 /// A question, sent over the standing query connection.
 #[derive(Debug)]
 pub struct Ask {
@@ -258,7 +261,7 @@ impl Backend {
 
     /// Asks something. `None` = no answer will come: the connection is lost, or nothing at all was answered for as
     /// long as `patience`; then the backend is not asked again before it answers a probe. One that answers others is
-    /// merely busy, and waited for.
+    /// merely busy, and waited for, but not for ever: it may be this question alone that it has no answer to.
     pub async fn ask(&self, method: &str, params: Value, patience: Duration) -> Option<Answer> {
         let asking = async {
             let (answer, answered) = oneshot::channel();
@@ -266,7 +269,7 @@ impl Backend {
             answered.await.ok()
         };
         tokio::pin!(asking);
-        loop {
+        for _ in 0..PATIENCES_MAX {
             let before = self.answers.load(Ordering::Relaxed);
             if let Ok(answer) = tokio::time::timeout(patience, &mut asking).await {
                 return answer;
@@ -276,6 +279,8 @@ impl Backend {
                 return None;
             }
         }
+        tracing::warn!(backend = %self.name, method, "a backend answers others, but not this question");
+        None
     }
 
     /// A question was answered.

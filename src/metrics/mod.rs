@@ -16,4 +16,4 @@ mod tests;
 pub use backends::BackendSeries;
 pub use instruments::Metrics;
 pub use record::Record;
-pub use requests::Class;
+pub use requests::{Class, Outcome};

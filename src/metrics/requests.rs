@@ -1,8 +1,9 @@
-//! Requests that the switch sees answered, by class of method: resolved once, because there is one for every exchange.
+//! Requests that the switch sees answered, by class of method, and their errors by code. Durations are resolved once,
+//! because there is one for every exchange.
 
 use std::time::Duration;
 
-use prometheus::{Histogram, IntCounter, Registry};
+use prometheus::{Histogram, IntCounterVec, Registry};
 
 use super::register::{counters, histograms};
 
@@ -57,29 +58,81 @@ impl Class {
     }
 }
 
+/// Codes of JSON-RPC errors that are told apart: the standard's, the CLI servers', and sessile's own.
+const CODES: [(i32, &str); 21] = [
+    (-32700, "-32700"),
+    (-32600, "-32600"),
+    (-32601, "-32601"),
+    (-32602, "-32602"),
+    (-32603, "-32603"),
+    (-32000, "-32000"),
+    (-32001, "-32001"),
+    (-32002, "-32002"),
+    (-32003, "-32003"),
+    (-32004, "-32004"),
+    (-32005, "-32005"),
+    (-32800, "-32800"),
+    (-32801, "-32801"),
+    (-32050, "-32050"),
+    (-32051, "-32051"),
+    (-32052, "-32052"),
+    (-32053, "-32053"),
+    (-32054, "-32054"),
+    (-32055, "-32055"),
+    (-32056, "-32056"),
+    (-32057, "-32057"),
+];
+
+/// How a request was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// With a result.
+    Success,
+    /// With an error of this code, if it has a sane one.
+    Error(Option<i32>),
+}
+
 /// The instruments of all classes.
 #[derive(Debug)]
-pub struct Requests([(Histogram, IntCounter); Class::ALL.len()]);
+pub struct Requests {
+    durations: [Histogram; Class::ALL.len()],
+    errors: IntCounterVec,
+}
 
 impl Requests {
     pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
         let durations = histograms(r, "request_duration_seconds", "Of answered requests.", &["class"])?;
-        let errors = counters(r, "request_errors_total", "Requests answered with an error.", &["class"])?;
-        let series = |class: Class| {
-            let label = [class.label()];
-            (durations.with_label_values(&label), errors.with_label_values(&label))
-        };
-        Ok(Self(Class::ALL.map(series)))
+        let help = "Requests answered with an error, by its code.";
+        let errors = counters(r, "request_errors_total", help, &["class", "code"])?;
+        let durations = Class::ALL.map(|class| durations.with_label_values(&[class.label()]));
+        Ok(Self { durations, errors })
     }
 
     /// A request was answered.
-    pub fn answered(&self, class: Class, after: Duration, is_error: bool) {
-        let all = Class::ALL.iter().zip(&self.0);
-        for (_, (durations, errors)) in all.filter(|(each, _)| **each == class) {
+    pub fn answered(&self, class: Class, after: Duration, outcome: Outcome) {
+        let all = Class::ALL.iter().zip(&self.durations);
+        for (_, durations) in all.filter(|(each, _)| **each == class) {
             durations.observe(after.as_secs_f64());
-            if is_error {
-                errors.inc();
-            }
         }
+        if let Outcome::Error(code) = outcome {
+            self.errors.with_label_values(&[class.label(), label(code)]).inc();
+        }
+    }
+}
+
+/// What the label says of a code: servers may make up any number, but not any series.
+fn label(code: Option<i32>) -> &'static str {
+    let known = CODES.iter().find(|(known, _)| Some(*known) == code);
+    known.map_or("other", |(_, label)| label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_told_apart_by_codes_that_are_known() {
+        assert!(CODES.iter().all(|(code, label)| code.to_string() == *label));
+        assert_eq!([label(Some(-32602)), label(Some(7)), label(None)], ["-32602", "other", "other"]);
     }
 }

@@ -28,12 +28,13 @@ pub(super) struct Inlet {
     begun: Option<Begun>,
 }
 
+/// Scans are boxed: most of the time no frame has begun, and most connections are idle.
 #[derive(Debug)]
 enum Begun {
     /// Not known yet where it goes.
-    Undecided { head: Head, scan: Scan, scanned: usize },
+    Undecided { head: Head, scan: Box<Scan>, scanned: usize },
     /// On its way.
-    Passing { scan: Scan, left: usize },
+    Passing { scan: Box<Scan>, left: usize },
     /// Of no use to anybody.
     Skipping { left: usize },
 }
@@ -120,6 +121,22 @@ impl Inlet {
         matches!(self.begun, Some(Begun::Passing { .. }))
     }
 
+    /// Bytes held of a frame that is not known to go anywhere yet.
+    pub(super) fn held(&self) -> usize {
+        self.unread.len()
+    }
+
+    /// Gives up the frame that has begun, and skips what is still to come of it: its id, if that is known. Without one
+    /// nobody could be told, so nothing is given up.
+    pub(super) fn give_up(&mut self) -> Option<Id> {
+        let Some(Begun::Undecided { head, scan, .. }) = &self.begun else { return None };
+        let id = scan.so_far().id.clone()?;
+        let left = head.frame_bytes().saturating_sub(self.unread.len());
+        self.unread = BytesMut::new();
+        self.begun = Some(Begun::Skipping { left });
+        Some(id)
+    }
+
     /// Reads once; 0 at the end.
     pub(super) fn poll_fill(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         // A read that does not fill the buffer tells the runtime that the socket is empty, which saves asking once more.
@@ -152,20 +169,30 @@ impl Inlet {
                 self.next(bytes_max)
             }
             Some(Begun::Undecided { head, scan, scanned }) => self.decide(head, scan, scanned, bytes_max),
-            None => match Head::read(&self.unread)? {
-                Some(head) => self.decide(head, Scan::default(), 0, bytes_max),
-                None => {
-                    self.relax();
-                    Ok(None)
+            None => {
+                if self.unread.is_empty() {
+                    return Ok(None);
                 }
-            },
+                match Head::read(&self.unread)? {
+                    Some(head) if self.unread.len() >= head.frame_bytes() => self.whole(head),
+                    Some(head) => self.decide(head, Box::default(), 0, bytes_max),
+                    None => Ok(None),
+                }
+            }
         }
+    }
+
+    /// The usual frame: all there at once.
+    fn whole(&mut self, head: Head) -> Result<Option<Piece>, Fault> {
+        let body = self.unread.get(head.head_bytes..head.frame_bytes()).unwrap_or_default();
+        let envelope = Scan::whole(body).map_err(|(fault, id)| Fault::Body(fault, id))?;
+        Ok(Some(Piece::Frame(self.take(head.frame_bytes(), head, envelope, 0))))
     }
 
     fn decide(
         &mut self,
         head: Head,
-        mut scan: Scan,
+        mut scan: Box<Scan>,
         scanned: usize,
         bytes_max: usize,
     ) -> Result<Option<Piece>, Fault> {
@@ -196,12 +223,13 @@ impl Inlet {
     }
 
     fn take(&mut self, bytes: usize, head: Head, envelope: Envelope, left: usize) -> Frame {
-        let bytes = self.unread.split_to(bytes).freeze();
-        self.relax();
-        Frame { bytes, body_at: head.head_bytes, envelope, left }
+        // To split costs more than to give all away.
+        let all = bytes == self.unread.len();
+        let bytes = if all { std::mem::take(&mut self.unread) } else { self.unread.split_to(bytes) };
+        Frame { bytes: bytes.freeze(), body_at: head.head_bytes, envelope, left }
     }
 
-    fn pass(&mut self, mut scan: Scan, left: usize) -> Result<Option<Piece>, Fault> {
+    fn pass(&mut self, mut scan: Box<Scan>, left: usize) -> Result<Option<Piece>, Fault> {
         let bytes = self.unread.split_to(left.min(self.unread.len())).freeze();
         self.relax();
         scan.feed(&bytes);

@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 
-const BUFFER_BYTES: usize = 64 * 1024;
+/// What one read may bring.
+pub(super) const READ_BYTES_MAX: usize = 64 * 1024;
 
 thread_local! {
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into());
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MAX].into());
 }
 
 /// Lends the buffer; `with` must not ask for it again.

@@ -8,9 +8,11 @@
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::inlet::{Inlet, Piece};
@@ -37,64 +39,77 @@ pub(super) struct Parked {
     pub(super) sessions: Vec<(SessionId, Option<Hold>)>,
 }
 
+/// One more parked link while it lives.
+struct Place(Arc<Balancer>);
+
+impl Place {
+    /// Takes one of `max` places.
+    fn take(balancer: &Arc<Balancer>, max: Option<usize>) -> Option<Self> {
+        let fits = |parked: usize| max.is_none_or(|max| parked < max).then(|| parked.saturating_add(1));
+        balancer.parked.fetch_update(Relaxed, Relaxed, fits).ok()?;
+        balancer.metrics.parked_connections.inc();
+        Some(Self(Arc::clone(balancer)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.parked.fetch_sub(1, Relaxed);
+        self.0.metrics.parked_connections.dec();
+    }
+}
+
 /// Keeps `parked` while a turn of its sessions goes on, `timeouts.linger` at most. The client is gone: nobody waits for
 /// this but the drain.
 pub(super) fn park(balancer: &Arc<Balancer>, parked: Parked) {
     let config = Arc::clone(&balancer.now().config);
     let Some(linger) = config.timeouts.linger else { return };
-    let gauge = balancer.metrics.parked_connections.clone();
-    let parked_max = config.limits.parked.map(|max| i64::try_from(max).unwrap_or(i64::MAX));
-    if parked_max.is_some_and(|max| gauge.get() >= max) {
+    let Some(place) = Place::take(balancer, config.limits.parked) else {
         tracing::warn!("limits.parked is reached: turns of a vanished client are given up");
         return;
-    }
-    let owner = Arc::clone(balancer);
+    };
     balancer.tasks.spawn(async move {
         let Parked { mut stream, lease, mut inlet, mut out, mut sessions } = parked;
         let backend = Arc::clone(lease.backend());
-        let patience = config.timeouts.locate;
-        retain_running(&backend, &mut sessions, patience).await;
-        if sessions.is_empty() {
-            return;
-        }
-        gauge.inc();
-        tracing::info!(backend = %backend.name(), sessions = sessions.len(), "a vanished client's turns go on");
         let turns = async {
+            retain_running(&backend, &mut sessions, config.timeouts.locate).await;
+            if sessions.is_empty() {
+                return;
+            }
+            tracing::info!(backend = %backend.name(), sessions = sessions.len(), "a vanished client's turns go on");
             while !sessions.is_empty() {
                 tokio::time::sleep(INTERVAL).await;
-                retain_running(&backend, &mut sessions, patience).await;
+                retain_running(&backend, &mut sessions, config.timeouts.locate).await;
             }
         };
         let end = tokio::select! {
-            () = turns => "its turns are over",
+            () = turns => "no turn goes on",
             () = tokio::time::sleep(linger) => "timeouts.linger is over",
-            () = owner.closing.cancelled() => "the balancer stops",
+            () = place.0.closing.cancelled() => "the balancer stops",
             _ = poll_fn(|cx| drain(&mut stream, &mut inlet, &mut out, cx)) => "the backend closed it",
         };
-        gauge.dec();
+        drop(place);
         tracing::info!(backend = %backend.name(), end, "a parked connection is closed");
     });
 }
 
-/// Lets go of sessions in which no turn goes on, and of those another holder wants to move.
+/// Lets go of sessions in which no turn goes on, and of those another holder wants to move. A backend that does not say
+/// is taken for one on which none does.
 async fn retain_running(
     backend: &Backend,
     sessions: &mut Vec<(SessionId, Option<Hold>)>,
     patience: Duration,
 ) {
-    let mut running = Vec::new();
-    for (session, hold) in sessions.drain(..) {
-        if hold.as_ref().is_some_and(|hold| hold.alarm().is_cancelled()) {
-            continue;
-        }
+    sessions.retain(|(_, hold)| hold.as_ref().is_none_or(|hold| !hold.alarm().is_cancelled()));
+    let asked = sessions.iter().map(|(session, _)| {
         let params = json!({ "sessionId": session.as_str() });
-        let answer = backend.ask("session.metadata.isProcessing", params, patience).await;
-        if matches!(answer, Some(Answer::Result(result)) if result.get("processing") == Some(&Value::Bool(true)))
-        {
-            running.push((session, hold));
-        }
-    }
-    *sessions = running;
+        backend.ask("session.metadata.isProcessing", params, patience)
+    });
+    let mut answers = join_all(asked).await.into_iter();
+    sessions.retain(|_| {
+        let answer = answers.next().flatten();
+        matches!(answer, Some(Answer::Result(result)) if result.get("processing") == Some(&Value::Bool(true)))
+    });
 }
 
 /// Reads and drops what the backend sends, and refuses what it asks; ready when it has nothing more to say.

@@ -113,6 +113,8 @@ pub struct Envelope {
     pub is_answer: bool,
     /// Whether an `error` member is there.
     pub is_error: bool,
+    /// `error.code`, if it is a sane number.
+    pub error_code: Option<i32>,
     /// `params.id`: the request that a `$/cancelRequest` is about.
     pub cancels: Option<Id>,
     /// `params.requestId`.

@@ -7,6 +7,7 @@ pub(super) enum Place {
     Params,
     Options,
     Result,
+    Error,
 }
 
 /// A key that matters, or any other.
@@ -20,6 +21,7 @@ pub(super) enum Key {
     Error,
     Result,
     ProtocolVersion,
+    Code,
     Cancels,
     Request,
     Other,
@@ -39,6 +41,7 @@ impl Key {
             (Place::Params, b"requestId") => Self::Request,
             (Place::Params | Place::Options | Place::Result, b"sessionId") => Self::Session,
             (Place::Result, b"protocolVersion") => Self::ProtocolVersion,
+            (Place::Error, b"code") => Self::Code,
             _ => Self::Other,
         }
     }

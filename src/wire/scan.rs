@@ -171,7 +171,7 @@ impl Scan {
     fn leave(&mut self) {
         (self.place, self.mode) = match self.place {
             Place::Top => (Place::Top, Mode::End),
-            Place::Params | Place::Result => (Place::Top, Mode::AfterValue),
+            Place::Params | Place::Result | Place::Error => (Place::Top, Mode::AfterValue),
             Place::Options => (Place::Params, Mode::AfterValue),
         };
     }
@@ -201,7 +201,7 @@ impl Scan {
                 return 1;
             }
             (Key::Id, b'-' | b'0'..=b'9' | b'n')
-            | (Key::ProtocolVersion | Key::Cancels, b'-' | b'0'..=b'9') => {
+            | (Key::ProtocolVersion | Key::Code | Key::Cancels, b'-' | b'0'..=b'9') => {
                 self.keep_raw(byte);
                 self.mode = Mode::Raw { quoted: false, escaped: false };
                 return 1;
@@ -229,9 +229,12 @@ impl Scan {
                     return self.enter(Place::Result);
                 }
             }
-            (Key::Error, _) => {
+            (Key::Error, byte) => {
                 self.found.is_answer = true;
                 self.found.is_error = true;
+                if byte == b'{' {
+                    return self.enter(Place::Error);
+                }
             }
             _ => {}
         }
@@ -267,9 +270,9 @@ impl Scan {
             return used;
         }
         self.mode = Mode::AfterValue;
-        let text = self.text.take();
+        let text = self.text.text();
         if self.key == Key::Method {
-            self.found.method = Some(text.into());
+            self.found.method = Some((*text).into());
             return used;
         }
         let field = match (text.is_empty(), self.text.is_over()) {
@@ -282,7 +285,7 @@ impl Scan {
             Place::Params => self.found.session = field,
             Place::Options => self.found.options_session = field,
             Place::Result => self.found.result_session = field,
-            Place::Top => {}
+            Place::Top | Place::Error => {}
         }
         used
     }
@@ -324,10 +327,15 @@ impl Scan {
 
     fn kept_raw(&mut self) {
         self.mode = Mode::AfterValue;
-        // What is echoed into an answer must be JSON, whatever the client sent.
-        let sound = serde_json::from_slice::<serde::de::IgnoredAny>(&self.raw).is_ok();
+        // What is echoed into an answer must be JSON, whatever the client sent. Most ids are plain numbers.
+        let plain =
+            matches!(self.raw.as_slice(), [b'1'..=b'9', rest @ ..] if rest.iter().all(u8::is_ascii_digit));
+        let sound = plain || serde_json::from_slice::<serde::de::IgnoredAny>(&self.raw).is_ok();
         match (self.key, sound) {
             (Key::ProtocolVersion, _) => self.found.protocol_version = Some(self.raw.as_slice().into()),
+            (Key::Code, _) => {
+                self.found.error_code = str::from_utf8(&self.raw).ok().and_then(|text| text.parse().ok());
+            }
             (Key::Cancels, _) => {
                 self.found.cancels = Some(Id { raw: self.raw.as_slice().into(), at: self.raw_at });
             }

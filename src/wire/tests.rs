@@ -21,6 +21,7 @@ fn read(body: &[u8]) -> Envelope {
         options_session: field(&value["params"]["options"]["sessionId"]),
         is_answer: value.get("result").is_some() || value.get("error").is_some(),
         is_error: value.get("error").is_some(),
+        error_code: value["error"]["code"].as_i64().and_then(|code| code.try_into().ok()),
         cancels: None,
         request: Field::Absent,
         result_session: field(&value["result"]["sessionId"]),

@@ -3,6 +3,11 @@
 //! Half a surrogate pair becomes U+FFFD, as in servers that keep text as UTF-8. What does not fit is dropped and
 //! said so: nobody can make a key or an ID cost more than its bound.
 
+use std::borrow::Cow;
+
+/// Most keys, methods and IDs are no longer.
+const USUAL_BYTES: usize = 64;
+
 /// The decoder; one is reused for every string of a body.
 #[derive(Debug, Default)]
 pub struct Text {
@@ -32,6 +37,8 @@ impl Text {
     /// Starts a new string, just after its opening quote.
     pub fn begin(&mut self, bytes_max: usize) {
         self.bytes.clear();
+        // At once, instead of byte by byte up to there.
+        self.bytes.reserve(bytes_max.min(USUAL_BYTES));
         self.bytes_max = bytes_max;
         self.over = false;
         self.escape = Escape::None;
@@ -49,8 +56,8 @@ impl Text {
     }
 
     /// The decoded text; invalid UTF-8 becomes U+FFFD.
-    pub fn take(&mut self) -> String {
-        String::from_utf8_lossy(&self.bytes).into_owned()
+    pub fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.bytes)
     }
 
     /// Decodes the next bytes: how many were used, and whether the closing quote was among them.

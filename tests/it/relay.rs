@@ -109,19 +109,22 @@ fn a_server_that_never_closes_is_left_after_half_close() {
 #[test]
 fn a_connection_that_moves_no_byte_is_closed_when_idle_says_so() {
     run(async {
-        let fleet = Fleet::local(1).await;
-        let balancer = Balancer::start(&fleet.text().set("timeouts.idle", "\"400ms\"")).await;
-        let mut client = balancer.client().await;
-        client.create("s").await;
-        let started = Instant::now();
-        while started.elapsed() < Duration::from_millis(800) {
-            client.result("ping", json!({})).await;
+        for routing in ["\"connection\"", "\"session\""] {
+            let fleet = Fleet::local(1).await;
+            let text = fleet.text().set("timeouts.idle", "\"400ms\"").listener("routing", routing);
+            let balancer = Balancer::start(&text).await;
+            let mut client = balancer.client().await;
+            client.create("s").await;
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_millis(800) {
+                client.result("ping", json!({})).await;
+            }
+            let quiet = Instant::now();
+            client.end().await;
+            assert!(quiet.elapsed() >= Duration::from_millis(390), "{:?}", quiet.elapsed());
+            until("it is counted", || balancer.closed("balancer", "relay", "timeout") == 1).await;
+            fleet[0].wait_for(|state| !state.is_live("s")).await;
         }
-        let quiet = Instant::now();
-        client.end().await;
-        assert!(quiet.elapsed() >= Duration::from_millis(390), "{:?}", quiet.elapsed());
-        until("it is counted", || balancer.closed("balancer", "relay", "timeout") == 1).await;
-        fleet[0].wait_for(|state| !state.is_live("s")).await;
     });
 }
 

@@ -7,20 +7,28 @@ use tokio::time::{Instant, sleep_until};
 
 use super::method::{self, Way};
 use super::route::plain;
-use super::table::Seat;
-use super::{ERRANDS_MAX, QUEUE_BYTES_MAX, Switch, Target, Waiter};
+use super::table::{At, Seat};
+use super::{ERRANDS_MAX, MERGING_MAX, QUEUE_BYTES_MAX, Switch, Target, WAITING_BYTES_MAX, Waiter};
 use crate::close::{At as Where, By, Close, Why};
 use crate::proxy::inlet::{Fault, Frame, Piece};
+use crate::proxy::lent::READ_BYTES_MAX;
 use crate::wire::envelope::Fault as Body;
 use crate::wire::{Id, Named, Refusal};
+
+/// Of a frame that has begun, so much is not counted: heads on their own, and the usual frames.
+const FREE_BYTES: usize = 4 * 1024;
 
 impl Switch<'_> {
     /// Takes frames from the client while their way is free.
     pub(super) fn turn_client(&mut self, cx: &mut Context<'_>) -> Result<bool, Close> {
         let mut moved = false;
-        while self.may_read() {
+        loop {
+            if !self.may_read() {
+                self.barred = true;
+                break;
+            }
             let piece = match self.held.take() {
-                Some(frame) => Some(Piece::Frame(frame)),
+                Some(frame) => Some(Piece::Frame(*frame)),
                 None => match self.inlet.next(self.config.limits.opening_bytes) {
                     Ok(piece) => piece,
                     Err(Fault::Midway(fault)) => {
@@ -32,15 +40,20 @@ impl Switch<'_> {
             };
             match piece {
                 Some(Piece::Frame(frame)) if self.is_barred(&frame) => {
-                    self.held = Some(frame);
+                    self.held = Some(Box::new(frame));
+                    self.barred = true;
                     break;
                 }
                 Some(Piece::Frame(frame)) => {
-                    self.dispatch(frame)?;
+                    self.dispatch(frame);
                     self.begin();
                 }
                 Some(Piece::More { bytes, end }) => self.more(bytes, end.map(|envelope| envelope.id)),
                 None if self.ended => break,
+                None if !self.account()? => {
+                    self.barred = true;
+                    break;
+                }
                 None => match self.inlet.poll_fill(&mut self.client, cx) {
                     Poll::Pending => break,
                     Poll::Ready(Ok(0)) => self.ended = true,
@@ -53,7 +66,45 @@ impl Switch<'_> {
         if moved {
             self.watch();
         }
+        if self.share.bytes() > 0 {
+            self.share.resize(self.parked_bytes(), None);
+        }
         Ok(moved)
+    }
+
+    /// Bytes of the client that wait to know where they go.
+    fn parked_bytes(&self) -> usize {
+        let waiting: usize = self.waiting.values().map(|waiting| waiting.bytes).sum();
+        let held = self.held.as_ref().map_or(0, |frame| frame.bytes.len());
+        waiting.saturating_add(held).saturating_add(self.inlet.held())
+    }
+
+    /// Counts a frame that has begun against the memory of all openings; false to wait until there is room. A frame for
+    /// which there is none is refused and its rest skipped.
+    fn account(&mut self) -> Result<bool, Close> {
+        let held = self.inlet.held();
+        if held <= FREE_BYTES && self.share.bytes() == 0 {
+            return Ok(true);
+        }
+        // What is read next may have to wait as well.
+        let ahead = if self.waiting.is_empty() { 0 } else { READ_BYTES_MAX };
+        let bytes = self.parked_bytes().saturating_add(ahead);
+        if self.share.resize(bytes, self.config.limits.opening_memory) {
+            return Ok(true);
+        }
+        if !self.waiting.is_empty() {
+            // There will be room when they know where they go.
+            return Ok(false);
+        }
+        match self.inlet.give_up() {
+            Some(id) => {
+                let message = "limits.opening_memory is used up by frames that are not whole yet";
+                self.refuse(Some(&id), &plain(Refusal::Limit, message));
+                Ok(true)
+            }
+            None if held <= FREE_BYTES => Ok(true),
+            None => Err(Close::new(By::Balancer, Where::Relay, Why::Limit)),
+        }
     }
 
     /// A frame that has begun must be whole in time; between frames a client may idle.
@@ -80,27 +131,66 @@ impl Switch<'_> {
     }
 
     /// Whether a frame has to wait: for the answer to a state request, or for room on its way.
-    fn is_barred(&self, frame: &Frame) -> bool {
-        let Some(method) = frame.envelope.method.as_deref() else { return false };
-        if self.busy.is_some() || self.waiting.len() >= ERRANDS_MAX {
+    fn is_barred(&mut self, frame: &Frame) -> bool {
+        let envelope = &frame.envelope;
+        let Some(method) = envelope.method.as_deref() else {
+            return envelope
+                .id
+                .as_ref()
+                .and_then(|id| self.table.asker(id))
+                .is_some_and(|at| self.is_full(at));
+        };
+        if self.busy.is_some() || !self.waiting.is_empty() && !self.may_wait(frame.bytes.len()) {
             return true;
         }
-        if method::way(method) == Way::State && !self.waiting.is_empty() {
+        let named = match method::way(method) {
             // An upstream on its way would not be told.
-            return true;
-        }
-        match frame.envelope.named() {
-            Named::Session(session) | Named::Untracked(session) => match self.table.sessions.get(&session) {
-                Some(Seat::Seated { at, .. }) => {
-                    self.upstreams.get(at).is_some_and(|upstream| !upstream.has_room())
-                }
-                Some(Seat::Placing(errand)) => {
-                    self.waiting.get(errand).is_some_and(|waiting| waiting.bytes >= QUEUE_BYTES_MAX)
-                }
-                None => false,
+            Way::State | Way::Provider if !self.waiting.is_empty() || !self.providers.is_idle() => {
+                return true;
+            }
+            Way::State | Way::Provider => {
+                return self.upstreams.values().any(|upstream| !upstream.has_room());
+            }
+            Way::Cancel => return self.cancelled(frame).is_some_and(|at| self.is_full(at)),
+            Way::Inference if self.inferring(frame).is_some() => {
+                return self.inferring(frame).is_some_and(|at| self.is_full(at));
+            }
+            Way::Fleet(_) if self.merging >= MERGING_MAX => return true,
+            Way::Ordinary if self.may_know() => envelope.named(),
+            Way::Fleet(_) | Way::Inference | Way::Ordinary => Named::Nothing,
+        };
+        let seat = match &named {
+            Named::Session(session) | Named::Untracked(session) => self.table.sessions.get(session),
+            Named::Born | Named::Nothing => None,
+        };
+        match (seat, &named) {
+            (Some(Seat::Seated { at, .. }), _) => self.is_full(*at),
+            (Some(Seat::Placing(errand)), _) => self.is_crowded(*errand),
+            (None, Named::Nothing) => match (self.any_up(), self.scouting) {
+                (Some(at), _) => self.is_full(at),
+                (None, Some(errand)) => self.is_crowded(errand),
+                (None, None) => !self.providers.is_idle(),
             },
-            Named::Born | Named::Nothing => false,
+            (None, _) => !self.providers.is_idle(),
         }
+    }
+
+    /// Whether one more frame may wait for an errand. What is not seated anywhere counts as what an opening holds.
+    fn may_wait(&mut self, bytes: usize) -> bool {
+        let bytes = self.parked_bytes().saturating_add(bytes);
+        self.waiting.len() < ERRANDS_MAX
+            && bytes <= WAITING_BYTES_MAX
+            && self.share.resize(bytes, self.config.limits.opening_memory)
+    }
+
+    /// Whether nothing more may be queued for an upstream.
+    fn is_full(&self, at: At) -> bool {
+        self.upstreams.get(&at).is_some_and(|upstream| !upstream.has_room())
+    }
+
+    /// Whether no further frame may wait for this errand.
+    fn is_crowded(&self, errand: u64) -> bool {
+        self.waiting.get(&errand).is_some_and(|waiting| waiting.bytes >= QUEUE_BYTES_MAX)
     }
 
     /// More of a large frame. At its end the id is known for sure.

@@ -1,5 +1,6 @@
 //! Errands: what the switch has to wait for, and what comes of it.
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -8,12 +9,13 @@ use crate::close::{At as Where, By, Close, Why};
 use crate::config::OnDown;
 use crate::fleet::{Backend, Health};
 use crate::link::{Link, StateFrame};
+use crate::metrics::Outcome;
 use crate::place::{self, Placed, Refused, Want};
 use crate::wire::{Id, Named, Refusal, SessionId};
 
 use super::table::{At, Seat};
 use super::upstream::Upstream;
-use super::{Switch, Target, Waiter};
+use super::{Switch, Target, Waiter, Waiting};
 
 /// An errand on its way.
 pub(super) type Errand = Pin<Box<dyn Future<Output = News> + Send>>;
@@ -26,6 +28,8 @@ pub(super) enum News {
     Scouted { errand: u64, link: Result<Link, Refused> },
     /// A link to every server that had none, or the reason why not.
     Everyone { errand: u64, links: Result<Vec<Link>, Refused> },
+    /// A call of every server has had its time.
+    Unprovided(u64),
     /// An upstream has to be given up.
     Alarm(At),
     /// An upstream's backend has gone down.
@@ -33,7 +37,7 @@ pub(super) enum News {
     /// The balancer stops.
     Closing,
     /// The fleet's answer to a request, as a whole frame.
-    Merged { id: Id, frame: Vec<u8> },
+    Merged { id: Id, frame: Vec<u8>, outcome: Outcome },
 }
 
 /// Finds a home for what `named` says.
@@ -99,7 +103,10 @@ impl Switch<'_> {
     pub(super) fn heard(&mut self, news: News) -> Result<(), Close> {
         match news {
             News::Placed { errand, session, placed } => match placed {
-                Ok(placed) => self.placed(errand, session, placed),
+                Ok(placed) => {
+                    self.placed(errand, session, placed);
+                    Ok(())
+                }
                 Err(refused) => {
                     if let Some(session) = &session {
                         self.table.sessions.remove(session);
@@ -113,15 +120,17 @@ impl Switch<'_> {
                 match link {
                     Ok(link) => {
                         let at = self.upstream_to(link.lease.backend()).unwrap_or_else(|| self.install(link));
-                        self.flush(errand, at)
+                        self.flush(errand, at);
                     }
-                    Err(refused) => {
-                        self.unplaced(errand, &refused);
-                        Ok(())
-                    }
+                    Err(refused) => self.unplaced(errand, &refused),
                 }
+                Ok(())
             }
             News::Everyone { errand, links } => self.provided(errand, links),
+            News::Unprovided(call) => {
+                self.unprovided(call);
+                Ok(())
+            }
             News::Alarm(at) => self.lose(at),
             News::Closing => {
                 let refused = Refused::later(Refusal::Draining, "this balancer is stopping", &self.config);
@@ -129,8 +138,9 @@ impl Switch<'_> {
                 Err(Close::new(By::Balancer, Where::Relay, Why::Draining))
             }
             News::Down(at) => self.downed(at),
-            News::Merged { id, frame } => {
-                self.end_alone(&id, false);
+            News::Merged { id, frame, outcome } => {
+                self.merging = self.merging.saturating_sub(1);
+                self.end_alone(&id, outcome);
                 self.say_own(frame);
                 Ok(())
             }
@@ -138,7 +148,7 @@ impl Switch<'_> {
     }
 
     /// A session has a home: its frames go there.
-    fn placed(&mut self, errand: u64, session: Option<SessionId>, placed: Placed) -> Result<(), Close> {
+    fn placed(&mut self, errand: u64, session: Option<SessionId>, placed: Placed) {
         let Placed { link, backend, mut hold, reason } = placed;
         let at = match (self.upstream_to(&backend), link) {
             (Some(at), _) => at,
@@ -149,20 +159,21 @@ impl Switch<'_> {
                 if let Some(session) = &session {
                     self.table.sessions.remove(session);
                 }
-                self.unplaced(errand, &refused);
-                return Ok(());
+                return self.unplaced(errand, &refused);
             }
         };
         self.record.placed(session.clone(), backend.name(), reason.label());
-        let Some(session) = session else { return self.flush(errand, at) };
+        let Some(session) = session else {
+            self.flush(errand, at);
+            return;
+        };
         if let (Some(hold), Some(upstream)) = (&mut hold, self.upstreams.get(&at)) {
             hold.set_alarm(upstream.alarm());
         }
         self.table.sessions.insert(session.clone(), Seat::Seated { at, hold, attached: false, flights: 0 });
-        self.flush(errand, at)?;
+        self.flush(errand, at);
         // What waited may have been given up meanwhile.
         self.table.release(&session);
-        Ok(())
     }
 
     /// The upstream to a backend, if there is one.
@@ -172,34 +183,45 @@ impl Switch<'_> {
     }
 
     /// Sends what waited for an errand.
-    fn flush(&mut self, errand: u64, at: At) -> Result<(), Close> {
-        let waiting = self.waiting.remove(&errand).unwrap_or_default();
+    fn flush(&mut self, errand: u64, at: At) {
+        let waiting = self.take_waiting(errand);
         // What is forwarded now may have come to its end already; only the frame still coming in has a target.
-        let target = match self.target.take() {
-            Some(Target::Errand(number)) if number == errand => Some(Target::Upstream(at)),
-            target => target,
-        };
+        let target = self.target.take();
+        let mut taken = true;
         for waiter in waiting.pieces {
             match waiter {
-                Waiter::Frame(frame) => self.forward(at, *frame)?,
-                Waiter::More(bytes) => self.push_up(at, bytes),
+                Waiter::Frame(frame) => taken = self.forward(at, *frame),
+                Waiter::More(bytes) if taken => self.push_up(at, bytes),
+                Waiter::More(_) => {}
             }
         }
-        self.target = target;
+        self.target = match target {
+            Some(Target::Errand(number)) if number == errand && taken => Some(Target::Upstream(at)),
+            Some(Target::Errand(number)) if number == errand => Some(Target::Nowhere),
+            target => target,
+        };
         self.begin();
-        Ok(())
+    }
+
+    /// Takes out what waited for an errand; an idle client keeps no room for it.
+    fn take_waiting(&mut self, errand: u64) -> Waiting {
+        let waiting = self.waiting.remove(&errand).unwrap_or_default();
+        if self.waiting.is_empty() {
+            self.waiting = HashMap::new();
+        }
+        waiting
     }
 
     /// Refuses what waited for an errand.
     pub(super) fn unplaced(&mut self, errand: u64, refused: &Refused) {
-        let waiting = self.waiting.remove(&errand).unwrap_or_default();
+        let waiting = self.take_waiting(errand);
         if matches!(self.target, Some(Target::Errand(number)) if number == errand) {
             self.target = Some(Target::Nowhere);
         }
         for frame in waiting.into_frames() {
             if frame.envelope.method.is_some() {
                 let id = frame.envelope.id.as_ref();
-                self.busy.take_if(|(busy, _)| id == Some(busy));
+                self.busy.take_if(|busy| id == Some(&busy.0));
                 self.refuse(id, refused);
             }
         }
@@ -220,6 +242,7 @@ impl Switch<'_> {
         let Some(upstream) = self.upstreams.get(&at) else { return };
         let alarm = upstream.alarm().clone();
         let mut standing = upstream.backend().standing();
+        self.barred = true;
         self.errands.push(Box::pin(async move {
             let down = async {
                 let alive = standing.wait_for(|standing| standing.health != Health::Down).await.is_ok();
@@ -238,8 +261,12 @@ impl Switch<'_> {
     /// so who owes the answer is given up.
     pub(super) fn overdue(&mut self) -> Result<(), Close> {
         self.overdue = None;
-        let flight = self.busy.as_ref().and_then(|(id, _)| self.table.flights.get(id));
-        let Some(at) = flight.map(|flight| flight.at) else { return Ok(()) };
+        let flight = self.busy.as_ref().and_then(|busy| self.table.flights.get(&busy.0));
+        let Some(at) = flight.map(|flight| flight.at) else {
+            // It waits for a backend to be found, which has a bound of its own.
+            self.wait_for_state();
+            return Ok(());
+        };
         if let Some(upstream) = self.upstreams.get(&at) {
             upstream.backend().suspect();
         }
@@ -247,12 +274,17 @@ impl Switch<'_> {
     }
 
     /// An upstream's backend is down. With `on_down = "keep"` that is a reason to stay only for sessions: who waits for
-    /// what any backend can answer must not wait for this one. In a panic nothing is closed.
+    /// what any backend can answer must not wait for this one, and is told so. In a panic nothing is closed, and nobody
+    /// given up.
     fn downed(&mut self, at: At) -> Result<(), Close> {
         let now = self.balancer.now();
-        let keeps = now.config.placement.on_down == OnDown::Keep || now.is_panic();
+        let (keep, panic) = (now.config.placement.on_down == OnDown::Keep, now.is_panic());
         drop(now);
-        if keeps && self.table.seats(at) {
+        if (keep || panic) && self.table.seats(at) {
+            if !panic {
+                let stranded = self.table.strand(at);
+                self.answer_lost(&stranded);
+            }
             self.attend(at);
             return Ok(());
         }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::method::Merge;
 use crate::balancer::Balancer;
 use crate::fleet::{Answer, Backend};
+use crate::metrics::Outcome;
 use crate::place::{addresses, modified};
 use crate::wire::{Id, Refusal, reply};
 
@@ -22,7 +23,7 @@ pub(super) async fn merged(
     method: &str,
     params: Value,
     id: &Id,
-) -> Vec<u8> {
+) -> (Vec<u8>, Outcome) {
     let snapshot = balancer.snapshot();
     let patience = snapshot.config.timeouts.connect;
     let members = addresses(&snapshot).filter_map(|at| snapshot.members.get(at));
@@ -54,9 +55,12 @@ pub(super) async fn merged(
     }
     if results.is_empty() {
         let message = "no server of the fleet could be asked";
-        return reply::error(id, Refusal::NoBackend, message, Some(snapshot.config.health.interval));
+        let refused = Refusal::NoBackend;
+        balancer.metrics.errors_answered.with_label_values(&[refused.label()]).inc();
+        let frame = reply::error(id, refused, message, Some(snapshot.config.health.interval));
+        return (frame, Outcome::Error(Some(refused.code())));
     }
-    reply::result(id, &united(merge, results))
+    (reply::result(id, &united(merge, results)), Outcome::Success)
 }
 
 /// The session a server changed last, with when that was.

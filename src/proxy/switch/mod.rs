@@ -23,9 +23,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use crate::balancer::Balancer;
+use crate::balancer::{Balancer, Share};
 use crate::close::{At as Where, By, Close, Why};
 use crate::config::{Config, Listener};
 use crate::fleet::Backend;
@@ -45,6 +45,10 @@ use upstream::Upstream;
 const UNANSWERED_MAX: usize = 8;
 /// Errands that one client may have on their way; a frame that needs a further one waits.
 const ERRANDS_MAX: usize = 256;
+/// Bytes of all frames that wait for errands.
+const WAITING_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Answers of the whole fleet that one client may have in the making; a further one is not begun meanwhile.
+const MERGING_MAX: usize = 16;
 /// Bytes waiting for one peer, beyond which nothing more is read for it.
 const QUEUE_BYTES_MAX: usize = 256 * 1024;
 
@@ -74,9 +78,15 @@ struct Switch<'a> {
     /// Where the rest of the client's large frame goes.
     target: Option<Target>,
     /// A frame of the client whose way is full or not free yet.
-    held: Option<Frame>,
+    held: Option<Box<Frame>>,
+    /// What of the client is counted against the memory of all openings.
+    share: Share,
+    /// Answers of the whole fleet in the making.
+    merging: usize,
+    /// Something could not move in this turn for want of room, or has to be looked at once more.
+    barred: bool,
     /// The state request in flight: nothing else is sent before its answer.
-    busy: Option<(Id, StateFrame)>,
+    busy: Option<Box<(Id, StateFrame)>>,
     /// By when it must be answered: one timer, however many such requests a client makes.
     overdue: Option<Pin<Box<Sleep>>>,
     /// State requests that a backend took with it.
@@ -87,6 +97,8 @@ struct Switch<'a> {
     /// The client has sent its last byte.
     ended: bool,
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Runs while no byte moves, where the configuration bounds that.
+    idle: Option<Pin<Box<Sleep>>>,
 }
 
 /// What waits for an errand, in order.
@@ -103,6 +115,15 @@ enum Waiter {
 }
 
 impl Waiting {
+    /// Whether a request with this id is among them.
+    fn has(&self, id: &Id) -> bool {
+        let is_it = |waiter: &Waiter| match waiter {
+            Waiter::Frame(frame) => frame.envelope.method.is_some() && frame.envelope.id.as_ref() == Some(id),
+            Waiter::More(_) => false,
+        };
+        self.pieces.iter().any(is_it)
+    }
+
     /// The frames, to be refused.
     fn into_frames(self) -> impl Iterator<Item = Frame> {
         self.pieces.into_iter().filter_map(|waiter| match waiter {
@@ -148,6 +169,9 @@ pub async fn switch(
         scouting: None,
         target: None,
         held: None,
+        share: balancer.opening_memory.share(),
+        merging: 0,
+        barred: false,
         busy: None,
         overdue: None,
         unanswered: 0,
@@ -156,6 +180,7 @@ pub async fn switch(
         authenticated: false,
         ended: false,
         deadline: opening.map(|due| Box::pin(sleep_until(due))),
+        idle: config.timeouts.idle.map(|limit| Box::pin(sleep(limit))),
         config,
     };
     let closing = balancer.closing.clone();
@@ -177,12 +202,18 @@ pub async fn switch(
 }
 
 impl Switch<'_> {
-    /// Turns until nothing moves.
+    /// Turns until nothing can move any more.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+        let mut moved = false;
         loop {
+            self.barred = false;
             match self.turn(cx) {
-                Ok(true) => {}
-                Ok(false) => break,
+                // What had no room may have it now. What could move has: it is not asked again.
+                Ok(true) if self.barred => moved = true,
+                Ok(last) => {
+                    moved |= last;
+                    break;
+                }
                 Err(close) => return Poll::Ready(close),
             }
         }
@@ -198,10 +229,19 @@ impl Switch<'_> {
         {
             return Poll::Ready(Close::new(By::Client, Where::Relay, Why::Timeout));
         }
+        if let (Some(idle), Some(limit)) = (&mut self.idle, self.config.timeouts.idle) {
+            if let (true, Some(due)) = (moved, Instant::now().checked_add(limit)) {
+                idle.as_mut().reset(due);
+            }
+            if idle.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Close::new(By::Balancer, Where::Relay, Why::Timeout));
+            }
+        }
         Poll::Pending
     }
 
-    /// One round over everything that may move; whether something did.
+    /// One round over everything that may move; whether something did. Whoever stops before its socket says so marks
+    /// the round as `barred`.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Close> {
         let mut moved = false;
         while let Poll::Ready(Some(news)) = self.errands.poll_next_unpin(cx) {
@@ -218,8 +258,7 @@ impl Switch<'_> {
             moved |= self.turn_upstream(at, cx)?;
             next = at.saturating_add(1);
         }
-        let flushed = self.out.poll_flush(&mut self.client, cx);
-        match flushed {
+        match self.out.poll_flush(&mut self.client, cx) {
             Poll::Ready(Ok(wrote)) => Ok(moved | wrote),
             Poll::Ready(Err(error)) => Err(Close::io(By::Client, Where::Relay, &error)),
             Poll::Pending => Ok(moved),
@@ -231,6 +270,8 @@ impl Switch<'_> {
         self.errand_last = self.errand_last.saturating_add(1);
         let number = self.errand_last;
         self.errands.push(errand(number));
+        // It sets off when it is looked at.
+        self.barred = true;
         number
     }
 
@@ -275,7 +316,8 @@ impl Switch<'_> {
     fn refuse_all(&mut self, refused: &Refused) {
         let flying: Vec<Id> = self.table.flights.keys().cloned().collect();
         let waiting = std::mem::take(&mut self.waiting);
-        let frames = waiting.into_values().flat_map(Waiting::into_frames).chain(self.held.take());
+        let frames =
+            waiting.into_values().flat_map(Waiting::into_frames).chain(self.held.take().map(|held| *held));
         let ids: Vec<Id> = frames.filter_map(|frame| frame.envelope.id).chain(flying).collect();
         for id in ids {
             self.refuse(Some(&id), refused);

@@ -8,11 +8,12 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::errand;
+use super::errand::{self, News};
 use super::table::At;
 use super::{Frame, Switch};
 use crate::close::Close;
 use crate::link::{Link, StateFrame};
+use crate::metrics::Outcome;
 use crate::place::Refused;
 use crate::wire::{Envelope, Id, Refusal, reply};
 
@@ -29,7 +30,23 @@ struct Call {
     /// Who has not answered.
     waiting: Vec<At>,
     success: Option<Bytes>,
-    failure: Option<Bytes>,
+    failure: Option<(Bytes, Outcome)>,
+}
+
+impl Call {
+    /// It has failed for want of a server's answer, if not for another reason before.
+    fn fail(&mut self, message: &str) {
+        let refusal = Refusal::BackendLost;
+        let answer = || reply::error(&self.id, refusal, message, None).into();
+        self.failure.get_or_insert_with(|| (answer(), Outcome::Error(Some(refusal.code()))));
+    }
+}
+
+impl Providers {
+    /// Whether no call is on its way: only then does everybody know the same.
+    pub(super) fn is_idle(&self) -> bool {
+        self.calls.is_empty()
+    }
 }
 
 impl Switch<'_> {
@@ -47,8 +64,23 @@ impl Switch<'_> {
         let state = StateFrame::new(frame.body(), method, id.clone());
         let (balancer, known) = (self.balancer.clone(), self.known());
         self.send_out(|number| errand::everyone(&balancer, number, known));
+        let number = self.errand_last;
         let call = Call { id, state, waiting: Vec::new(), success: None, failure: None };
-        self.providers.calls.insert(self.errand_last, call);
+        self.providers.calls.insert(number, call);
+        let within = self.config.timeouts.rehome;
+        self.errands.push(Box::pin(async move {
+            tokio::time::sleep(within).await;
+            News::Unprovided(number)
+        }));
+    }
+
+    /// The call should have been answered by every server now; if it has not been, it has failed.
+    pub(super) fn unprovided(&mut self, number: u64) {
+        if let Some(call) = self.providers.calls.get_mut(&number) {
+            call.waiting.clear();
+            call.fail("a backend did not answer within timeouts.rehome");
+        }
+        self.end_calls();
     }
 
     /// Every server has an upstream, or one could not be reached and none is called.
@@ -57,7 +89,7 @@ impl Switch<'_> {
             Ok(links) => links,
             Err(refused) => {
                 if let Some(call) = self.providers.calls.remove(&errand) {
-                    self.end_alone(&call.id, true);
+                    self.end_alone(&call.id, Outcome::Error(Some(refused.refusal.code())));
                     self.refuse(Some(&call.id), &refused);
                 }
                 return Ok(());
@@ -87,20 +119,21 @@ impl Switch<'_> {
         let Some(number) = self.providers.calls.keys().copied().find(called) else { return };
         let Some(call) = self.providers.calls.get_mut(&number) else { return };
         let answer = frame.with_id(id, call.id.raw());
-        let Envelope { is_error, .. } = frame.envelope;
-        let slot = if is_error { &mut call.failure } else { &mut call.success };
-        slot.get_or_insert(answer);
+        let Envelope { is_error, error_code, .. } = frame.envelope;
+        if is_error {
+            call.failure.get_or_insert((answer, Outcome::Error(error_code)));
+        } else {
+            call.success.get_or_insert(answer);
+        }
         call.waiting.retain(|waiting| *waiting != at);
         self.end_calls();
     }
 
     /// A lost server has failed every call that waited for it.
     pub(super) fn fail_calls(&mut self, at: At) {
-        let message = "a backend went away before it answered";
         for call in self.providers.calls.values_mut().filter(|call| call.waiting.contains(&at)) {
             call.waiting.retain(|waiting| *waiting != at);
-            let error = || reply::error(&call.id, Refusal::BackendLost, message, None).into();
-            call.failure.get_or_insert_with(error);
+            call.fail("a backend went away before it answered");
         }
         self.end_calls();
     }
@@ -111,12 +144,15 @@ impl Switch<'_> {
             |call: &Call| call.waiting.is_empty() && (call.success.is_some() || call.failure.is_some());
         let over: Vec<Call> =
             self.providers.calls.extract_if(|_, call| ended(call)).map(|(_, call)| call).collect();
+        // Frames may have waited for this.
+        self.barred |= !over.is_empty();
         for Call { id, state, success, failure, .. } in over {
-            self.end_alone(&id, failure.is_some());
-            if failure.is_none() {
+            let outcome = failure.as_ref().map_or(Outcome::Success, |(_, outcome)| *outcome);
+            self.end_alone(&id, outcome);
+            if outcome == Outcome::Success {
                 std::sync::Arc::make_mut(&mut self.state).push(state);
             }
-            if let Some(answer) = failure.or(success) {
+            if let Some(answer) = failure.map(|(answer, _)| answer).or(success) {
                 self.say_own(answer.to_vec());
             }
         }

@@ -7,54 +7,49 @@ use super::merge;
 use super::method::{self, Effect, Merge, Way};
 use super::table::{At, Flight, NOWHERE, Seat};
 use super::{Switch, Target, Waiter};
-use crate::close::Close;
 use crate::link::StateFrame;
-use crate::metrics::Class;
+use crate::metrics::{Class, Outcome};
 use crate::place::{Refused, addresses};
 use crate::proxy::inlet::Frame;
-use crate::wire::{Id, Named, Refusal, SessionId, reply};
+use crate::wire::envelope::Field;
+use crate::wire::{Id, Named, Refusal, reply};
 
 impl Switch<'_> {
     /// Sends a frame on its way.
-    pub(super) fn dispatch(&mut self, frame: Frame) -> Result<(), Close> {
+    pub(super) fn dispatch(&mut self, frame: Frame) {
         if frame.left > 0 {
             self.target = Some(Target::Nowhere);
         }
         let Some(method) = frame.envelope.method.clone() else {
-            self.answer_up(frame);
-            return Ok(());
+            return self.answer_up(frame);
         };
         if let Some(id) = &frame.envelope.id
             && self.table.flights.contains_key(id)
         {
-            self.refuse(Some(id), &plain(Refusal::Malformed, "a request with this id is in flight"));
-            return Ok(());
+            return self.refuse(Some(id), &plain(Refusal::Malformed, "a request with this id is in flight"));
         }
         if self.table.is_full() {
             let message = "this client has too many sessions or requests in flight";
-            self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Limit, message));
-            return Ok(());
+            return self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Limit, message));
         }
         if self.listener.methods.denies(&method) {
             let message = format!("{method} affects a whole server; this listener does not allow it");
-            self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Denied, &message));
-            return Ok(());
+            return self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Denied, &message));
         }
         match method::way(&method) {
             Way::State => self.state_request(frame, &method),
-            Way::Cancel => self.cancel(&frame),
-            Way::Inference => self.inference(frame),
-            Way::Fleet(merge) if self.may_know() && self.is_many() => {
-                self.of_fleet(&frame, merge, &method);
-                Ok(())
-            }
-            Way::Provider if self.may_know() && self.is_many() => {
-                self.provide(frame, &method);
-                Ok(())
-            }
+            Way::Cancel => self.cancel(frame),
+            Way::Inference => match self.inferring(&frame) {
+                Some(at) => {
+                    self.forward(at, frame);
+                }
+                None => self.forward_any(frame),
+            },
+            Way::Fleet(merge) if self.may_know() && self.is_many() => self.of_fleet(&frame, merge, &method),
+            Way::Provider if self.may_know() && self.is_many() => self.provide(frame, &method),
             Way::Ordinary | Way::Provider | Way::Fleet(_) => match frame.envelope.named() {
                 named @ (Named::Session(_) | Named::Untracked(_) | Named::Born) if self.may_know() => {
-                    self.by_session(frame, &method, &named)
+                    self.by_session(frame, &method, &named);
                 }
                 _ => self.forward_any(frame),
             },
@@ -71,7 +66,7 @@ impl Switch<'_> {
     }
 
     /// By the session that the frame names or will give birth to.
-    fn by_session(&mut self, frame: Frame, method: &str, named: &Named) -> Result<(), Close> {
+    fn by_session(&mut self, frame: Frame, method: &str, named: &Named) {
         let session = match named {
             Named::Session(session) | Named::Untracked(session) => Some(session),
             Named::Born | Named::Nothing => None,
@@ -80,15 +75,14 @@ impl Switch<'_> {
             if self.table.is_lost(session, method::revives(method)) {
                 let message = "the backend of this session went away: resume the session to go on";
                 let refused = Refused::later(Refusal::BackendLost, message, &self.config);
-                self.refuse(frame.envelope.id.as_ref(), &refused);
-                return Ok(());
+                return self.refuse(frame.envelope.id.as_ref(), &refused);
             }
             match self.table.sessions.get(session) {
-                Some(Seat::Seated { at, .. }) => return self.forward(*at, frame),
-                Some(Seat::Placing(errand)) => {
-                    self.wait(*errand, frame);
-                    return Ok(());
+                Some(Seat::Seated { at, .. }) => {
+                    self.forward(*at, frame);
+                    return;
                 }
+                Some(Seat::Placing(errand)) => return self.wait(*errand, frame),
                 None => {}
             }
         }
@@ -99,13 +93,13 @@ impl Switch<'_> {
             self.table.sessions.insert(session.clone(), Seat::Placing(number));
         }
         self.wait(number, frame);
-        Ok(())
     }
 
     /// To whatever upstream there is to a backend that is up; if there is none, one is fetched.
-    fn forward_any(&mut self, frame: Frame) -> Result<(), Close> {
+    fn forward_any(&mut self, frame: Frame) {
         if let Some(at) = self.any_up() {
-            return self.forward(at, frame);
+            self.forward(at, frame);
+            return;
         }
         let errand = match self.scouting {
             Some(errand) => errand,
@@ -116,17 +110,23 @@ impl Switch<'_> {
         };
         self.scouting = Some(errand);
         self.wait(errand, frame);
-        Ok(())
     }
 
-    /// The upstream that answers what any can: one whose backend is up.
-    fn any_up(&self) -> Option<At> {
-        let up = self.upstreams.iter().find(|(_, upstream)| upstream.backend().is_up());
-        up.map(|(at, _)| *at)
+    /// The upstream that answers what any can: one whose backend is up, and that takes what it is sent if one does.
+    pub(super) fn any_up(&self) -> Option<At> {
+        let up = || self.upstreams.iter().filter(|(_, upstream)| upstream.backend().is_up());
+        up().find(|(_, upstream)| upstream.has_room()).or_else(|| up().next()).map(|(at, _)| *at)
     }
 
-    /// To an upstream.
-    pub(super) fn forward(&mut self, at: At, frame: Frame) -> Result<(), Close> {
+    /// To an upstream; false if it is refused instead.
+    pub(super) fn forward(&mut self, at: At, frame: Frame) -> bool {
+        if let (Some(_), Some(id)) = (&frame.envelope.method, &frame.envelope.id)
+            && self.table.flights.contains_key(id)
+        {
+            // Another with this id has been sent while this one waited.
+            self.refuse(Some(id), &plain(Refusal::Malformed, "a request with this id is in flight"));
+            return false;
+        }
         if let (Some(method), Some(id)) = (&frame.envelope.method, &frame.envelope.id) {
             let named = frame.envelope.named();
             let born = named == Named::Born;
@@ -153,7 +153,7 @@ impl Switch<'_> {
         if let Some(session) = released {
             self.table.release(&session);
         }
-        Ok(())
+        true
     }
 
     fn wait(&mut self, errand: u64, frame: Frame) {
@@ -177,18 +177,16 @@ impl Switch<'_> {
     }
 
     /// A state request: one upstream answers the client, the others are told and their answers swallowed.
-    fn state_request(&mut self, frame: Frame, method: &str) -> Result<(), Close> {
+    fn state_request(&mut self, frame: Frame, method: &str) {
         if frame.left > 0 {
-            self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Limit, "the frame is too long"));
-            return Ok(());
+            return self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Limit, "the frame is too long"));
         }
         if let Some(id) = frame.envelope.id.clone() {
             let state = StateFrame::new(frame.body(), method, id.clone());
             let held: usize = self.state.iter().map(StateFrame::bytes).sum();
             if held.saturating_add(state.bytes()) > self.config.limits.opening_bytes {
                 let message = "the client's state is larger than limits.opening_bytes";
-                self.refuse(Some(&id), &plain(Refusal::Limit, message));
-                return Ok(());
+                return self.refuse(Some(&id), &plain(Refusal::Limit, message));
             }
             let answers = self.any_up();
             let others: Vec<At> = self.upstreams.keys().copied().filter(|at| Some(*at) != answers).collect();
@@ -196,10 +194,16 @@ impl Switch<'_> {
                 let own = format!("sessile-{}", self.errand_last);
                 self.push_up(at, reply::with_id(frame.body(), id.span(), &own).into());
             }
-            self.overdue = Some(Box::pin(tokio::time::sleep(self.config.timeouts.rehome)));
-            self.busy = Some((id, state));
+            self.wait_for_state();
+            self.busy = Some(Box::new((id, state)));
         }
-        self.forward_any(frame)
+        self.forward_any(frame);
+    }
+
+    /// From now on the state request has `timeouts.rehome` to be answered.
+    pub(super) fn wait_for_state(&mut self) {
+        self.overdue = Some(Box::pin(tokio::time::sleep(self.config.timeouts.rehome)));
+        self.barred = true;
     }
 
     /// Asked of every server, over their query connections.
@@ -212,10 +216,13 @@ impl Switch<'_> {
         let params = body.get("params").cloned().unwrap_or_else(|| serde_json::json!({}));
         let (balancer, method) = (self.balancer.clone(), method.to_owned());
         self.depart_alone(id.clone(), &method);
-        self.errands.push(Box::pin(async move {
-            let frame = merge::merged(&balancer, merge, &method, params, &id).await;
-            News::Merged { id, frame }
-        }));
+        self.merging = self.merging.saturating_add(1);
+        self.send_out(|_| {
+            Box::pin(async move {
+                let (frame, outcome) = merge::merged(&balancer, merge, &method, params, &id).await;
+                News::Merged { id, frame, outcome }
+            })
+        });
     }
 
     /// Notes a request that is not on one upstream.
@@ -228,9 +235,9 @@ impl Switch<'_> {
     }
 
     /// Its answer is there.
-    pub(super) fn end_alone(&mut self, id: &Id, is_error: bool) {
-        if let Some(flight) = self.table.arrive(id, is_error) {
-            self.landed(&flight, is_error);
+    pub(super) fn end_alone(&mut self, id: &Id, outcome: Outcome) {
+        if let Some(flight) = self.table.arrive(id, outcome) {
+            self.landed(&flight, outcome);
         }
     }
 
@@ -239,29 +246,37 @@ impl Switch<'_> {
         addresses(&self.balancer.now()).nth(1).is_some()
     }
 
-    /// A cancellation follows the request it cancels.
-    fn cancel(&mut self, frame: &Frame) -> Result<(), Close> {
-        let flight = frame.envelope.cancels.as_ref().and_then(|id| self.table.flights.get(id));
-        if let Some(at) = flight.map(|flight| flight.at) {
-            self.push_up(at, frame.bytes.clone());
+    /// A cancellation follows the request it cancels: to its backend, or to where it waits.
+    fn cancel(&mut self, frame: Frame) {
+        if frame.left > 0 {
+            return self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Limit, "the frame is too long"));
         }
-        Ok(())
+        if let Some(at) = self.cancelled(&frame) {
+            return self.push_up(at, frame.bytes);
+        }
+        let Some(id) = &frame.envelope.cancels else { return };
+        let errand = self.waiting.iter().find(|(_, waiting)| waiting.has(id)).map(|(errand, _)| *errand);
+        if let Some(errand) = errand {
+            self.wait(errand, frame);
+        }
     }
 
-    /// Part of an inference that a backend asked for goes back there.
-    fn inference(&mut self, frame: Frame) -> Result<(), Close> {
-        let request: Option<&SessionId> = match &frame.envelope.request {
-            crate::wire::envelope::Field::Is(request) => Some(request),
-            _ => None,
-        };
-        match request.and_then(|request| self.table.inference(request)) {
-            Some(at) => self.forward(at, frame),
-            None => self.forward_any(frame),
+    /// The upstream of the request that a cancellation is about.
+    pub(super) fn cancelled(&self, frame: &Frame) -> Option<At> {
+        let flight = self.table.flights.get(frame.envelope.cancels.as_ref()?)?;
+        Some(flight.at)
+    }
+
+    /// The upstream whose inference a frame is part of.
+    pub(super) fn inferring(&self, frame: &Frame) -> Option<At> {
+        match &frame.envelope.request {
+            Field::Is(request) => self.table.inference(request),
+            Field::Absent | Field::Long(_) => None,
         }
     }
 
     /// Whether the client may learn where sessions are: see the opening.
-    fn may_know(&self) -> bool {
+    pub(super) fn may_know(&self) -> bool {
         self.authenticated || !self.balancer.demands_token()
     }
 }

@@ -3,12 +3,12 @@
 //! Client ids pass unchanged, so answers find their way by themselves; what is kept of them is for the day a backend is
 //! lost. Ids of server requests overlap between backends and are rewritten to numbers unique on this connection.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use super::method::Effect;
 use crate::fleet::Hold;
-use crate::metrics::Class;
+use crate::metrics::{Class, Outcome};
 use crate::wire::{Id, SessionId};
 
 /// Requests in flight from one client, and its sessions; a further one is refused.
@@ -55,12 +55,18 @@ pub(super) struct Asked {
 pub(super) struct Table {
     pub sessions: HashMap<SessionId, Seat>,
     pub flights: HashMap<Id, Flight>,
-    asked: HashMap<u64, Asked>,
+    asked: BTreeMap<u64, Asked>,
     asked_last: u64,
     /// Which upstream made an inference request.
     inferences: HashMap<SessionId, At>,
+    /// The keys of `inferences`, the oldest first.
+    inferences_by_age: VecDeque<SessionId>,
     /// Sessions whose backend was lost: what follows needs a resume first.
     lost: HashSet<SessionId>,
+    /// Sessions that the client has named and is through with: what is broadcast about them may still be news to it.
+    past: HashSet<SessionId>,
+    /// Requests that were answered for an upstream which may still answer them.
+    stranded: HashSet<(At, Id)>,
 }
 
 /// What a lost upstream leaves behind.
@@ -94,10 +100,10 @@ impl Table {
     }
 
     /// Notes an answer; the flight it ended.
-    pub(super) fn arrive(&mut self, id: &Id, is_error: bool) -> Option<Flight> {
+    pub(super) fn arrive(&mut self, id: &Id, outcome: Outcome) -> Option<Flight> {
         let flight = self.flights.remove(id)?;
         if let Some(session) = &flight.session {
-            self.settle(session, if is_error { Effect::None } else { flight.effect });
+            self.settle(session, if outcome == Outcome::Success { flight.effect } else { Effect::None });
         }
         Some(flight)
     }
@@ -117,25 +123,55 @@ impl Table {
     pub(super) fn release(&mut self, session: &SessionId) {
         if matches!(self.sessions.get(session), Some(Seat::Seated { attached: false, flights: 0, .. })) {
             self.sessions.remove(session);
+            if self.past.len() >= REMEMBERED_MAX {
+                self.past.clear();
+            }
+            self.past.insert(session.clone());
         }
+    }
+
+    /// Whether the client has ever named this session.
+    pub(super) fn has_named(&self, session: &SessionId) -> bool {
+        self.sessions.contains_key(session) || self.past.contains(session)
+    }
+
+    /// Takes off the requests on an upstream that name no session; should it answer them after all, that is too late.
+    pub(super) fn strand(&mut self, at: At) -> Vec<Id> {
+        let stranded =
+            self.flights.extract_if(|_, flight| flight.at == at && flight.session.is_none() && !flight.born);
+        let ids: Vec<Id> = stranded.map(|(id, _)| id).collect();
+        self.stranded.extend(ids.iter().map(|id| (at, id.clone())));
+        ids
+    }
+
+    /// Whether an answer comes after the client was told that none would.
+    pub(super) fn is_too_late(&mut self, at: At, id: &Id) -> bool {
+        !self.stranded.is_empty() && self.stranded.remove(&(at, id.clone()))
     }
 
     /// A new number for a server request.
     pub(super) fn ask(&mut self, at: At, id: Id) -> u64 {
         self.asked_last = self.asked_last.saturating_add(1);
         self.asked.insert(self.asked_last, Asked { at, id });
-        if self.asked.len() > REMEMBERED_MAX
-            && let Some(oldest) = self.asked.keys().min().copied()
-        {
-            self.asked.remove(&oldest);
+        if self.asked.len() > REMEMBERED_MAX {
+            self.asked.pop_first();
         }
         self.asked_last
     }
 
     /// The server request that the client's answer with this id is for.
     pub(super) fn asked(&mut self, id: &Id) -> Option<Asked> {
-        let number = str::from_utf8(id.raw()).ok()?.parse().ok()?;
-        self.asked.remove(&number)
+        self.asked.remove(&number(id)?)
+    }
+
+    /// Who made that request.
+    pub(super) fn asker(&self, id: &Id) -> Option<At> {
+        self.asked.get(&number(id)?).map(|asked| asked.at)
+    }
+
+    /// Takes the requests of an upstream that the client has not answered.
+    pub(super) fn unanswered(&mut self, at: At) -> Vec<Id> {
+        self.asked.extract_if(.., |_, asked| asked.at == at).map(|(_, asked)| asked.id).collect()
     }
 
     /// The number that stands for a server request.
@@ -145,8 +181,13 @@ impl Table {
 
     /// Remembers whose an inference request is.
     pub(super) fn infer(&mut self, request: SessionId, at: At) {
-        if self.inferences.len() < REMEMBERED_MAX || self.inferences.contains_key(&request) {
-            self.inferences.insert(request, at);
+        if self.inferences.insert(request.clone(), at).is_none() {
+            self.inferences_by_age.push_back(request);
+        }
+        if self.inferences_by_age.len() > REMEMBERED_MAX
+            && let Some(oldest) = self.inferences_by_age.pop_front()
+        {
+            self.inferences.remove(&oldest);
         }
     }
 
@@ -184,11 +225,13 @@ impl Table {
     pub(super) fn wreck(&mut self, at: At) -> Wreck {
         let ids = self.flights.extract_if(|_, flight| flight.at == at).map(|(id, _)| id).collect();
         self.asked.retain(|_, asked| asked.at != at);
+        self.stranded.retain(|(upstream, _)| *upstream != at);
         self.inferences.retain(|_, upstream| *upstream != at);
+        self.inferences_by_age.retain(|request| self.inferences.contains_key(request));
         let there = |seat: &Seat| matches!(seat, Seat::Seated { at: upstream, .. } if *upstream == at);
         let mut sessions = Vec::new();
         for (session, seat) in self.sessions.extract_if(|_, seat| there(seat)) {
-            if self.lost.len() < REMEMBERED_MAX {
+            if self.lost.len() < SESSIONS_MAX {
                 self.lost.insert(session.clone());
             }
             if matches!(seat, Seat::Seated { attached: true, .. }) {
@@ -197,4 +240,9 @@ impl Table {
         }
         Wreck { ids, sessions }
     }
+}
+
+/// The number that stands for a server request, in a client's answer.
+fn number(id: &Id) -> Option<u64> {
+    str::from_utf8(id.raw()).ok()?.parse().ok()
 }

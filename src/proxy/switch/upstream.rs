@@ -13,6 +13,7 @@ use crate::close::{At as Where, By, Close, Why};
 use crate::config::Lifecycle;
 use crate::fleet::{Backend, Lease};
 use crate::link::Link;
+use crate::metrics::Outcome;
 use crate::net::Stream;
 use crate::place::Refused;
 use crate::proxy::inlet::{Frame, Inlet, Piece};
@@ -107,7 +108,11 @@ impl Switch<'_> {
             if Some(at) == midway || sessions.is_empty() {
                 continue;
             }
-            let Upstream { stream, lease, inlet, out, .. } = *upstream;
+            let Upstream { stream, lease, inlet, mut out, .. } = *upstream;
+            // A turn may wait for what only the client could have said.
+            for id in self.table.unanswered(at) {
+                out.push(reply::client_gone(&id).into());
+            }
             park(&self.balancer, Parked { stream, lease, inlet, out, sessions });
         }
     }
@@ -122,7 +127,11 @@ impl Switch<'_> {
         };
         // What is in hand is passed on before more is read; nothing is read for a client that does not keep up, nor while
         // another backend is in the middle of a frame.
-        while self.out.len() < QUEUE_BYTES_MAX && self.speaker.is_none_or(|speaker| speaker == at) {
+        loop {
+            if self.out.len() >= QUEUE_BYTES_MAX || self.speaker.is_some_and(|speaker| speaker != at) {
+                self.barred = true;
+                break;
+            }
             let bytes_max = self.config.limits.opening_bytes;
             let Some(upstream) = self.upstreams.get_mut(&at) else { return Ok(true) };
             match upstream.inlet.next(bytes_max) {
@@ -200,7 +209,7 @@ impl Switch<'_> {
     fn translate(&mut self, at: At, frame: &Frame) -> Option<Bytes> {
         let envelope = &frame.envelope;
         match (envelope.method.as_deref(), &envelope.id) {
-            (None, Some(id)) if self.is_ours(id) => None,
+            (None, Some(id)) if self.is_ours(id) || self.table.is_too_late(at, id) => None,
             (None, _) => Some(frame.bytes.clone()),
             (Some(method), Some(id)) => {
                 if let (true, Field::Is(request)) = (method.starts_with("llmInference."), &envelope.request) {
@@ -224,7 +233,7 @@ impl Switch<'_> {
     fn may_hear(&self, at: At, envelope: &Envelope) -> bool {
         let born = self.upstreams.get(&at).is_some_and(|upstream| upstream.births > 0);
         let known = match &envelope.session {
-            Field::Is(session) | Field::Long(session) => self.table.sessions.contains_key(session),
+            Field::Is(session) | Field::Long(session) => self.table.has_named(session),
             Field::Absent => true,
         };
         born || known || self.listener.lifecycle == Lifecycle::All
@@ -233,8 +242,9 @@ impl Switch<'_> {
     /// An answer has passed: what it changes.
     fn answered(&mut self, at: At, envelope: &Envelope) {
         let Some(id) = &envelope.id else { return };
-        let Some(flight) = self.table.arrive(id, envelope.is_error) else { return };
-        self.landed(&flight, envelope.is_error);
+        let outcome = if envelope.is_error { Outcome::Error(envelope.error_code) } else { Outcome::Success };
+        let Some(flight) = self.table.arrive(id, outcome) else { return };
+        self.landed(&flight, outcome);
         if flight.born
             && let Some(upstream) = self.upstreams.get_mut(&at)
         {
@@ -243,24 +253,27 @@ impl Switch<'_> {
                 self.born(at, session.clone());
             }
         }
-        if let Some((busy, state)) = self.busy.take_if(|(busy, _)| busy == id) {
-            drop(busy);
+        if let Some(busy) = self.busy.take_if(|busy| busy.0 == *id) {
+            // The client's next frame has waited for this.
+            self.barred = true;
+            let (_, state) = *busy;
             if !envelope.is_error {
                 self.authenticated |= state.is_connect();
                 let known = Arc::make_mut(&mut self.state);
                 if state.is_connect() {
                     known.retain(|known| !known.is_connect());
                 }
+                known.reserve_exact(1);
                 known.push(state);
                 self.version = envelope.protocol_version.clone().or(self.version.take());
             }
         }
     }
 
-    pub(super) fn landed(&self, flight: &Flight, is_error: bool) {
+    pub(super) fn landed(&self, flight: &Flight, outcome: Outcome) {
         let metrics = &self.balancer.metrics;
         metrics.requests_in_flight.dec();
-        metrics.requests.answered(flight.class, flight.since.elapsed(), is_error);
+        metrics.requests.answered(flight.class, flight.since.elapsed(), outcome);
     }
 
     /// The server has named a session: it is this client's.
@@ -277,6 +290,8 @@ impl Switch<'_> {
     /// go on. Only a frame cut off in the middle cannot be mended.
     pub(super) fn lose(&mut self, at: At) -> Result<(), Close> {
         let Some(upstream) = self.upstreams.remove(&at) else { return Ok(()) };
+        // Others may have waited for what it kept busy.
+        self.barred = true;
         if self.speaker == Some(at) {
             return Err(Close::new(By::Backend, Where::Relay, Why::BackendLost));
         }
@@ -290,29 +305,30 @@ impl Switch<'_> {
         }
         self.fail_calls(at);
         let wreck = self.table.wreck(at);
-        let refused =
-            Refused::later(Refusal::BackendLost, "the backend went away before it answered", &self.config);
-        for id in &wreck.ids {
-            self.balancer.metrics.requests_in_flight.dec();
-            // A state request is asked again of the next backend: nothing can go on without its answer.
-            match self.busy.take_if(|(busy, _)| busy == id) {
-                Some((_, state)) if self.held.is_none() && self.unanswered < UNANSWERED_MAX => {
-                    self.unanswered = self.unanswered.saturating_add(1);
-                    let again = crate::proxy::client::Frame::of_state(&state);
-                    self.held = Some(Frame {
-                        bytes: again.bytes,
-                        body_at: again.body_at,
-                        envelope: again.envelope,
-                        left: 0,
-                    });
-                }
-                _ => self.refuse(Some(id), &refused),
-            }
-        }
+        self.answer_lost(&wreck.ids);
         for session in &wreck.sessions {
             self.say_own(lost_session(session));
         }
         Ok(())
+    }
+
+    /// Answers requests that a backend will not answer.
+    pub(super) fn answer_lost(&mut self, ids: &[Id]) {
+        let refused =
+            Refused::later(Refusal::BackendLost, "the backend went away before it answered", &self.config);
+        for id in ids {
+            self.balancer.metrics.requests_in_flight.dec();
+            // A state request is asked again of the next backend: nothing can go on without its answer.
+            match self.busy.take_if(|busy| busy.0 == *id) {
+                Some(busy) if self.held.is_none() && self.unanswered < UNANSWERED_MAX => {
+                    self.unanswered = self.unanswered.saturating_add(1);
+                    let again = crate::proxy::client::Frame::of_state(&busy.1);
+                    let (bytes, body_at, envelope) = (again.bytes, again.body_at, again.envelope);
+                    self.held = Some(Box::new(Frame { bytes, body_at, envelope, left: 0 }));
+                }
+                _ => self.refuse(Some(id), &refused),
+            }
+        }
     }
 
     pub(super) fn push_up(&mut self, at: At, bytes: Bytes) {

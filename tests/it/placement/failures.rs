@@ -239,3 +239,35 @@ fn a_home_that_takes_connections_and_says_nothing_is_passed_over() {
         assert!(balancer.backend(fleet[1 - scout].name()).is_suspect());
     });
 }
+
+#[test]
+fn a_question_that_a_busy_backend_never_answers_is_given_up() {
+    run(async {
+        let silent = |method: &str, params: &serde_json::Value| {
+            let unanswered = method == "session.metadata.isProcessing" && params["sessionId"] == "x";
+            unanswered.then_some(serde_json::Value::Null)
+        };
+        let mut raws = vec![Raw::saying(std::sync::Arc::new(silent)).await, Raw::start().await];
+        let text = Raw::text(&raws).set("timeouts.locate", "\"100ms\"");
+        let balancer = Balancer::start(&text).await;
+        let mut client = balancer.dial().await;
+        client.ask("session.send", json!({"sessionId": "x"})).await;
+        let others = async {
+            let a = balancer.backend("a");
+            loop {
+                a.ask("ping", json!({}), Duration::from_secs(5)).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let [a, b] = &mut raws[..] else { panic!("two were asked for") };
+        let started = Instant::now();
+        tokio::select! {
+            _ = a.line() => {}
+            _ = b.line() => {}
+            () = others => {}
+        }
+        let took = started.elapsed();
+        assert!(took > Duration::from_millis(500) && took < Duration::from_secs(10), "{took:?}");
+        assert_eq!(balancer.placed(Reason::Blind), 1);
+    });
+}

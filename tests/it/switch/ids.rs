@@ -171,3 +171,63 @@ fn a_client_that_numbers_its_requests_as_the_balancer_does_is_answered() {
         }
     });
 }
+
+#[test]
+fn a_cancellation_follows_a_request_that_still_waits() {
+    run(async {
+        let fleet = Fleet::shared(2).await;
+        let balancer = Balancer::start(&switched(&fleet)).await;
+        let mut client = balancer.client().await;
+        fleet[1].mute(true);
+        let session = balancer.session_at(0);
+        let create = client.ask("session.create", json!({"sessionId": session})).await;
+        client.write(note("$/cancelRequest", &json!({"id": create}))).await;
+        fleet[1].mute(false);
+        client.answer(create).await;
+        fleet[0].wait_for(|state| state.count("$/cancelRequest") == 1).await;
+    });
+}
+
+#[test]
+fn broadcasts_about_a_session_one_is_through_with_are_still_heard() {
+    run(async {
+        let mut raws = Raw::several(1).await;
+        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
+        let id = client.ask("session.delete", json!({"sessionId": sessions[0]})).await;
+        let delete = lines[0].frame().await;
+        lines[0].reply(&delete, json!({})).await;
+        client.answer(id).await;
+        until("it is let go", || balancer.owner(&sessions[0]).is_none()).await;
+        let deleted = json!({"type": "session.deleted", "sessionId": sessions[0]});
+        lines[0].write(note("session.lifecycle", &json!({"sessionId": "stranger"}))).await;
+        lines[0].write(note("session.lifecycle", &deleted)).await;
+        assert_eq!(client.frame().await["params"], deleted);
+    });
+}
+
+#[test]
+fn errors_are_counted_by_their_code() {
+    run(async {
+        let mut raws = Raw::several(1).await;
+        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
+        for (code, times) in [("-32602", 2), ("-12345", 1)] {
+            for _ in 0..times {
+                let id = client.ask("session.send", json!({"sessionId": sessions[0]})).await;
+                let asked = lines[0].frame().await["id"].clone();
+                let error =
+                    format!(r#"{{"jsonrpc":"2.0","id":{asked},"error":{{"message":"m","code":{code}}}}}"#);
+                lines[0].write(frame(error)).await;
+                client.answer(id).await;
+            }
+        }
+        let text = String::from_utf8(balancer.metrics().text()).unwrap();
+        for line in [
+            r#"sessile_request_errors_total{class="send",code="-32602"} 2"#,
+            r#"sessile_request_errors_total{class="send",code="other"} 1"#,
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    });
+}

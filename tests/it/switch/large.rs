@@ -1,11 +1,9 @@
 //! Frames larger than the switch waits for, and peers that do not keep up.
 
-use std::time::Duration;
-
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use super::{open, seated};
+use super::{flood, open, seated};
 use crate::harness::client::{body_of, refusal, sessile};
 use crate::harness::*;
 
@@ -116,19 +114,6 @@ fn a_routing_key_repeated_late_cuts_its_backend_off_and_nobody_else() {
         client.ask("session.send", json!({"sessionId": sessions[1]})).await;
         assert_eq!(lines[1].frame().await["params"]["sessionId"], sessions[1]);
     });
-}
-
-/// Writes `frame` again and again until nothing has been taken for 300 ms, which is what a stall is; the bytes taken.
-async fn flood(peer: &mut Client, frame: &[u8]) -> usize {
-    let mut taken = 0;
-    loop {
-        let rest = &frame[taken % frame.len()..];
-        match tokio::time::timeout(Duration::from_millis(300), peer.stream().write(rest)).await {
-            Ok(written) => taken += written.unwrap(),
-            Err(_) => return taken,
-        }
-        assert!(taken < 48 << 20, "it is all taken");
-    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `routing = "session"`: one client over as many servers as its sessions live on.
 
+mod bounds;
 mod fleetwide;
 mod ids;
 mod large;
@@ -8,7 +9,10 @@ mod model;
 mod owners;
 mod parking;
 
+use std::time::Duration;
+
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 
 use crate::harness::*;
 
@@ -40,4 +44,17 @@ async fn open(client: &mut Client, raw: &mut Raw, session: &str) -> Client {
 /// A fleet's text with the switch.
 fn switched(fleet: &Fleet) -> Text {
     fleet.text().listener("routing", "\"session\"")
+}
+
+/// Writes `frame` again and again until nothing has been taken for 300 ms, which is what a stall is; the bytes taken.
+async fn flood(peer: &mut Client, frame: &[u8]) -> usize {
+    let mut taken = 0;
+    loop {
+        let rest = &frame[taken % frame.len()..];
+        match tokio::time::timeout(Duration::from_millis(300), peer.stream().write(rest)).await {
+            Ok(written) => taken += written.unwrap(),
+            Err(_) => return taken,
+        }
+        assert!(taken < 48 << 20, "it is all taken");
+    }
 }

@@ -113,3 +113,46 @@ fn a_balancer_that_stops_does_not_wait_for_parked_links() {
         }
     });
 }
+
+#[test]
+fn who_vanishes_with_many_others_at_once_is_held_to_the_limit_as_well() {
+    run(async {
+        for routing in ROUTINGS {
+            let fleet = fleet(Duration::from_secs(60)).await;
+            let balancer = Balancer::start(&text(&fleet, routing).set("limits.parked", "3")).await;
+            let mut clients = Vec::new();
+            for n in 0..12 {
+                let mut client = balancer.client().await;
+                let session = format!("s-{n}");
+                client.create(&session).await;
+                client.result("session.send", json!({"sessionId": session, "prompt": "think"})).await;
+                clients.push(client);
+            }
+            // Nobody says yet whether a turn goes on.
+            fleet.iter().for_each(|server| server.mute(true));
+            drop(clients);
+            until("they have left", || balancer.active() == 0).await;
+            until("three are kept", || balancer.inner().owners.len() == 3).await;
+            fleet.iter().for_each(|server| server.mute(false));
+            assert_eq!(parked(&balancer), 3, "{routing}");
+        }
+    });
+}
+
+#[test]
+fn what_a_vanished_client_was_asked_is_answered_for_it() {
+    run(async {
+        let fleet = fleet(Duration::from_secs(60)).await;
+        let balancer = Balancer::start(&text(&fleet, ROUTINGS[1])).await;
+        let mut client = balancer.client().await;
+        client.create("s").await;
+        client.result("session.send", json!({"sessionId": "s", "prompt": "think"})).await;
+        let home = fleet.home("s");
+        let asked = fleet[home].ask_session("s", "permission.request", &json!({})).unwrap();
+        client.asked("permission.request").await;
+        drop(client);
+        let answer = soon(fleet[home].answer(asked)).await.unwrap();
+        assert_eq!(answer["error"]["code"], -32603, "{answer}");
+        until("it is parked", || parked(&balancer) == 1).await;
+    });
+}

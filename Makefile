@@ -1,8 +1,8 @@
 # Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
 
-.PHONY: test lint need-node need-python need-systemd need-browser need-promtool unit sdk page observability bench soak clean
+.PHONY: test lint need-node need-python need-systemd need-browser need-promtool unit netem netem-some sdk page observability bench soak clean
 
-test: need-node need-python need-systemd need-browser need-promtool lint unit page observability sdk
+test: need-node need-python need-systemd need-browser need-promtool lint unit netem-some page observability sdk
 
 # Says what is missing instead of skipping what it was for.
 need-node:
@@ -34,6 +34,20 @@ lint:
 # Unit, integration and doc tests; builds the binary that the SDK tests run.
 unit:
 	cargo test --locked
+
+# Packets lost, delayed, reordered, doubled and cut off between two network namespaces: 1 GB a scene, and root is needed.
+NETEM_BYTES = 1000000000
+netem:
+	cargo build --locked
+	python3 tests/netem/netem.py target/debug/sessile all $(NETEM_BYTES)
+
+# The same with less, as a part of `make test`: whoever is not root is told what has not been tested.
+netem-some:
+	@if lacks=$$(python3 tests/netem/netem.py check 2>&1); then \
+	  cargo build --locked && python3 tests/netem/netem.py target/debug/sessile all 50000000; \
+	else \
+	  echo "NOT TESTED: faults of the network between peers. This machine has no $$lacks; \`make netem\` tests them" >&2; \
+	fi
 
 # Once pinned by the first session, once every frame by its own.
 sdk: tests/sdk/node_modules/.package-lock.json

@@ -3,8 +3,11 @@
 //! Modules are floors: a file uses only what is declared above it here (`tests/tidy.rs` holds that), so reading this
 //! list downwards is reading the program from its vocabulary to its command line.
 
+pub mod chance;
+pub mod logs;
 pub mod close;
 pub mod config;
+pub mod descriptors;
 pub mod wire;
 pub mod metrics;
 pub mod systemd;

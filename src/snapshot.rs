@@ -43,8 +43,9 @@ impl Member {
 }
 
 impl Snapshot {
-    /// Member `at` as a decision sees it; `failed` lists the members this placement could not dial.
-    pub fn candidate(&self, at: usize, failed: &[usize]) -> Candidate {
+    /// Member `at` as a decision sees it; `failed` lists the members this placement could not dial, and `have` those that
+    /// the client is connected to.
+    pub fn candidate(&self, at: usize, failed: &[usize], have: &[Arc<Backend>]) -> Candidate {
         let Some(member) = self.members.get(at) else {
             return Candidate {
                 ready: false,
@@ -58,9 +59,11 @@ impl Snapshot {
         };
         let dialled = !failed.contains(&at);
         let up = member.backend.is_up();
+        let has = have.iter().any(|known| Arc::ptr_eq(known, &member.backend));
+        let room = dialled && (has || !member.backend.is_full());
         Candidate {
-            ready: dialled && member.is_ready(),
-            suspect: dialled && up && member.state == AdminState::Ready && member.backend.is_suspect(),
+            ready: room && member.is_ready(),
+            suspect: room && up && member.state == AdminState::Ready && member.backend.is_suspect(),
             up: dialled && up,
             maint: member.state == AdminState::Maint,
             weight: member.weight,
@@ -92,6 +95,11 @@ impl Snapshot {
         let whole = id.as_str().as_bytes();
         let pattern = self.config.placement.affinity_pattern.as_ref();
         pattern.and_then(|p| p.captures(whole)?.get(1)).map_or(whole, |group| group.as_bytes())
+    }
+
+    /// Whether some backend would take a session if it had not as many connections as it may.
+    pub fn is_full(&self) -> bool {
+        self.members.iter().any(|member| member.is_ready() && member.backend.is_full())
     }
 
     /// Whether some backend is up.

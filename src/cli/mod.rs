@@ -1,7 +1,6 @@
 //! The command line: what `sessile` can be told to do.
 
 mod terminal;
-mod logs;
 mod check;
 mod run;
 mod client;

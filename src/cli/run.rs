@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{check, logs};
-use crate::server;
+use super::check;
+use crate::{descriptors, logs, server};
 
 /// For all that is no connection: more than one, so that a reload, which computes, does not hold up probes.
 const THREADS: usize = 2;
@@ -15,7 +15,8 @@ pub(super) fn run(path: &Path) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    logs::start("info");
+    let _logs = logs::start("info");
+    descriptors::raise();
     let runtime =
         match tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build() {
             Ok(runtime) => runtime,
@@ -24,7 +25,10 @@ pub(super) fn run(path: &Path) -> ExitCode {
                 return ExitCode::FAILURE;
             }
         };
-    match runtime.block_on(server::run(path, config)) {
+    let ended = runtime.block_on(server::run(path, config));
+    // A file or a resolver that does not answer must not keep the process from ending.
+    runtime.shutdown_background();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot start");

@@ -41,6 +41,9 @@ const WEIGHTS: RangeInclusive<u32> = 1..=100;
 const LOAD_FACTORS: RangeInclusive<f64> = 1.0..=100.0;
 const PANIC_THRESHOLDS: RangeInclusive<f64> = 0.01..=1.0;
 const CONNECTIONS: RangeInclusive<usize> = 1..=10_000_000;
+const ACCEPT_RATES: RangeInclusive<u32> = 1..=1_000_000;
+/// The kernel counts idle time in seconds.
+const TO_THE_DEAD: RangeInclusive<Duration> = Duration::from_secs(1)..=HOUR;
 const OPENING_BYTES: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 30);
 const OPENING_MEMORY: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 40);
 const PINS: RangeInclusive<usize> = 1..=100_000_000;
@@ -82,6 +85,8 @@ fn listeners(root: &DeTable<'_>, sockets: &mut Vec<Socket>, found: &mut Findings
         };
         let routing = reader.word("routing", default.routing, Routing::ALL, Routing::label);
         let lifecycle = reader.word("lifecycle", default.lifecycle, Lifecycle::ALL, Lifecycle::label);
+        let connections = reader.unlimited("connections", default.connections, &CONNECTIONS);
+        let accept_rate = reader.unlimited("accept_rate", default.accept_rate, &ACCEPT_RATES);
         let rules = |list: Vec<String>| list.into_iter().collect::<BTreeSet<_>>();
         let allow = reader.list("methods_allow", METHOD_RULES_MAX, address::method_rule).map(rules);
         let deny = reader.list("methods_deny", METHOD_RULES_MAX, address::method_rule).map(rules);
@@ -89,7 +94,7 @@ fn listeners(root: &DeTable<'_>, sockets: &mut Vec<Socket>, found: &mut Findings
         let methods = MethodPolicy::new(allow.unwrap_or_default(), deny);
         if let Some(address) = address {
             sockets.push(Socket { what: "listener", address, span: reader.span("address") });
-            listeners.push(Listener { address, routing, methods, lifecycle });
+            listeners.push(Listener { address, routing, methods, lifecycle, connections, accept_rate });
         }
     }
     listeners
@@ -210,6 +215,8 @@ fn timeouts(mut reader: Reader<'_, '_>) -> Timeouts {
         idle: reader.unlimited("idle", default.idle, &(SHORTEST..=WEEK)),
         linger: reader.or_off("linger", default.linger, &(SHORTEST..=DAY)),
         drain: reader.unlimited("drain", default.drain, &(SHORTEST..=WEEK)),
+        keepalive: reader.unlimited("keepalive", default.keepalive, &TO_THE_DEAD),
+        user_timeout: reader.unlimited("user_timeout", default.user_timeout, &TO_THE_DEAD),
     }
 }
 
@@ -258,6 +265,7 @@ fn backends(root: &DeTable<'_>, sockets: &[Socket], found: &mut Findings<'_>) ->
         let address = reader.require("address", |value| address::dialled(values::text(value)?));
         let weight = reader.bounded("weight", defaults::WEIGHT, &WEIGHTS);
         let state = reader.word("state", AdminState::Ready, &AdminState::ALL, AdminState::label);
+        let connections = reader.unlimited("connections", None, &CONNECTIONS);
         if let Some(address) = &address {
             report_loop(&mut reader, address, sockets);
         }
@@ -270,7 +278,7 @@ fn backends(root: &DeTable<'_>, sockets: &[Socket], found: &mut Findings<'_>) ->
             }
         }
         if let (Some(name), Some(address)) = (name, address) {
-            backends.push(BackendSpec { name, address, weight, state });
+            backends.push(BackendSpec { name, address, weight, state, connections });
         }
     }
     backends

@@ -62,6 +62,8 @@ impl Default for Listener {
             routing: Routing::Connection,
             methods: MethodPolicy::default(),
             lifecycle: Lifecycle::Named,
+            connections: None,
+            accept_rate: None,
         }
     }
 }
@@ -111,6 +113,8 @@ impl Default for Timeouts {
             idle: None,
             linger: None,
             drain: Some(Duration::from_mins(5)),
+            keepalive: Some(Duration::from_mins(1)),
+            user_timeout: Some(Duration::from_mins(2)),
         }
     }
 }

@@ -51,6 +51,15 @@ pub enum Change {
         /// State now.
         new: AdminState,
     },
+    /// How many connections a backend may have.
+    BackendConnections {
+        /// Its name.
+        name: String,
+        /// Bound before.
+        old: Option<usize>,
+        /// Bound now.
+        new: Option<usize>,
+    },
     /// A listener on a new address.
     ListenerAdded(SocketAddr),
     /// A listener whose address is gone.
@@ -112,6 +121,10 @@ fn listeners(changes: &mut Vec<Change>, old: &[Listener], new: &[Listener]) {
         for (key, old, new) in words.into_iter().filter(|(_, old, new)| old != new) {
             changes.push(Change::Setting { key, old: format!("\"{old}\""), new: format!("\"{new}\"") });
         }
+        let count = or_unlimited::<usize>;
+        setting(changes, "listener.connections", count(old.connections), count(new.connections));
+        let rate = or_unlimited::<u32>;
+        setting(changes, "listener.accept_rate", rate(old.accept_rate), rate(new.accept_rate));
         let (old, new) = (&old.methods, &new.methods);
         for (key, old, new) in
             [("methods_allow", &old.allow, &new.allow), ("methods_deny", &old.deny, &new.deny)]
@@ -137,7 +150,7 @@ fn backends(changes: &mut Vec<Change>, old: &[BackendSpec], new: &[BackendSpec])
             changes.push(Change::BackendAdded(new));
             continue;
         };
-        let BackendSpec { name: _, address, weight, state } = new;
+        let BackendSpec { name: _, address, weight, state, connections } = new;
         if old.address != address {
             let (name, old) = (name.clone(), old.address.clone());
             changes.push(Change::BackendReaddressed { name, old, new: address });
@@ -146,7 +159,10 @@ fn backends(changes: &mut Vec<Change>, old: &[BackendSpec], new: &[BackendSpec])
             changes.push(Change::BackendReweighted { name: name.clone(), old: old.weight, new: weight });
         }
         if old.state != state {
-            changes.push(Change::BackendState { name, old: old.state, new: state });
+            changes.push(Change::BackendState { name: name.clone(), old: old.state, new: state });
+        }
+        if old.connections != connections {
+            changes.push(Change::BackendConnections { name, old: old.connections, new: connections });
         }
     }
 }
@@ -193,7 +209,18 @@ fn health(changes: &mut Vec<Change>, old: &Health, new: &Health) {
 }
 
 fn timeouts(changes: &mut Vec<Change>, old: &Timeouts, new: &Timeouts) {
-    let Timeouts { opening, connect, locate, rehome, half_close, idle, linger, drain } = *new;
+    let Timeouts {
+        opening,
+        connect,
+        locate,
+        rehome,
+        half_close,
+        idle,
+        linger,
+        drain,
+        keepalive,
+        user_timeout,
+    } = *new;
     setting(changes, "timeouts.opening", old.opening.show(), opening.show());
     setting(changes, "timeouts.connect", old.connect.show(), connect.show());
     setting(changes, "timeouts.locate", old.locate.show(), locate.show());
@@ -203,6 +230,8 @@ fn timeouts(changes: &mut Vec<Change>, old: &Timeouts, new: &Timeouts) {
     setting(changes, "timeouts.idle", unlimited(old.idle), unlimited(idle));
     setting(changes, "timeouts.linger", or_off(old.linger), or_off(linger));
     setting(changes, "timeouts.drain", unlimited(old.drain), unlimited(drain));
+    setting(changes, "timeouts.keepalive", unlimited(old.keepalive), unlimited(keepalive));
+    setting(changes, "timeouts.user_timeout", unlimited(old.user_timeout), unlimited(user_timeout));
 }
 
 fn limits(changes: &mut Vec<Change>, old: &Limits, new: &Limits) {
@@ -248,7 +277,7 @@ fn or_off<Q: Quantity>(quantity: Option<Q>) -> String {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::BackendAdded(BackendSpec { name, address, weight, state }) => {
+            Self::BackendAdded(BackendSpec { name, address, weight, state, connections: _ }) => {
                 write!(f, "backend {name} added at {address}, weight {weight}, {}", state.label())
             }
             Self::BackendRemoved { name } => write!(f, "backend {name} removed"),
@@ -256,6 +285,10 @@ impl fmt::Display for Change {
             Self::BackendReweighted { name, old, new } => write!(f, "backend {name} weight {old} → {new}"),
             Self::BackendState { name, old, new } => {
                 write!(f, "backend {name} state {} → {}", old.label(), new.label())
+            }
+            Self::BackendConnections { name, old, new } => {
+                let (old, new) = (or_unlimited(*old), or_unlimited(*new));
+                write!(f, "backend {name} connections {old} → {new}")
             }
             Self::ListenerAdded(address) => write!(f, "listener {address} added"),
             Self::ListenerRemoved(address) => write!(f, "listener {address} removed"),

@@ -41,6 +41,10 @@ pub struct Listener {
     pub methods: MethodPolicy,
     /// With routing by session: which `session.lifecycle` events clients see.
     pub lifecycle: Lifecycle,
+    /// Open connections that came through it.
+    pub connections: Option<usize>,
+    /// Connections it takes in a second; further ones wait in the kernel's queue.
+    pub accept_rate: Option<u32>,
 }
 
 /// What decides where a frame goes.
@@ -204,6 +208,10 @@ pub struct Timeouts {
     pub linger: Option<Duration>,
     /// From SIGTERM to the last connection's close.
     pub drain: Option<Duration>,
+    /// Without a byte from a peer, until the kernel asks whether it is there; whole seconds.
+    pub keepalive: Option<Duration>,
+    /// Without an acknowledgement, until a peer counts as gone; `None` = the kernel's own patience.
+    pub user_timeout: Option<Duration>,
 }
 
 /// Bounds; `None` = unlimited where 0 is allowed in the file.
@@ -241,6 +249,8 @@ pub struct BackendSpec {
     pub weight: u32,
     /// What the file says it may take.
     pub state: AdminState,
+    /// Open connections to it on clients' behalf.
+    pub connections: Option<usize>,
 }
 
 /// What an operator lets a backend take.

@@ -19,7 +19,7 @@ pub(super) struct Section {
 pub(super) static LISTENER: Section = Section {
     name: "listener",
     repeated: true,
-    keys: &["address", "routing", "methods_allow", "methods_deny", "lifecycle"],
+    keys: &["address", "routing", "methods_allow", "methods_deny", "lifecycle", "connections", "accept_rate"],
 };
 pub(super) static ADMIN: Section =
     Section { name: "admin", repeated: false, keys: &["address", "token", "metrics_address"] };
@@ -45,7 +45,18 @@ pub(super) static HEALTH: Section = Section {
 pub(super) static TIMEOUTS: Section = Section {
     name: "timeouts",
     repeated: false,
-    keys: &["opening", "connect", "locate", "rehome", "half_close", "idle", "linger", "drain"],
+    keys: &[
+        "opening",
+        "connect",
+        "locate",
+        "rehome",
+        "half_close",
+        "idle",
+        "linger",
+        "drain",
+        "keepalive",
+        "user_timeout",
+    ],
 };
 pub(super) static LIMITS: Section = Section {
     name: "limits",
@@ -55,7 +66,7 @@ pub(super) static LIMITS: Section = Section {
 pub(super) static UPSTREAM: Section =
     Section { name: "upstream", repeated: false, keys: &["connection_token"] };
 pub(super) static BACKEND: Section =
-    Section { name: "backend", repeated: true, keys: &["name", "address", "weight", "state"] };
+    Section { name: "backend", repeated: true, keys: &["name", "address", "weight", "state", "connections"] };
 
 /// All of them, in the order of the documentation.
 pub(super) static SECTIONS: [&Section; 8] =

@@ -68,6 +68,8 @@ pub struct Backend {
     address: Arc<str>,
     series: Arc<BackendSeries>,
     connections: AtomicUsize,
+    /// 0: no bound.
+    connections_max: AtomicUsize,
     sessions: AtomicUsize,
     answers: AtomicUsize,
     standing: watch::Sender<Standing>,
@@ -93,6 +95,7 @@ impl Backend {
             address: address.into(),
             series,
             connections: AtomicUsize::new(0),
+            connections_max: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
             answers: AtomicUsize::new(0),
             standing: watch::Sender::new(Standing::default()),
@@ -242,6 +245,17 @@ impl Backend {
         self.connections.load(Ordering::Relaxed)
     }
 
+    /// From now on no more links than this on clients' behalf.
+    pub fn bound(&self, connections: Option<usize>) {
+        self.connections_max.store(connections.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Whether it has as many links as it may.
+    pub fn is_full(&self) -> bool {
+        let most = self.connections_max.load(Ordering::Relaxed);
+        most > 0 && self.connections() >= most
+    }
+
     /// Sessions owned now.
     pub fn sessions(&self) -> usize {
         self.sessions.load(Ordering::Relaxed)
@@ -299,6 +313,14 @@ impl Lease {
         backend.connections.fetch_add(1, Ordering::Relaxed);
         backend.series.connections_active.inc();
         Self(Arc::clone(backend))
+    }
+
+    /// Counts one more link, if there may be one more.
+    pub fn within_bound(backend: &Arc<Backend>) -> Option<Self> {
+        let most = backend.connections_max.load(Ordering::Relaxed);
+        let lease = Self::new(backend);
+        // Counted first: of two that come at once, none slips by.
+        (most == 0 || backend.connections() <= most).then_some(lease)
     }
 
     /// Whose.

@@ -1,12 +1,14 @@
 //! Dialling a backend.
 
 use std::io;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::BytesMut;
+use rustix::io::Errno;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use crate::config::Timeouts;
 use crate::fleet::{Backend, Lease};
 use crate::net::{self, Stream};
 
@@ -33,6 +35,9 @@ pub enum DialFault {
     /// The host has no address.
     #[error("the name has no address")]
     Unresolved,
+    /// This machine has no descriptor, port or memory left: that says nothing of the backend.
+    #[error("{0}")]
+    Local(io::Error),
     /// Anything else.
     #[error("{0}")]
     Other(io::Error),
@@ -44,26 +49,48 @@ impl DialFault {
             Self::Refused => "refused",
             Self::Timeout => "timeout",
             Self::Unresolved => "unresolved",
+            Self::Local(_) => "local",
             Self::Other(_) => "other",
+        }
+    }
+
+    fn of(error: io::Error) -> Self {
+        match Errno::from_io_error(&error) {
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL) => {
+                Self::Local(error)
+            }
+            Some(Errno::CONNREFUSED) => Self::Refused,
+            _ => Self::Other(error),
         }
     }
 }
 
-/// Dials; a failure is counted, and keeps new sessions away until a probe is answered.
+/// Dials a backend on a client's behalf.
 ///
 /// # Errors
 /// See [`DialFault`].
-pub async fn dial(backend: &Arc<Backend>, timeout: Duration) -> Result<Link, DialFault> {
+pub async fn dial(lease: Lease, timeouts: &Timeouts) -> Result<Link, DialFault> {
+    let stream = reach(lease.backend(), timeouts).await?;
+    Ok(Link { stream, lease, unread: BytesMut::new() })
+}
+
+/// Connects to a backend; a failure of its own is counted, and keeps new sessions away until a probe is answered.
+///
+/// # Errors
+/// See [`DialFault`].
+pub async fn reach(backend: &Backend, timeouts: &Timeouts) -> Result<Stream, DialFault> {
     let started = Instant::now();
-    let dialled = tokio::time::timeout(timeout, connect(backend.address())).await;
+    let dialled = tokio::time::timeout(timeouts.connect, connect(backend.address(), timeouts)).await;
     match dialled.unwrap_or(Err(DialFault::Timeout)) {
         Ok(stream) => {
             backend.series().connect_duration.observe(started.elapsed().as_secs_f64());
-            Ok(Link { stream, lease: Lease::new(backend), unread: BytesMut::new() })
+            Ok(stream)
         }
         Err(fault) => {
             backend.series().connect_failed(fault.label());
-            backend.suspect();
+            if !matches!(fault, DialFault::Local(_)) {
+                backend.suspect();
+            }
             tracing::debug!(backend = %backend.name(), %fault, "dial failed");
             Err(fault)
         }
@@ -71,17 +98,16 @@ pub async fn dial(backend: &Arc<Backend>, timeout: Duration) -> Result<Link, Dia
 }
 
 /// Tries the host's addresses in the resolver's order.
-async fn connect(address: &str) -> Result<Stream, DialFault> {
+async fn connect(address: &str, timeouts: &Timeouts) -> Result<Stream, DialFault> {
     let addresses = tokio::net::lookup_host(address).await.map_err(|_| DialFault::Unresolved)?;
     let mut last = DialFault::Unresolved;
     for address in addresses {
         match TcpStream::connect(address).await {
             Ok(stream) => {
-                net::prepare(&stream).map_err(DialFault::Other)?;
+                net::prepare(&SockRef::from(&stream), timeouts).map_err(DialFault::Other)?;
                 return Ok(Stream::Plain(stream));
             }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => last = DialFault::Refused,
-            Err(error) => last = DialFault::Other(error),
+            Err(error) => last = DialFault::of(error),
         }
     }
     Err(last)

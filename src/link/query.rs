@@ -16,8 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::dial::{Link, dial};
+use super::dial::{DialFault, reach};
 use super::frames::next_body;
+use crate::chance::stretched;
 use crate::config::Config;
 use crate::fleet::{Answer, Ask, Backend, Judge};
 use crate::net::Stream;
@@ -53,7 +54,7 @@ pub async fn attend(
             if attendant.backend.is_over() {
                 return;
             }
-            let interval = jittered(config().health.interval);
+            let interval = stretched(config().health.interval, 900, 1100);
             let Ok(mut line) = attendant.connect(&config()).await else {
                 wait = interval;
                 continue;
@@ -68,6 +69,18 @@ pub async fn attend(
         }
     };
     stop.run_until_cancelled(work).await;
+}
+
+/// Why there is no standing connection.
+enum Miss {
+    Dial(DialFault),
+    Said(String),
+}
+
+impl From<DialFault> for Miss {
+    fn from(fault: DialFault) -> Self {
+        Self::Dial(fault)
+    }
 }
 
 struct Attendant {
@@ -113,24 +126,26 @@ impl Attendant {
     async fn connect(&mut self, config: &Config) -> Result<Line, ()> {
         let started = Instant::now();
         let greeting = async {
-            let link =
-                dial(&self.backend, config.timeouts.connect).await.map_err(|fault| fault.to_string())?;
-            let Link { stream, unread, .. } = link;
+            let stream = reach(&self.backend, &config.timeouts).await?;
             let backend = Arc::clone(&self.backend);
+            let unread = BytesMut::new();
             let mut line = Line { backend, stream, unread, next_id: 0, pending: HashMap::new() };
-            self.greet(&mut line, config).await.map(|()| line)
+            self.greet(&mut line, config).await.map(|()| line).map_err(Miss::Said)
         };
-        let greeted = timeout(config.health.timeout, greeting).await;
-        match greeted.unwrap_or_else(|_| Err(LATE.into())) {
-            Ok(line) => {
+        match timeout(config.health.timeout, greeting).await {
+            Ok(Ok(line)) => {
                 self.answered(started.elapsed(), config);
-                Ok(line)
+                return Ok(line);
             }
-            Err(fault) => {
-                self.failed(&fault, config);
-                Err(())
+            // Nothing was learned of the backend.
+            Ok(Err(Miss::Dial(DialFault::Local(error)))) => {
+                tracing::warn!(backend = %self.backend.name(), %error, "backend cannot be probed from here");
             }
+            Ok(Err(Miss::Dial(fault))) => self.failed(&fault.to_string(), config),
+            Ok(Err(Miss::Said(fault))) => self.failed(&fault, config),
+            Err(_) => self.failed(LATE, config),
         }
+        Err(())
     }
 
     /// `connect`, with the token if there is one; what the answer says decides whether sessions can be asked for.
@@ -168,7 +183,7 @@ impl Attendant {
     async fn serve(&mut self, line: &mut Line, config: &impl Fn() -> Arc<Config>) -> String {
         for _ in 1..FRESH_EVERY {
             let current = config();
-            let due = tokio::time::Instant::now().checked_add(jittered(current.health.interval));
+            let due = tokio::time::Instant::now().checked_add(stretched(current.health.interval, 900, 1100));
             if let Err(fault) = self.ride(line, due).await {
                 return fault;
             }
@@ -283,6 +298,7 @@ impl Attendant {
             }
         });
         if change.is_some() {
+            backend.series().health_changed("up");
             tracing::info!(backend = %backend.name(), probe_seconds = took.as_secs_f64(), "backend is up");
         }
         let mute = backend.standing().borrow().mute;
@@ -308,6 +324,7 @@ impl Attendant {
             }
         });
         if change.is_some() {
+            backend.series().health_changed("down");
             tracing::warn!(backend = %backend.name(), fault, "backend is down");
         }
     }
@@ -368,14 +385,6 @@ impl Line {
             return Ok((id, answer));
         }
     }
-}
-
-/// `interval`, give or take a tenth: a fleet's probes must not march in step.
-fn jittered(interval: Duration) -> Duration {
-    use std::hash::{BuildHasher, RandomState};
-    let permille = RandomState::new().hash_one(interval).checked_rem(201).unwrap_or(100);
-    let factor = u32::try_from(permille).unwrap_or(100).saturating_add(900);
-    interval.checked_div(1000).and_then(|part| part.checked_mul(factor)).unwrap_or(interval)
 }
 
 #[cfg(test)]

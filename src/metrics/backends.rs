@@ -23,6 +23,7 @@ pub(super) struct Families {
     probe_duration: HistogramVec,
     connect_duration: HistogramVec,
     connect_failures: IntCounterVec,
+    health_changes: IntCounterVec,
     last_probe: GaugeVec,
 }
 
@@ -78,6 +79,12 @@ impl Families {
                 "Failed dials.",
                 &["backend", "why"],
             )?,
+            health_changes: counters(
+                r,
+                "backend_health_changes_total",
+                "Times that probes brought it up or down.",
+                &["backend", "to"],
+            )?,
             last_probe: gauges(r, "backend_last_probe_seconds", "Of the last answered probe.", &b)?,
         })
     }
@@ -106,6 +113,11 @@ impl BackendSeries {
     /// One failed dial. `why` is from a closed set.
     pub fn connect_failed(&self, why: &'static str) {
         self.families.connect_failures.with_label_values(&[&self.name, why]).inc();
+    }
+
+    /// Probes have brought it `to` "up" or "down".
+    pub fn health_changed(&self, to: &'static str) {
+        self.families.health_changes.with_label_values(&[&*self.name, to]).inc();
     }
 
     /// The state in force, as one series per state.
@@ -148,10 +160,13 @@ impl Drop for BackendSeries {
         for state in AdminState::ALL {
             drop(f.state.remove_label_values(&[name, state.label()]));
         }
+        for to in ["up", "down"] {
+            drop(f.health_changes.remove_label_values(&[name, to]));
+        }
         for result in ["success", "failure"] {
             drop(f.probes.remove_label_values(&[name, result]));
         }
-        for why in ["refused", "timeout", "unresolved", "other"] {
+        for why in ["refused", "timeout", "unresolved", "local", "other"] {
             drop(f.connect_failures.remove_label_values(&[name, why]));
         }
         for family in [&f.probe_duration, &f.connect_duration] {

@@ -13,6 +13,7 @@ use super::backends::{BackendSeries, Families};
 use super::process::Process;
 use super::register::{SECONDS, add, counters, gauge, histogram, int_gauge, int_gauges};
 use super::requests::Requests;
+use crate::logs;
 
 /// Openings may idle for hours.
 const OPENING_SECONDS: [f64; 12] =
@@ -29,6 +30,9 @@ pub struct Metrics {
     pub connections_accepted: IntCounterVec,
     /// Connections that ended, and how.
     pub connections_closed: IntCounterVec,
+    /// Times that a listener did not accept for a while: for its rate, or for want of descriptors.
+    pub accept_pauses: IntCounterVec,
+    log_lines_lost: IntCounter,
     /// Connections open now.
     pub connections_active: IntGaugeVec,
     /// Connections that have not named a session yet.
@@ -100,6 +104,16 @@ impl Metrics {
                 "connections_closed_total",
                 "Connections that ended, by whom, where and why.",
                 &["listener", "by", "at", "why"],
+            )?,
+            accept_pauses: counters(
+                r,
+                "accept_pauses_total",
+                "Times a listener paused, for its accept_rate or because accepting failed.",
+                &["listener", "why"],
+            )?,
+            log_lines_lost: add(
+                r,
+                IntCounter::new("log_lines_lost_total", "Log lines that could not be written.")?,
             )?,
             connections_active: int_gauges(r, "connections_active", "Connections open now.", &["listener"])?,
             openings_active: int_gauge(
@@ -195,6 +209,7 @@ impl Metrics {
     /// The text format.
     pub fn text(&self) -> Vec<u8> {
         let mut text = Vec::new();
+        self.log_lines_lost.inc_by(logs::lost().saturating_sub(self.log_lines_lost.get()));
         let mut families = self.registry.gather();
         families.extend(self.process.gather());
         if let Err(error) = TextEncoder::new().encode(&families, &mut text) {

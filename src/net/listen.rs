@@ -5,7 +5,8 @@ use std::net::{SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::stream::set;
+use super::stream::prepare;
+use crate::config::Timeouts;
 
 /// Connections the kernel keeps for us between two accepts.
 const BACKLOG: i32 = 4096;
@@ -14,13 +15,13 @@ const BACKLOG: i32 = 4096;
 ///
 /// # Errors
 /// Whatever the kernel says: the address is in use, is not this machine's, or needs privileges.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn listen(address: SocketAddr, timeouts: &Timeouts) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    set(&socket)?;
+    prepare(&socket, timeouts)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -37,7 +38,7 @@ mod tests {
 
     #[test]
     fn accepted_sockets_are_set_as_their_listener_is() {
-        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listen("127.0.0.1:0".parse().unwrap(), &Timeouts::default()).unwrap();
         listener.set_nonblocking(false).unwrap();
         let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();

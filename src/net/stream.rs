@@ -12,12 +12,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::tls::Sealed;
+use crate::config::Timeouts;
 
-/// A peer that is gone without a word is noticed after about this and six probes, or at once when bytes go unacknowledged
-/// for [`USER_TIMEOUT`]. Servers set no keepalive of their own.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const USER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Unanswered keepalive probes after which a peer is gone, where `timeouts.user_timeout` does not say so.
+const KEEPALIVE_PROBES: u32 = 6;
 
 /// How long a client that has been told why may take to close its side, and what it may still send.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -144,21 +142,21 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// Sets what both sides of a connection need: small frames leave at once, and dead peers are noticed.
+/// Sets what both sides of a connection need: small frames leave at once, and dead peers are noticed. A listening socket
+/// hands it on to those it accepts.
 ///
 /// # Errors
 /// If the peer is gone already.
-pub fn prepare(stream: &TcpStream) -> io::Result<()> {
-    set(&SockRef::from(stream))
-}
-
-/// What [`prepare`] sets; a listening socket hands it on to the ones it accepts.
-pub(super) fn set(socket: &Socket) -> io::Result<()> {
+pub fn prepare(socket: &Socket, timeouts: &Timeouts) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    let keepalive =
-        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(6);
-    socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+    socket.set_keepalive(timeouts.keepalive.is_some())?;
+    if let Some(idle) = timeouts.keepalive {
+        let interval = idle.checked_div(KEEPALIVE_PROBES).unwrap_or(idle).max(Duration::from_secs(1));
+        let keepalive =
+            TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(KEEPALIVE_PROBES);
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
+    socket.set_tcp_user_timeout(timeouts.user_timeout)
 }
 
 /// Longest head that SDKs write on its own.

@@ -75,8 +75,20 @@ pub async fn locate(metrics: &Metrics, snapshot: &Snapshot, session: &SessionId)
     }
     let mut live = Vec::new();
     let mut stored = Vec::new();
-    while let Some(word) = words.next().await {
-        let mut next = Some(word);
+    // A backend that answers others is waited for, but not for ever: longer than anybody waits for this claim.
+    let end = tokio::time::sleep(snapshot.config.timeouts.rehome.saturating_mul(2));
+    tokio::pin!(end);
+    loop {
+        let mut next = tokio::select! {
+            word = words.next() => word,
+            () = &mut end => {
+                missing = true;
+                break;
+            }
+        };
+        if next.is_none() {
+            break;
+        }
         // With one live answer at hand, only what has arrived as well is looked at.
         while let Some(Word { at, said }) = next {
             match said {

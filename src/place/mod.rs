@@ -10,14 +10,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::balancer::Balancer;
+use crate::chance::stretched;
 use crate::config::{Config, Storage};
-use crate::fleet::{Backend, Claim, Decision, Facts, Found, Hold, Lead, Reason, decide};
-use crate::link::{GreetFault, Link, StateFrame, dial, greet};
+use crate::fleet::{Backend, Claim, Decision, Facts, Found, Hold, Lead, Lease, Reason, decide};
+use crate::link::{DialFault, GreetFault, Link, StateFrame, dial, greet};
 use crate::snapshot::Snapshot;
 use crate::wire::{Refusal, SessionId};
 
 pub use locate::{addresses, locate, modified};
 pub use scout::{everyone, scout};
+
+/// Backends whose last dial failed that one placement tries: with all of a fleet gone, its clients must not dial all of it
+/// again and again.
+const SUSPECTS_MAX: usize = 3;
 
 /// What a connection asks of placement.
 #[derive(Debug)]
@@ -63,11 +68,24 @@ pub struct Refused {
 impl Refused {
     /// A refusal that trying again soon may mend.
     pub fn later(refusal: Refusal, message: impl Into<String>, config: &Config) -> Self {
-        Self { refusal, message: message.into(), retry_after: Some(config.health.interval) }
+        // Clients that were turned away together must not come back together.
+        let retry_after = Some(stretched(config.health.interval, 1000, 1500));
+        Self { refusal, message: message.into(), retry_after }
     }
 
-    fn no_backend(config: &Config) -> Self {
-        Self::later(Refusal::NoBackend, "no backend is up and ready", config)
+    fn no_backend(snapshot: &Snapshot) -> Self {
+        if snapshot.is_full() {
+            return Self::full(&snapshot.config);
+        }
+        Self::later(Refusal::NoBackend, "no backend is up and ready", &snapshot.config)
+    }
+
+    fn full(config: &Config) -> Self {
+        Self::later(
+            Refusal::Limit,
+            "the backend has as many connections as backend.connections allows",
+            config,
+        )
     }
 
     fn owner_down(config: &Config) -> Self {
@@ -120,10 +138,10 @@ pub async fn route(balancer: &Balancer, session: &SessionId) -> Result<(Arc<Back
         (Decision::Owner, Some(owner)) => Ok((owner, Reason::Owner)),
         (Decision::At(at, reason), _) => match snapshot.members.get(at) {
             Some(member) => Ok((Arc::clone(&member.backend), reason)),
-            None => Err(Refused::no_backend(&snapshot.config)),
+            None => Err(Refused::no_backend(&snapshot)),
         },
         (Decision::Refuse(Refusal::OwnerDown), _) => Err(Refused::owner_down(&snapshot.config)),
-        _ => Err(Refused::no_backend(&snapshot.config)),
+        _ => Err(Refused::no_backend(&snapshot)),
     }
 }
 
@@ -165,6 +183,7 @@ async fn join(want: &Want<'_>, snapshot: &Snapshot, hold: Hold) -> Result<Placed
     match open(want, snapshot, &backend).await {
         Ok(link) => Ok(Placed { link, backend, hold: Some(hold), reason: Reason::Owner }),
         Err(Miss::Refused(refused)) => Err(refused),
+        Err(Miss::Full) => Err(Refused::full(&snapshot.config)),
         Err(Miss::Unreachable) => Err(Refused::owner_down(&snapshot.config)),
     }
 }
@@ -217,7 +236,7 @@ async fn try_members(
 ) -> Result<(Arc<Backend>, Option<Link>, Reason), Refused> {
     let trying = try_each(balancer, want, snapshot, found);
     let tried = tokio::time::timeout(snapshot.config.timeouts.rehome, trying).await;
-    tried.unwrap_or_else(|_| Err(Refused::no_backend(&snapshot.config)))
+    tried.unwrap_or_else(|_| Err(Refused::no_backend(snapshot)))
 }
 
 async fn try_each(
@@ -227,19 +246,25 @@ async fn try_each(
     found: Found,
 ) -> Result<(Arc<Backend>, Option<Link>, Reason), Refused> {
     let mut failed = Vec::new();
+    let mut desperate: usize = 0;
     loop {
         let (at, reason) = match decision(balancer, snapshot, want, None, found, &failed) {
             Decision::At(at, reason) => (at, reason),
             Decision::Refuse(Refusal::OwnerDown) => return Err(Refused::owner_down(&snapshot.config)),
-            _ => return Err(Refused::no_backend(&snapshot.config)),
+            _ => return Err(Refused::no_backend(snapshot)),
         };
         let Some(member) = snapshot.members.get(at) else {
-            return Err(Refused::no_backend(&snapshot.config));
+            return Err(Refused::no_backend(snapshot));
         };
+        desperate = desperate.saturating_add(usize::from(member.backend.is_suspect()));
+        if desperate > SUSPECTS_MAX {
+            return Err(Refused::no_backend(snapshot));
+        }
         match open(want, snapshot, &member.backend).await {
             Ok(link) => return Ok((Arc::clone(&member.backend), link, reason)),
             Err(Miss::Refused(refused)) => return Err(refused),
-            Err(Miss::Unreachable) => failed.push(at),
+            Err(Miss::Full) if reason == Reason::Located => return Err(Refused::full(&snapshot.config)),
+            Err(Miss::Full | Miss::Unreachable) => failed.push(at),
         }
     }
 }
@@ -268,13 +293,15 @@ fn decision(
         sessions: balancer.owners.len(),
         turn: balancer.turn(),
     };
-    decide(&facts, &snapshot.ring, snapshot.members.len(), |at| snapshot.candidate(at, failed))
+    decide(&facts, &snapshot.ring, snapshot.members.len(), |at| snapshot.candidate(at, failed, want.have))
 }
 
 /// Why a chosen backend did not take the connection.
 enum Miss {
     /// Another may.
     Unreachable,
+    /// It has as many connections as it may.
+    Full,
     /// It answered, and no other would do better.
     Refused(Refused),
 }
@@ -285,7 +312,14 @@ async fn open(want: &Want<'_>, snapshot: &Snapshot, backend: &Arc<Backend>) -> R
         return Ok(None);
     }
     let config = &snapshot.config;
-    let mut link = dial(backend, config.timeouts.connect).await.map_err(|_| Miss::Unreachable)?;
+    let lease = Lease::within_bound(backend).ok_or(Miss::Full)?;
+    let mut link = dial(lease, &config.timeouts).await.map_err(|fault| match fault {
+        DialFault::Local(error) => {
+            let message = format!("this balancer cannot connect anywhere: {error}");
+            Miss::Refused(Refused::later(Refusal::Limit, message, config))
+        }
+        _ => Miss::Unreachable,
+    })?;
     // A server that takes connections but says nothing is as good as one that takes none.
     let greeted = tokio::time::timeout(config.timeouts.connect, greet(&mut link, want.frames)).await;
     match greeted {

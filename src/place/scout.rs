@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Miss, Refused, Want, addresses, open};
+use super::{Miss, Refused, SUSPECTS_MAX, Want, addresses, open};
 use crate::balancer::Balancer;
 use crate::fleet::Backend;
 use crate::fleet::decide::anyone;
@@ -25,23 +25,28 @@ pub async fn scout(
     }
     let want = Want { session: None, tracked: false, must_exist: false, frames, version, have: &[] };
     let mut failed = Vec::new();
+    let mut desperate: usize = 0;
     let seeking = async {
         loop {
             let snapshot = balancer.snapshot();
-            let candidate = |at| snapshot.candidate(at, &failed);
+            let candidate = |at| snapshot.candidate(at, &failed, &[]);
             let next = anyone(balancer.turn(), snapshot.members.len(), candidate);
             let Some((at, member)) = next.and_then(|at| Some((at, snapshot.members.get(at)?))) else {
-                return Err(Refused::no_backend(&snapshot.config));
+                return Err(Refused::no_backend(&snapshot));
             };
+            desperate = desperate.saturating_add(usize::from(member.backend.is_suspect()));
+            if desperate > SUSPECTS_MAX {
+                return Err(Refused::no_backend(&snapshot));
+            }
             match open(&want, &snapshot, &member.backend).await {
                 Ok(Some(link)) => return Ok(link),
                 Err(Miss::Refused(refused)) => return Err(refused),
-                Ok(None) | Err(Miss::Unreachable) => failed.push(at),
+                Ok(None) | Err(Miss::Full | Miss::Unreachable) => failed.push(at),
             }
         }
     };
     let sought = tokio::time::timeout(config.timeouts.rehome, seeking).await;
-    sought.unwrap_or_else(|_| Err(Refused::no_backend(&config)))
+    sought.unwrap_or_else(|_| Err(Refused::no_backend(&balancer.now())))
 }
 
 /// A greeted link to every server that is in none of `have`.
@@ -61,7 +66,7 @@ pub async fn everyone(
         match open(&want, &snapshot, &member.backend).await {
             Ok(link) => links.extend(link),
             Err(Miss::Refused(refused)) => return Err(refused),
-            Err(Miss::Unreachable) => {
+            Err(Miss::Full | Miss::Unreachable) => {
                 let name = member.backend.name();
                 let message = format!("{name} cannot be reached, and this call must reach every backend");
                 return Err(Refused::later(Refusal::NoBackend, message, &snapshot.config));

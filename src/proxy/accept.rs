@@ -1,17 +1,19 @@
 //! Accepting: a loop per listening socket on each of a few workers.
 //!
-//! A failed accept neither ends the loop nor spins it: when descriptors run out, the loop pauses. When it is told to
+//! `listener.accept_rate` is kept by leaving clients in the kernel's queue. A failed accept neither ends the loop nor spins it: when descriptors run out, the loop pauses. When it is told to
 //! stop, the connections that the kernel had queued already are served, for their clients were never refused.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,13 +21,17 @@ use super::admit::Admission;
 use super::conn::{connection, switched, turn_away};
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
-use crate::config::{Listener, Routing};
+use crate::config::{Listener, Routing, Timeouts};
 use crate::metrics::Record;
-use crate::net::Stream;
+use crate::net::{self, Stream};
 use crate::workers::Workers;
 
 /// After an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
+/// A failure that goes on, or comes back, is logged so often.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+/// Of the connections of one second that `listener.accept_rate` allows, this part may come at once.
+const BURST: u32 = 10;
 /// Workers that accept from one socket: each is woken for every connection, so on a large machine not all should be.
 const ACCEPTORS_MAX: usize = 4;
 /// Clients over a limit that are told so at the same time; further ones are closed without a word.
@@ -84,9 +90,11 @@ impl Gate {
         stop: &CancellationToken,
     ) -> TaskTracker {
         let tasks = TaskTracker::new();
+        let pace = Arc::new(Mutex::new(Pace::default()));
         for (socket, worker) in self.sockets {
             let (balancer, door, policy) = (Arc::clone(balancer), Arc::clone(door), Arc::clone(policy));
-            tasks.spawn_on(accept(balancer, door, socket, policy, stop.clone()), &worker);
+            let accepting = accept(balancer, door, socket, policy, Arc::clone(&pace), stop.clone());
+            tasks.spawn_on(accepting, &worker);
         }
         tasks.close();
         tasks
@@ -98,19 +106,35 @@ async fn accept(
     door: Arc<Door>,
     socket: TcpListener,
     policy: Arc<ArcSwap<Listener>>,
+    pace: Arc<Mutex<Pace>>,
     stop: CancellationToken,
 ) {
     let label: Arc<str> = policy.load().address.to_string().into();
-    let mut failing = false;
+    let pauses = |why| balancer.metrics.accept_pauses.with_label_values(&[&*label, why]);
+    let (too_fast, failed) = (pauses("rate"), pauses("failed"));
+    let mut set = balancer.now().config.timeouts.clone();
+    let mut told: Option<Instant> = None;
     while let Some(accepted) = stop.run_until_cancelled(socket.accept()).await {
         match accepted {
             Ok((stream, client)) => {
-                failing = false;
+                let timeouts = &balancer.now().config.timeouts;
+                if *timeouts != set {
+                    set = timeouts.clone();
+                    inherit(&[SockRef::from(&socket), SockRef::from(&stream)], &set);
+                }
+                let rate = policy.load().accept_rate;
+                let turn = pace.lock().unwrap_or_else(PoisonError::into_inner).next(rate, Instant::now());
+                if let Some(turn) = turn {
+                    too_fast.inc();
+                    stop.run_until_cancelled(sleep_until(turn)).await;
+                }
                 admit(&balancer, &door, &label, policy.load_full(), stream, client);
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                if !std::mem::replace(&mut failing, true) {
+                failed.inc();
+                if told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
+                    told = Some(Instant::now());
                     tracing::error!(listener = %label, %error, "accepting is paused");
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -146,7 +170,7 @@ fn admit(
             return record.settle(Close::io(By::Client, At::Accept, &error));
         }
     };
-    let place = door.admission.admit(client.ip(), &balancer.now().config.limits);
+    let place = door.admission.admit(client.ip(), &listener, &balancer.now().config.limits);
     let balancer = Arc::clone(balancer);
     let tasks = balancer.tasks.clone();
     let task = match place {
@@ -192,6 +216,31 @@ fn hand_over(stream: TcpStream, worker: &Handle) -> io::Result<TcpStream> {
     TcpStream::from_std(stream)
 }
 
+/// Sets a listener, which hands it on to all it accepts, and what it has accepted already.
+fn inherit(sockets: &[SockRef<'_>], timeouts: &Timeouts) {
+    for socket in sockets {
+        if let Err(error) = net::prepare(socket, timeouts) {
+            tracing::debug!(%error, "a socket could not be set");
+        }
+    }
+}
+
+/// When the next connection may be taken.
+#[derive(Debug, Default)]
+struct Pace(Option<Instant>);
+
+impl Pace {
+    /// Takes a turn; when it comes, if not at once.
+    fn next(&mut self, rate: Option<u32>, now: Instant) -> Option<Instant> {
+        let gap = Duration::from_secs(1).checked_div(rate?)?;
+        let burst = rate?.checked_div(BURST)?.max(1);
+        let earliest = now.checked_sub(gap.saturating_mul(burst));
+        let turn = self.0.max(earliest).unwrap_or(now).checked_add(gap)?;
+        self.0 = Some(turn);
+        (turn > now).then_some(turn)
+    }
+}
+
 fn asynchronous(stream: std::net::TcpStream) -> io::Result<TcpStream> {
     stream.set_nonblocking(true)?;
     TcpStream::from_std(stream)
@@ -201,4 +250,24 @@ fn asynchronous(stream: std::net::TcpStream) -> io::Result<TcpStream> {
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenth_of_a_second_may_come_at_once_and_the_rest_at_its_rate() {
+        let mut pace = Pace::default();
+        let begun = Instant::now();
+        assert_eq!(pace.next(None, begun), None);
+        let mut now = begun;
+        for _ in 0..200 {
+            now = pace.next(Some(100), now).unwrap_or(now);
+        }
+        assert_eq!(now - begun, Duration::from_millis(1900), "10 at once, 190 at 100 a second");
+        now += Duration::from_secs(5);
+        let at_once = (0..50).filter(|_| pace.next(Some(100), now).is_none()).count();
+        assert_eq!(at_once, 10, "what was not used is not saved up");
+    }
 }

@@ -1,10 +1,12 @@
-//! Admission: how many connections there may be, and how many of one address.
+//! Admission: how many connections there may be, how many of one listener and how many of one address.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::config::Limits;
+use crate::config::{Limits, Listener};
 
 /// Counts the connections that are in.
 #[derive(Debug, Default)]
@@ -16,6 +18,7 @@ pub struct Admission {
 struct Counts {
     all: usize,
     by_address: HashMap<IpAddr, usize>,
+    by_listener: HashMap<SocketAddr, usize>,
 }
 
 /// A place taken; free again when dropped.
@@ -23,26 +26,37 @@ struct Counts {
 pub struct Admitted {
     admission: Arc<Admission>,
     address: IpAddr,
+    listener: SocketAddr,
 }
 
 impl Admission {
-    /// Takes a place for a client at `ip`.
+    /// Takes a place for a client at `ip` that came through `listener`.
     ///
     /// # Errors
     /// The limit that is met, for the client to read.
-    pub fn admit(self: &Arc<Self>, ip: IpAddr, limits: &Limits) -> Result<Admitted, &'static str> {
-        let address = whose(ip);
+    pub fn admit(
+        self: &Arc<Self>,
+        ip: IpAddr,
+        listener: &Listener,
+        limits: &Limits,
+    ) -> Result<Admitted, &'static str> {
+        let (address, through) = (whose(ip), listener.address);
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_address = counts.by_address.get(&address).copied().unwrap_or(0);
+        let of_listener = counts.by_listener.get(&through).copied().unwrap_or(0);
         if limits.connections.is_some_and(|max| counts.all >= max) {
             return Err("limits.connections is reached");
         }
-        let of_address = counts.by_address.entry(address).or_default();
-        if limits.connections_per_ip.is_some_and(|max| *of_address >= max) {
+        if listener.connections.is_some_and(|max| of_listener >= max) {
+            return Err("listener.connections is reached");
+        }
+        if limits.connections_per_ip.is_some_and(|max| of_address >= max) {
             return Err("limits.connections_per_ip is reached");
         }
-        *of_address = of_address.saturating_add(1);
+        counts.by_address.insert(address, of_address.saturating_add(1));
+        counts.by_listener.insert(through, of_listener.saturating_add(1));
         counts.all = counts.all.saturating_add(1);
-        Ok(Admitted { admission: Arc::clone(self), address })
+        Ok(Admitted { admission: Arc::clone(self), address, listener: through })
     }
 }
 
@@ -50,11 +64,16 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         let mut counts = self.admission.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.all = counts.all.saturating_sub(1);
-        if let Some(of_address) = counts.by_address.get_mut(&self.address) {
-            *of_address = of_address.saturating_sub(1);
-            if *of_address == 0 {
-                counts.by_address.remove(&self.address);
-            }
+        give_back(&mut counts.by_address, self.address);
+        give_back(&mut counts.by_listener, self.listener);
+    }
+}
+
+fn give_back<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K) {
+    if let Entry::Occupied(mut count) = counts.entry(key) {
+        *count.get_mut() = count.get().saturating_sub(1);
+        if *count.get() == 0 {
+            count.remove();
         }
     }
 }
@@ -86,23 +105,25 @@ mod tests {
     #[test]
     fn places_are_counted_by_all_and_by_address() {
         let admission = Arc::new(Admission::default());
+        let listener = Listener { connections: Some(2), ..Listener::default() };
+        let other = Listener { address: "127.0.0.1:1".parse().unwrap(), ..Listener::default() };
         let (a, b, c) =
             ("10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
         let limits = limits(3, 1);
-        let first = admission.admit(a, &limits).unwrap();
-        assert!(admission.admit(a, &limits).unwrap_err().contains("per_ip"));
-        assert!(admission.admit("::ffff:10.0.0.1".parse().unwrap(), &limits).is_err(), "the same host");
-        let _second = admission.admit(b, &limits).unwrap();
-        assert!(admission.admit(c, &limits).is_err(), "one /64");
+        let admit = |ip, listener| admission.admit(ip, listener, &limits);
+        let first = admit(a, &listener).unwrap();
+        assert!(admit(a, &listener).unwrap_err().contains("per_ip"));
+        assert!(admit("::ffff:10.0.0.1".parse().unwrap(), &listener).is_err(), "the same host");
+        let _second = admit(b, &listener).unwrap();
+        assert!(admit(c, &other).unwrap_err().contains("per_ip"), "one /64");
+        let d = "10.0.0.2".parse().unwrap();
+        assert!(admit(d, &listener).unwrap_err().contains("listener.connections "));
         drop(first);
-        let _again = admission.admit(a, &limits).unwrap();
-        let _third = admission.admit("10.0.0.2".parse().unwrap(), &limits).unwrap();
-        assert!(
-            admission
-                .admit("10.0.0.3".parse().unwrap(), &limits)
-                .unwrap_err()
-                .contains("limits.connections ")
-        );
-        assert_eq!(admission.counts.lock().unwrap().by_address.len(), 3);
+        let _again = admit(a, &listener).unwrap();
+        let _third = admit(d, &other).unwrap();
+        let e = "10.0.0.3".parse().unwrap();
+        assert!(admit(e, &other).unwrap_err().contains("limits.connections "));
+        let counts = admission.counts.lock().unwrap();
+        assert_eq!((counts.by_address.len(), counts.by_listener.len()), (3, 2));
     }
 }

@@ -115,6 +115,11 @@ impl Client {
         Self { stream, unread: BytesMut::new(), share, kept: 0, begun: None, due, patience, limits }
     }
 
+    /// The next frame must be whole within `patience`, if that is sooner.
+    pub fn hurry(&mut self, patience: Duration) {
+        self.due = self.due.min(Instant::now().checked_add(patience));
+    }
+
     /// The next frame. Cancel-safe.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -23,6 +24,8 @@ use crate::wire::{Id, Named, Refusal, reply};
 
 /// Requests of one opening that may wait for a scout's answer; a further one is not read meanwhile.
 const PENDING_MAX: usize = 128;
+/// For the first request of a client that is turned away: who waits for it keeps others from being told.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// Scouts that one opening may lose before it is given up.
 const SCOUTS_MAX: usize = 8;
 /// Calls that bind a whole server to one connection: all backends or none.
@@ -109,6 +112,7 @@ impl<'a> Opening<'a> {
 
     /// Answers the first request with `limit`.
     pub async fn turn_away(&mut self, limit: &str) -> Close {
+        self.client.hurry(AT_ONCE);
         match self.client.frame().await {
             Ok(frame) => {
                 let refused = Refused::later(Refusal::Limit, limit, &self.config);

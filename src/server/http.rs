@@ -27,7 +27,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::AdminAddress;
+use crate::config::{AdminAddress, Timeouts};
 use crate::net;
 
 /// Connections served at the same time, for each socket; a further one is told so and closed.
@@ -122,7 +122,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 pub(super) fn bind(address: &AdminAddress) -> io::Result<Bound> {
     match address {
         AdminAddress::Tcp(address) => {
-            let listener = TcpListener::from_std(net::listen(*address)?)?;
+            let listener = TcpListener::from_std(net::listen(*address, &Timeouts::default())?)?;
             let address = AdminAddress::Tcp(listener.local_addr()?);
             Ok(Bound { socket: Socket::Tcp(listener), address })
         }

@@ -111,7 +111,10 @@ pub async fn run(path: &Path, config: Config) -> Result<(), StartFault> {
     server.reloader().notifier().ready(&headline(server.reloader().balancer(), 0));
     loop {
         tokio::select! {
-            _ = hangup.recv() => drop(server.reloader().reload("SIGHUP").await),
+            _ = hangup.recv() => tokio::select! {
+                reloaded = server.reloader().reload("SIGHUP") => drop(reloaded),
+                () = stops.next() => break,
+            },
             () = stops.next() => break,
         }
     }

@@ -1,11 +1,13 @@
 //! Reloads and operators' commands: the next snapshot, prepared and committed.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use tokio::sync::{Mutex, watch};
@@ -18,12 +20,17 @@ use super::outcome::{Applied, Last, StartFault, Trouble, Unknown};
 use super::sockets::{Fresh, Sockets};
 use crate::balancer::Balancer;
 use crate::config::{self, AdminAddress, AdminState, BackendSpec, Config, diff};
+use crate::descriptors;
 use crate::fleet::{Ask, Backend, Health, Ring};
 use crate::link::attend;
 use crate::metrics::Metrics;
 use crate::snapshot::{Member, Snapshot};
 use crate::systemd::Notifier;
 use crate::workers::Workers;
+
+/// Reading the file may take so long: a file system over the network may not answer at all.
+const READING_MAX: Duration = Duration::from_secs(10);
+const DRAINING: &str = "sessile is draining and takes no configuration any more";
 
 /// What an admin socket serves; made when the socket is put in use.
 pub type Pages = fn(&Arc<Reloader>, &Endpoint) -> Router;
@@ -236,11 +243,17 @@ impl Reloader {
 
     async fn attempt(self: &Arc<Self>) -> Result<Applied, Vec<Trouble>> {
         if self.balancer.draining.is_cancelled() {
-            return Err(Trouble::plain("sessile is draining and takes no configuration any more"));
+            return Err(Trouble::plain(DRAINING));
         }
         let path = self.path.clone();
-        let read = tokio::task::spawn_blocking(move || config::load(&path)).await;
-        let config = read.map_err(Trouble::plain)?.map_err(|problems| Trouble::of(&problems))?;
+        let reading = tokio::task::spawn_blocking(move || load_again(&path));
+        let read = tokio::select! {
+            read = tokio::time::timeout(READING_MAX, reading) => {
+                read.map_err(|_| Trouble::plain("the configuration file cannot be read: no answer in time"))?
+            }
+            () = self.balancer.draining.cancelled() => return Err(Trouble::plain(DRAINING)),
+        };
+        let config = read.map_err(Trouble::plain)??;
         let changes = diff(&self.balancer.now().config, &config).iter().map(ToString::to_string).collect();
         let prepared = self.prepare(Arc::new(config)).await.map_err(Trouble::plain)?;
         let generation = self.commit(prepared).await;
@@ -281,6 +294,7 @@ impl Reloader {
         let generation = now.generation.saturating_add(1);
         self.balancer.commit(Snapshot { generation, config: Arc::clone(&config), members, ring });
         self.balancer.metrics.committed(generation);
+        descriptors::compare(&config);
         inner.sockets.commit(&config, sockets, |endpoint| (self.pages)(self, endpoint));
         self.generation.send_replace(generation);
         generation
@@ -310,6 +324,7 @@ impl Reloader {
             }
         };
         backend.series().state(state);
+        backend.bound(spec.connections);
         Member { backend, weight: spec.weight, state, file_state: spec.state }
     }
 
@@ -336,6 +351,14 @@ impl Reloader {
             balancer.probed();
         });
     }
+}
+
+/// Reads a file that was read before. A pipe gives what it has once, and holds up who reads it again.
+fn load_again(path: &Path) -> Result<Config, Vec<Trouble>> {
+    if fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo()) {
+        return Err(Trouble::plain("the configuration file is a pipe, which cannot be read again"));
+    }
+    config::load(path).map_err(|problems| Trouble::of(&problems))
 }
 
 /// Whether the ring of two configurations is one: names in order, weights, key.

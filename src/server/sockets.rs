@@ -84,7 +84,7 @@ impl Sockets {
         for listener in &config.listeners {
             if !self.listeners.contains_key(&listener.address) {
                 let address = listener.address.to_string();
-                let gate = net::listen(listener.address)
+                let gate = net::listen(listener.address, &config.timeouts)
                     .and_then(|socket| Gate::new(&socket, &self.balancer.workers));
                 let gate = gate.map_err(|error| StartFault::Bind { address, error })?;
                 listeners.push((listener.clone(), gate));

@@ -4,14 +4,17 @@
 //! only say "look"; what is looked at is the content, and content that was read already is not read again. A burst of
 //! events is let pass first, so that a file written in place is not read half written.
 
-use std::fs;
+use std::fs::{self, File};
+use std::future::pending;
 use std::hash::{BuildHasher, RandomState};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::reload::Reloader;
@@ -22,11 +25,14 @@ const QUIET: Duration = Duration::from_millis(50);
 /// But a folder in which things happen all the time must not put a reload off for ever.
 const PATIENCE: Duration = Duration::from_millis(250);
 
+/// A file that cannot be read is looked at so often.
+const AGAIN: Duration = Duration::from_secs(5);
+
 /// Reloads whenever the file's content changes, until `stop`.
 pub async fn watch(reloader: Arc<Reloader>, stop: CancellationToken) {
     let (events, mut happened) = mpsc::channel(1);
     let hash = RandomState::new();
-    let content = |path: &Path| fs::read(path).ok().map(|bytes| hash.hash_one(bytes));
+    let content = |path: &Path| content(path).map(|bytes| hash.hash_one(bytes));
     let path = reloader.path();
     let mut watching = match Watching::new(path, &events) {
         Ok(watching) => watching,
@@ -42,8 +48,11 @@ pub async fn watch(reloader: Arc<Reloader>, stop: CancellationToken) {
                 known = now;
                 drop(reloader.reload("the file changed").await);
             }
-            if happened.recv().await.is_none() {
-                return;
+            // Unreadable for a reason that no event may end: too many open files.
+            let again = async { if now == Some(None) { sleep(AGAIN).await } else { pending().await } };
+            tokio::select! {
+                event = happened.recv() => if event.is_none() { return },
+                () = again => {}
             }
             let settled = async { while tokio::time::timeout(QUIET, happened.recv()).await.is_ok() {} };
             if tokio::time::timeout(PATIENCE, settled).await.is_err() {
@@ -58,6 +67,17 @@ pub async fn watch(reloader: Arc<Reloader>, stop: CancellationToken) {
         }
     };
     stop.run_until_cancelled(work).await;
+}
+
+/// What the file says, as far as a configuration may go. A pipe is not for looking at.
+fn content(path: &Path) -> Option<Vec<u8>> {
+    let most = u64::try_from(config::FILE_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
+    if !fs::metadata(path).ok()?.is_file() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(most).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 fn unwatched(error: &notify::Error) {

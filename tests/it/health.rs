@@ -178,7 +178,8 @@ fn with_no_backend_up_connect_is_answered_at_once() {
         let answer = client.hello().await;
         assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
         assert_eq!(client::refusal(&answer), sessile(-32050, "no_backend"));
-        assert_eq!(answer["error"]["data"]["retryAfterMs"], 2000);
+        let after = answer["error"]["data"]["retryAfterMs"].as_u64().unwrap();
+        assert!((2000..=3000).contains(&after), "{after}");
         assert_eq!(client.end().await, End::Fin);
         assert!(!balancer.inner().is_ready());
         for server in fleet.iter() {

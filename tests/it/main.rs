@@ -15,6 +15,7 @@ mod drain;
 mod harness;
 mod health;
 mod hostile;
+mod limits;
 mod opening;
 mod placement;
 mod relay;

@@ -19,10 +19,10 @@ use model::Model;
 use servers::Source;
 use stage::Stage;
 
-use super::logs;
 use super::route::Plan;
 use super::terminal::{Table, err, out, plain};
 use crate::config;
+use crate::logs;
 use crate::server::Stops;
 use crate::wire::SessionId;
 
@@ -54,7 +54,7 @@ struct Sample {
 
 /// Plays the demo; the exit code says whether every session landed rightly.
 pub(super) fn demo(cli: Option<PathBuf>, once: bool) -> ExitCode {
-    logs::start("warn");
+    let _logs = logs::start("warn");
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

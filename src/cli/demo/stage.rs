@@ -102,6 +102,7 @@ impl Stage {
             "# Written by `sessile demo`: change it and see, for every change is taken up at once.\n\
              [[listener]]\naddress = \"127.0.0.1:{listener}\"\n\n\
              [admin]\naddress = \"127.0.0.1:{admin}\"\n\n\
+             [limits]\nconnections = 100\n\n\
              # Each server keeps its own sessions.\n[placement]\nstorage = \"local\"\n\n\
              # Servers that have just started take their time.\n[timeouts]\nlocate = \"5s\"\n"
         );

@@ -35,6 +35,8 @@ address = "stays:1"
 address = "127.0.0.1:4321"
 methods_allow = ["mcp.config.list"]
 methods_deny = ["runtime.shutdown", "session.delete"]
+connections = 9
+accept_rate = 100
 [[listener]]
 address = "127.0.0.1:4323"
 [admin]
@@ -64,6 +66,8 @@ rehome = "1s"
 half_close = "0s"
 idle = "1h 30m"
 drain = "0s"
+keepalive = "10s"
+user_timeout = "0s"
 [limits]
 connections = 0
 connections_per_ip = 7
@@ -77,6 +81,7 @@ name = "stays"
 address = "stays:2"
 weight = 5
 state = "drain"
+connections = 3
 [[backend]]
 name = "new"
 address = "new:1"
@@ -96,9 +101,16 @@ fn order_is_no_change() {
 
 fn any_backends() -> impl Draw<Value = Vec<BackendSpec>> {
     let state = proptest::sample::select(AdminState::ALL.to_vec());
-    let backend = ("[ab]:1", 1u32..3, state);
+    let connections = proptest::option::of(1usize..3);
+    let backend = ("[ab]:1", 1u32..3, state, connections);
     proptest::collection::btree_map("[a-e]", backend, 1..5).prop_map(|backends| {
-        let spec = |(name, (address, weight, state))| BackendSpec { name, address, weight, state };
+        let spec = |(name, (address, weight, state, connections))| BackendSpec {
+            name,
+            address,
+            weight,
+            state,
+            connections,
+        };
         backends.into_iter().map(spec).collect()
     })
 }
@@ -144,6 +156,9 @@ fn applied(changes: &[Change], old: &[BackendSpec]) -> Vec<BackendSpec> {
             }
             Change::BackendState { name, new, .. } => {
                 of(&mut backends, name, &|backend| backend.state = *new)
+            }
+            Change::BackendConnections { name, new, .. } => {
+                of(&mut backends, name, &|backend| backend.connections = *new);
             }
             _ => {}
         }

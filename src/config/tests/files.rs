@@ -88,6 +88,7 @@ fn example_shows_the_defaults() {
         address: format!("cli-{n}:4321"),
         weight: 1,
         state: AdminState::Ready,
+        connections: None,
     };
     let expected = Config {
         listeners: vec![Listener::default()],

@@ -3,13 +3,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{frame, request, soon};
+use super::{IN_VAIN, frame, request, soon};
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct Client {
     unread: BytesMut,
     mark: String,
     next_id: u64,
+    /// How long it waits for what must come.
+    pub patience: Duration,
     /// Frames that came while an answer was awaited.
     pub seen: Vec<Value>,
 }
@@ -57,7 +60,7 @@ impl Client {
         static CLIENTS: AtomicU64 = AtomicU64::new(0);
         let mark = format!("client-{}.", CLIENTS.fetch_add(1, Ordering::Relaxed));
         stream.set_nodelay(true).unwrap();
-        Self { stream, unread: BytesMut::new(), mark, next_id: 0, seen: Vec::new() }
+        Self { stream, unread: BytesMut::new(), mark, next_id: 0, patience: IN_VAIN, seen: Vec::new() }
     }
 
     /// Connects and sends `connect`, as an SDK does.
@@ -117,7 +120,8 @@ impl Client {
     }
 
     async fn fill(&mut self) -> Result<(), End> {
-        match soon(self.stream.read_buf(&mut self.unread)).await {
+        let read = tokio::time::timeout(self.patience, self.stream.read_buf(&mut self.unread)).await;
+        match read.unwrap_or_else(|_| panic!("{} waits in vain", self.mark)) {
             Ok(0) => {
                 assert!(self.unread.is_empty(), "ended within a frame: {:?}", self.unread);
                 Err(End::Fin)

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// A test that takes longer hangs.
 const HANGS: Duration = Duration::from_secs(60);
 /// A state that has not come by then never will.
-const IN_VAIN: Duration = Duration::from_secs(20);
+pub const IN_VAIN: Duration = Duration::from_secs(20);
 
 /// Runs a test to its end, or fails with its name.
 pub fn run(test: impl Future<Output = ()>) {

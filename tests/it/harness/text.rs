@@ -16,6 +16,7 @@ struct Entry {
     address: String,
     weight: u32,
     state: String,
+    connections: usize,
 }
 
 impl Text {
@@ -44,7 +45,7 @@ impl Text {
     /// Adds a backend.
     pub fn backend(mut self, name: &str, address: impl ToString) -> Self {
         let (name, address) = (name.to_owned(), address.to_string());
-        self.backends.push(Entry { name, address, weight: 1, state: "ready".to_owned() });
+        self.backends.push(Entry { name, address, weight: 1, state: "ready".to_owned(), connections: 0 });
         self
     }
 
@@ -66,6 +67,12 @@ impl Text {
         self
     }
 
+    /// Bounds a backend's connections.
+    pub fn connections(mut self, name: &str, connections: usize) -> Self {
+        self.entry(name).connections = connections;
+        self
+    }
+
     fn entry(&mut self, name: &str) -> &mut Entry {
         self.backends.iter_mut().find(|entry| entry.name == name).unwrap()
     }
@@ -76,9 +83,9 @@ impl Text {
             keys.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
         };
         let mut toml = lines(&self.settings) + "[[listener]]\n" + &lines(&self.listener);
-        for Entry { name, address, weight, state } in &self.backends {
+        for Entry { name, address, weight, state, connections } in &self.backends {
             toml += &format!(
-                "[[backend]]\nname = \"{name}\"\naddress = \"{address}\"\nweight = {weight}\nstate = \"{state}\"\n"
+                "[[backend]]\nname = \"{name}\"\naddress = \"{address}\"\nweight = {weight}\nstate = \"{state}\"\nconnections = {connections}\n"
             );
         }
         toml

@@ -42,7 +42,8 @@ fn a_stored_session_whose_server_refuses_is_not_taken_elsewhere() {
         let params = json!({"sessionId": session});
         let answer = balancer.dial().await.call("session.resume", params).await;
         assert_eq!(client::refusal(&answer), sessile(-32051, "owner_down"));
-        assert_eq!(answer["error"]["data"]["retryAfterMs"], 2000);
+        let after = answer["error"]["data"]["retryAfterMs"].as_u64().unwrap();
+        assert!((2000..=3000).contains(&after), "{after}");
         fleet[1].refuse(false).await.unwrap();
         balancer.until_ready("b").await;
         let mut client = balancer.dial().await;

@@ -4,4 +4,5 @@ mod caution;
 mod failures;
 mod owners;
 mod states;
+mod storms;
 mod strategy;

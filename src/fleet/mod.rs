@@ -3,6 +3,7 @@
 //! Nothing here does I/O. [`decide`] is where every rule of placement stands, as one pure function.
 
 pub mod backend;
+pub mod commands;
 pub mod decide;
 pub mod health;
 pub mod owners;
@@ -12,6 +13,7 @@ pub mod ring;
 pub mod warmth;
 
 pub use backend::{Answer, Ask, Backend, Lease, Standing};
+pub use commands::Commands;
 pub use decide::{Candidate, Decision, Facts, Found, Reason, decide};
 pub use health::{Health, Judge};
 pub use owners::{Claim, Hold, Lead, Owners};

@@ -1,6 +1,6 @@
 # Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
 
-.PHONY: test lint need-node need-python need-systemd need-browser need-promtool unit netem netem-some sdk page observability bench soak clean
+.PHONY: test lint need-node need-python need-systemd need-browser need-promtool unit netem netem-some sdk page observability bench soak fuzz audit clean
 
 test: need-node need-python need-systemd need-browser need-promtool lint unit netem-some page observability sdk
 
@@ -82,6 +82,22 @@ bench/.venv/bin/python:
 SECONDS = 300
 soak:
 	cargo bench --locked --bench soak -- $(SECONDS)
+
+# Each fuzz target for so many seconds, one after the other. Needs cargo-fuzz (cargo install cargo-fuzz --locked) and a C++
+# compiler. What is new and worth keeping joins the corpus with `cargo fuzz cmin`.
+TIME = 60
+TARGETS = frame envelope config opening switch
+fuzz:
+	@command -v cargo-fuzz >/dev/null || { echo "make fuzz needs cargo-fuzz: cargo install cargo-fuzz --locked" >&2; exit 1; }
+	for target in $(TARGETS); do \
+	  RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz $$target -- \
+	    -max_total_time=$(TIME) -dict=tests/fuzz/protocol.dict -print_final_stats=1 -timeout=60 || exit 1; \
+	done
+
+# Licences, bans, sources and advisories by cargo-deny; the first three are in `make test` as well, without it.
+audit:
+	@command -v cargo-deny >/dev/null || { echo "make audit needs cargo-deny: cargo install cargo-deny --locked" >&2; exit 1; }
+	cargo deny check
 
 clean:
 	rm -rf target tests/page/node_modules tests/sdk/node_modules tests/sdk/.venv bench/.venv

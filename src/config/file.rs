@@ -15,8 +15,10 @@ pub(super) fn read(path: &Path, bytes_max: usize) -> Result<String, String> {
         _ => format!("cannot be read: {error}"),
     };
     let file = File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
     let one_too_many = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1);
+    // Room for all of it at once: what holds a secret is not to leave pieces behind while it grows.
+    let room = file.metadata().map_or(0, |about| about.len().min(one_too_many)).saturating_add(1);
+    let mut bytes = Vec::with_capacity(usize::try_from(room).unwrap_or(0));
     file.take(one_too_many).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > bytes_max {
         return Err(format!("is larger than {} KiB", bytes_max.div_euclid(1024)));

@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 /// One configuration file, understood.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -302,14 +304,14 @@ words!(Storage: Shared = "shared", Local = "local");
 words!(LocatePolicy: Auto = "auto", Always = "always", Off = "off");
 words!(OnDown: Keep = "keep", Close = "close");
 
-/// Text that must not reach a log: `Debug` and `Display` hide it.
+/// Text that must not reach a log: `Debug` hides it, there is no `Display`, and what is dropped is wiped.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Wraps a secret.
     pub fn new(text: String) -> Self {
-        Self(text)
+        Self(text.into())
     }
 
     /// The secret itself, for the one place that needs it.
@@ -334,5 +336,18 @@ impl MethodPolicy {
             })
         };
         any(&self.deny) && !any(&self.allow)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_wiped_and_not_shown() {
+        fn is_wiped(_: &impl zeroize::ZeroizeOnDrop) {}
+        let secret = Secret::new("hunter2".into());
+        is_wiped(&secret.0);
+        assert!(!format!("{secret:?} {secret:#?}").contains("hunter2"));
     }
 }

@@ -5,6 +5,7 @@
 pub mod health;
 pub mod history;
 pub mod backend;
+pub mod commands;
 pub mod decide;
 pub mod owners;
 pub mod panic;
@@ -13,6 +14,7 @@ pub mod ring;
 pub mod warmth;
 
 pub use backend::{Answer, Ask, Backend, Lease, Standing};
+pub use commands::Commands;
 pub use decide::{Candidate, Decision, Facts, Found, Reason, decide};
 pub use health::{Health, Judge};
 pub use history::{History, PROBES_MAX};

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::dial::{DialFault, reach};
 use super::frames::next_body;
 use crate::chance::stretched;
-use crate::config::Config;
+use crate::config::{Config, Secret};
 use crate::fleet::{Answer, Ask, Backend, Judge};
 use crate::net::Stream;
 use crate::wire::reply;
@@ -151,12 +151,11 @@ impl Attendant {
     /// `connect`, with the token if there is one; what the answer says decides whether sessions can be asked for.
     async fn greet(&self, line: &mut Line, config: &Config) -> Result<(), String> {
         let token = config.upstream.connection_token.as_ref();
-        let params = token.map_or_else(|| json!({}), |token| json!({ "token": token.reveal() }));
         let mut demands = token.is_some();
-        let mut answer = line.call("connect", params).await.map_err(|error| error.to_string())?;
+        let mut answer = line.connect(token.map(Secret::reveal)).await.map_err(|error| error.to_string())?;
         if answer == Answer::Error(AUTHENTICATION_NOT_CONFIGURED) {
             demands = false;
-            answer = line.call("connect", json!({})).await.map_err(|error| error.to_string())?;
+            answer = line.connect(None).await.map_err(|error| error.to_string())?;
         }
         let (mute, version) = match answer {
             Answer::Result(result) => (false, result.get("version").and_then(Value::as_str).map(Arc::from)),
@@ -357,9 +356,10 @@ impl Line {
         self.stream.send(frames).await
     }
 
-    /// Asks and waits: only while nothing else is in flight.
-    async fn call(&mut self, method: &str, params: Value) -> io::Result<Answer> {
-        let (id, frame) = self.request(method, &params);
+    /// Introduces itself and waits for the answer: only while nothing else is in flight.
+    async fn connect(&mut self, token: Option<&str>) -> io::Result<Answer> {
+        let (id, frame) = (self.next_id, reply::connect(self.next_id, token));
+        self.next_id = self.next_id.saturating_add(1);
         self.write(&frame).await?;
         loop {
             let (answered, answer) = self.next_answer().await?;

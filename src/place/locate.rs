@@ -134,9 +134,10 @@ fn name(snapshot: &Snapshot, at: usize) -> Option<&str> {
     snapshot.members.get(at).map(|member| &**member.backend.name())
 }
 
-/// One member of each address: two names may stand for one server, and it is asked once. A ready one stands for all.
+/// One member of each address: two names may stand for one server, and it is asked once. A ready one stands for all. In
+/// the order of addresses, so that the same fleet is asked alike every time.
 pub fn addresses(snapshot: &Snapshot) -> impl Iterator<Item = usize> {
-    let mut chosen: std::collections::HashMap<&str, usize> = std::collections::HashMap::new();
+    let mut chosen: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
     for (at, member) in snapshot.members.iter().enumerate() {
         let known = chosen.entry(member.backend.address()).or_insert(at);
         let better = snapshot.members.get(*known).is_none_or(|known| !known.is_ready());

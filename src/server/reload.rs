@@ -1,6 +1,5 @@
 //! Reloads and operators' commands: the next snapshot, prepared and committed.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -21,7 +20,7 @@ use super::sockets::{Fresh, Sockets};
 use crate::balancer::Balancer;
 use crate::config::{self, AdminAddress, AdminState, BackendSpec, Config, diff};
 use crate::descriptors;
-use crate::fleet::{Ask, Backend, Health, Ring};
+use crate::fleet::{Ask, Backend, Commands, Health, Ring};
 use crate::link::attend;
 use crate::metrics::Metrics;
 use crate::snapshot::{Member, Snapshot};
@@ -56,8 +55,8 @@ pub struct Reloader {
 #[derive(Debug)]
 struct Inner {
     sockets: Sockets,
-    /// Operators' words, with what the file said when they were given.
-    commands: HashMap<String, (AdminState, AdminState)>,
+    /// What operators said.
+    commands: Commands,
     /// Every backend that still lives, removed ones included.
     backends: Vec<Weak<Backend>>,
 }
@@ -94,7 +93,7 @@ impl Reloader {
             stop: CancellationToken::new(),
             started: Instant::now(),
             turn: Mutex::default(),
-            inner: Mutex::new(Inner { sockets, commands: HashMap::new(), backends: Vec::new() }),
+            inner: Mutex::new(Inner { sockets, commands: Commands::default(), backends: Vec::new() }),
             last: StdMutex::new(Last { at: SystemTime::now(), problems: Vec::new(), changes: Vec::new() }),
             generation: watch::Sender::new(0),
         });
@@ -208,7 +207,7 @@ impl Reloader {
         let at = now.named(name).ok_or_else(|| Unknown(name.to_owned()))?;
         let mut members = now.members.clone();
         if let Some(member) = members.get_mut(at) {
-            inner.commands.insert(name.to_owned(), (state, member.file_state));
+            inner.commands.give(name, state, member.file_state);
             member.state = state;
             member.backend.series().state(state);
         }
@@ -290,7 +289,7 @@ impl Reloader {
             }
         }
         inner.backends.retain(|backend| backend.strong_count() > 0);
-        inner.commands.retain(|name, _| config.backends.iter().any(|spec| spec.name == *name));
+        inner.commands.keep(|name| config.backends.iter().any(|spec| spec.name == name));
         let generation = now.generation.saturating_add(1);
         self.balancer.commit(Snapshot { generation, config: Arc::clone(&config), members, ring });
         self.balancer.metrics.committed(generation);
@@ -315,14 +314,7 @@ impl Reloader {
             self.attend(&backend, asked);
             backend
         });
-        let command = inner.commands.get(&spec.name).copied();
-        let state = match command {
-            Some((state, file_state)) if file_state == spec.state => state,
-            _ => {
-                inner.commands.remove(&spec.name);
-                spec.state
-            }
-        };
+        let state = inner.commands.in_force(&spec.name, spec.state);
         backend.series().state(state);
         backend.bound(spec.connections);
         Member { backend, weight: spec.weight, state, file_state: spec.state }

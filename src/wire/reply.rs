@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::envelope::Id;
 use crate::close::Why;
@@ -129,6 +130,16 @@ pub fn request(id: u64, method: &str, params: &serde_json::Value) -> Vec<u8> {
     frame(json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string().as_bytes())
 }
 
+/// The `connect` of sessile's own connections, with the token they need; wiped when it has been sent.
+pub fn connect(id: u64, token: Option<&str>) -> Zeroizing<Vec<u8>> {
+    // Text always has a JSON form.
+    let quoted = token.map(|token| Zeroizing::new(serde_json::to_string(token).unwrap_or_default()));
+    let member = quoted.map(|quoted| Zeroizing::new(format!(r#""token":{}"#, *quoted)));
+    let params = member.unwrap_or_default();
+    let body = format!(r#"{{"id":{id},"jsonrpc":"2.0","method":"connect","params":{{{}}}}}"#, *params);
+    Zeroizing::new(frame(Zeroizing::new(body).as_bytes()))
+}
+
 /// The frame of `body` with the id at `at` replaced by the string `id`: everything else stays verbatim, because
 /// servers are strict about what a client of some version may send.
 pub fn with_id(body: &[u8], at: Range<usize>, id: &str) -> Vec<u8> {
@@ -148,6 +159,18 @@ mod tests {
         let head = Head::read(frame).unwrap().unwrap();
         assert_eq!(frame.len(), head.frame_bytes());
         &frame[head.head_bytes..]
+    }
+
+    #[test]
+    fn a_token_is_quoted_and_wiped() {
+        fn is_wiped(_: &impl zeroize::ZeroizeOnDrop) {}
+        for token in [None, Some("plain"), Some("a\"\\\n{}")] {
+            let frame = connect(7, token);
+            is_wiped(&frame);
+            let sent: serde_json::Value = serde_json::from_slice(body(&frame)).unwrap();
+            let params = token.map_or_else(|| json!({}), |token| json!({ "token": token }));
+            assert_eq!(sent, json!({"jsonrpc": "2.0", "id": 7, "method": "connect", "params": params}));
+        }
     }
 
     #[test]

@@ -1,0 +1,52 @@
+//! Operators' words: they outlive reloads until the file's own word for that backend changes. Pure.
+
+use std::collections::HashMap;
+
+use crate::config::AdminState;
+
+/// What operators said, with what the file said when they did.
+#[derive(Debug, Default)]
+pub struct Commands(HashMap<String, (AdminState, AdminState)>);
+
+impl Commands {
+    /// An operator gives a backend a state.
+    pub fn give(&mut self, name: &str, state: AdminState, file_state: AdminState) {
+        self.0.insert(name.to_owned(), (state, file_state));
+    }
+
+    /// The state in force for a backend of which the file says `file_state`. A command that the file has overtaken is
+    /// forgotten.
+    pub fn in_force(&mut self, name: &str, file_state: AdminState) -> AdminState {
+        match self.0.get(name) {
+            Some((state, said)) if *said == file_state => *state,
+            _ => {
+                self.0.remove(name);
+                file_state
+            }
+        }
+    }
+
+    /// Forgets the words about backends that have left the file.
+    pub fn keep(&mut self, is_listed: impl Fn(&str) -> bool) {
+        self.0.retain(|name, _| is_listed(name));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_holds_until_the_file_says_something_else() {
+        let mut commands = Commands::default();
+        let (ready, drain, maint) = (AdminState::Ready, AdminState::Drain, AdminState::Maint);
+        commands.give("a", drain, ready);
+        assert_eq!(commands.in_force("a", ready), drain);
+        assert_eq!(commands.in_force("b", ready), ready);
+        assert_eq!(commands.in_force("a", maint), maint);
+        assert_eq!(commands.in_force("a", ready), ready, "the file has spoken since");
+        commands.give("a", drain, ready);
+        commands.keep(|name| name != "a");
+        assert_eq!(commands.in_force("a", ready), ready);
+    }
+}

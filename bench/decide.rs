@@ -105,7 +105,9 @@ fn placement(backends: usize) -> Duration {
             sessions: 10_000,
             turn,
         };
-        black_box(decide(&facts, &snapshot.ring, snapshot.members.len(), |at| snapshot.candidate(at, &[], &[])));
+        black_box(decide(&facts, &snapshot.ring, snapshot.members.len(), |at| {
+            snapshot.candidate(at, &[], &[])
+        }));
     })
 }
 

@@ -93,6 +93,7 @@ fn config(plan: &Plan, chance: &mut Chance) -> Config {
         name: format!("s{server}"),
         address: format!("h{server}:1"),
         weight: chance.of(&[1, 2]),
+        connections: None,
         state: chance.of(&[
             AdminState::Ready,
             AdminState::Ready,

@@ -400,8 +400,8 @@ impl Run {
         let snapshot = &ground.snapshot;
         let facts = self.facts(opening, snapshot, Some(up), Found::Unasked);
         let decision =
-            decide(&facts, &snapshot.ring, snapshot.members.len(), |at| snapshot.candidate(at, &[]));
-        let expected = match (up, self.plan.shared) {
+            decide(&facts, &snapshot.ring, snapshot.members.len(), |at| snapshot.candidate(at, &[], &[]));
+        let expected = match (up, self.plan.shared && !facts.panic) {
             (true, _) => Decision::Owner,
             (false, true) => Decision::Evict,
             (false, false) => Decision::Refuse(Refusal::OwnerDown),
@@ -455,6 +455,7 @@ impl Run {
             key: Some(opening.session.as_bytes()),
             must_exist: opening.must_exist,
             owner_up,
+            panic: owner_up == Some(false) && snapshot.is_panic(),
             found,
             pin: pin.and_then(|name| snapshot.named(&name)),
             strategy: placement.strategy,
@@ -529,7 +530,7 @@ impl Run {
         let snapshot = &ground.snapshot;
         let facts = self.facts(opening, snapshot, None, found);
         let decision =
-            decide(&facts, &snapshot.ring, snapshot.members.len(), |at| snapshot.candidate(at, &failed));
+            decide(&facts, &snapshot.ring, snapshot.members.len(), |at| snapshot.candidate(at, &failed, &[]));
         let seen = ground.view.members.iter().enumerate().map(|(at, (known, state))| rules::Seen {
             up: self.fleet.is_up(*known) && !failed.contains(&at),
             state: *state,

@@ -42,6 +42,9 @@ function binary() {
   return found;
 }
 
+/** Ports given out here: one may still be free when the next is asked for. */
+const given = new Set();
+
 /** A port nobody has: below the range from which the system takes the near ends of outgoing connections. */
 async function freePort() {
   for (;;) {
@@ -51,7 +54,10 @@ async function freePort() {
       probe.once('error', () => resolve(false));
       probe.listen(port, '127.0.0.1', () => probe.close(() => resolve(true)));
     });
-    if (free) return port;
+    if (free && !given.has(port)) {
+      given.add(port);
+      return port;
+    }
   }
 }
 

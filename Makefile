@@ -44,7 +44,7 @@ netem:
 # The same with less, as a part of `make test`: whoever is not root is told what has not been tested.
 netem-some:
 	@if lacks=$$(python3 tests/netem/netem.py check 2>&1); then \
-	  cargo build --locked && python3 tests/netem/netem.py target/debug/sessile all 50000000; \
+	  cargo build --locked && python3 tests/netem/netem.py target/debug/sessile all 20000000; \
 	else \
 	  echo "NOT TESTED: faults of the network between peers. This machine has no $$lacks; \`make netem\` tests them" >&2; \
 	fi

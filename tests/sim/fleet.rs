@@ -52,6 +52,8 @@ pub struct Plan {
     pub shared: bool,
     pub round_robin: bool,
     pub load_factor: &'static str,
+    /// Whether it is doubted that most of the fleet is down at once.
+    pub panics: bool,
     pub rise: usize,
     pub fall: usize,
 }
@@ -78,10 +80,12 @@ fn config(plan: &Plan, chance: &mut Chance) -> Config {
     let word = |flag: bool, yes: &'static str, no: &'static str| if flag { yes } else { no };
     let text = format!(
         "[[listener]]\naddress = '127.0.0.1:1'\n[placement]\nstrategy = '{}'\nstorage = '{}'\nlocate = 'always'\n\
-         load_factor = {}\n[health]\nrise = {}\nfall = {}\n[[backend]]\nname = 'x'\naddress = 'x:1'\n",
+         load_factor = {}\n[health]\npanic_threshold = {}\nrise = {}\nfall = {}\n\
+         [[backend]]\nname = 'x'\naddress = 'x:1'\n",
         word(plan.round_robin, "round-robin", "consistent-hash"),
         word(plan.shared, "shared", "local"),
         plan.load_factor,
+        if plan.panics { "0.5" } else { "0" },
         plan.rise,
         plan.fall,
     );
@@ -166,6 +170,9 @@ impl Fleet {
             known.retired = false;
             return at;
         }
+        for gone in self.known.iter().filter(|known| known.server == server) {
+            assert!(!gone.backend.enlist(), "{name} is over, and is taken back");
+        }
         let (backend, asked) = Backend::new(name, address, self.metrics.backend(&name.into()));
         self.known.push(Known {
             backend,
@@ -231,6 +238,13 @@ impl Fleet {
         let up = self.known[at].up == Some(true);
         assert_eq!(self.known[at].backend.is_up(), up, "{}", self.known[at].backend.name());
         up
+    }
+
+    /// Whether the model doubts that so much is down.
+    pub fn is_panic(&self, view: &View) -> bool {
+        let counted = view.members.iter().filter(|(_, state)| *state != AdminState::Maint);
+        let probed: Vec<bool> = counted.filter_map(|(at, _)| self.known[*at].up).collect();
+        2 * probed.iter().filter(|up| **up).count() < probed.len()
     }
 
     /// The attendant looks whether it is still needed; `links` are those the model counts.

@@ -150,6 +150,7 @@ impl Run {
             shared: chance.one_in(2),
             round_robin: chance.one_in(3),
             load_factor: chance.of(&["0", "1.0", "1.0", "1.25"]),
+            panics: chance.one_in(2),
             rise: 1 + chance.below(3),
             fall: 1 + chance.below(3),
         };
@@ -371,7 +372,11 @@ impl Run {
                 self.seen.note("waited");
                 State::Waiting(token)
             }
-            Claim::Join(hold) => self.join(opening, hold),
+            Claim::Join(hold) => {
+                let leaves = self.evicting.contains(&opening.session);
+                assert!(!leaves, "{} is leaving its server, and somebody joins it there", opening.session);
+                self.join(opening, hold)
+            }
             Claim::Lead(lead) => {
                 let attached = self.connections.iter().any(|other| other.session == opening.session);
                 assert!(!attached, "{} is attached, and somebody leads", opening.session);
@@ -403,7 +408,8 @@ impl Run {
         let facts = self.facts(opening, snapshot, Some(up), Found::Unasked);
         let decision =
             decide(&facts, &snapshot.ring, snapshot.members.len(), |at| snapshot.candidate(at, &[], &[]));
-        let expected = match (up, self.plan.shared && !facts.panic) {
+        let panic = self.plan.panics && self.fleet.is_panic(&ground.view);
+        let expected = match (up, self.plan.shared && !panic) {
             (true, _) => Decision::Owner,
             (false, true) => Decision::Evict,
             (false, false) => Decision::Refuse(Refusal::OwnerDown),
@@ -579,7 +585,8 @@ impl Run {
 
     /// On separate disks, a session that exists is opened nowhere but where it is.
     fn judge_truth(&self, opening: &Opening, ground: &Ground, at: usize, reason: Reason) {
-        if self.plan.shared || !opening.must_exist {
+        // What the fleet said was true when it said so, and has been looked at then.
+        if self.plan.shared || !opening.must_exist || reason == Reason::Located {
             return;
         }
         let server_of = |member: usize| self.fleet.known[ground.view.members[member].0].server;

@@ -41,6 +41,10 @@ pub enum Why {
     Timeout,
     /// A configured limit was met.
     Limit,
+    /// No TLS came about.
+    Tls,
+    /// No PROXY header from whom one is due, or a connection from somebody else.
+    Proxy,
     /// Bytes that are no frame, or a frame that is no request.
     Malformed,
     /// A server that harms all its clients was asked to; only ever counted in answers.
@@ -124,6 +128,8 @@ impl Why {
             Why::Reset => "reset",
             Why::Timeout => "timeout",
             Why::Limit => "limit",
+            Why::Tls => "tls",
+            Why::Proxy => "proxy",
             Why::Malformed => "malformed",
             Why::Denied => "denied",
             Why::NoBackend => "no_backend",

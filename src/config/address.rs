@@ -6,6 +6,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 
+use ipnet::IpNet;
+
 use super::model::AdminAddress;
 use super::problem::Fault;
 use super::schema::shown;
@@ -103,6 +105,14 @@ pub(super) fn method_rule(text: &str) -> Result<String, Fault> {
     Err(Fault::new(format!("must hold method names, not \"{}\"", shown(text))).help(
         "write a full name such as \"runtime.shutdown\", or a beginning and one `*` such as \"plugins.*\"",
     ))
+}
+
+/// A network, or one address.
+pub(super) fn network(text: &str) -> Result<IpNet, Fault> {
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| {
+        Fault::new(format!("must hold networks such as \"10.0.0.0/8\" or addresses, not \"{}\"", shown(text)))
+    })
 }
 
 /// Whether two listening sockets would get into each other's way.

@@ -7,12 +7,14 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::ops::{Range, RangeInclusive};
+use std::sync::Arc;
 use std::time::Duration;
 
 use regex::bytes::{Regex, RegexBuilder};
 use toml::de::{DeTable, DeValue};
 
 use super::address;
+use super::check_tls::{self, Own};
 use super::defaults;
 use super::model::{
     Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Lifecycle, Limits, Listener, LocatePolicy,
@@ -22,6 +24,7 @@ use super::problem::{Fault, Findings};
 use super::raw::{self, Reader};
 use super::schema::{ADMIN, BACKEND, HEALTH, LIMITS, LISTENER, PLACEMENT, TIMEOUTS, UPSTREAM, shown};
 use super::secret::{Plain, Surroundings, secret};
+use super::tls::BackendTls;
 use super::values::{self, Quantity, Size};
 
 const LISTENERS_MAX: usize = 64;
@@ -61,20 +64,27 @@ pub(super) fn check(root: &DeTable<'_>, around: Surroundings<'_>, found: &mut Fi
     raw::report_unknown_sections(root, found);
     let mut sockets = Vec::new();
     let config = Config {
-        listeners: listeners(root, &mut sockets, found),
+        listeners: listeners(root, around, &mut sockets, found),
         admin: admin(Reader::of(root, &ADMIN, found), &mut sockets, around),
         placement: placement(Reader::of(root, &PLACEMENT, found), around),
         health: health(Reader::of(root, &HEALTH, found)),
         timeouts: timeouts(Reader::of(root, &TIMEOUTS, found)),
         limits: limits(Reader::of(root, &LIMITS, found)),
         upstream: upstream(Reader::of(root, &UPSTREAM, found), around),
-        backends: backends(root, &sockets, found),
+        backends: Vec::new(),
     };
+    let backends = backends(root, around, config.upstream.tls.as_ref(), &sockets, found);
+    let config = Config { backends, ..config };
     report_collisions(&sockets, found);
     config
 }
 
-fn listeners(root: &DeTable<'_>, sockets: &mut Vec<Socket>, found: &mut Findings<'_>) -> Vec<Listener> {
+fn listeners(
+    root: &DeTable<'_>,
+    around: Surroundings<'_>,
+    sockets: &mut Vec<Socket>,
+    found: &mut Findings<'_>,
+) -> Vec<Listener> {
     let mut listeners: Vec<Listener> = Vec::new();
     for (table, header) in raw::tables(root, &LISTENER, LISTENERS_MAX, found) {
         let mut reader = Reader::new(&LISTENER, table, header, found);
@@ -92,9 +102,20 @@ fn listeners(root: &DeTable<'_>, sockets: &mut Vec<Socket>, found: &mut Findings
         let deny = reader.list("methods_deny", METHOD_RULES_MAX, address::method_rule).map(rules);
         let deny = deny.unwrap_or_else(|| defaults::METHODS_DENIED.map(str::to_owned).into());
         let methods = MethodPolicy::new(allow.unwrap_or_default(), deny);
+        let tls = check_tls::listener(&mut reader, around);
+        let proxy_protocol = check_tls::proxies(&mut reader);
         if let Some(address) = address {
             sockets.push(Socket { what: "listener", address, span: reader.span("address") });
-            listeners.push(Listener { address, routing, methods, lifecycle, connections, accept_rate });
+            listeners.push(Listener {
+                address,
+                routing,
+                methods,
+                lifecycle,
+                connections,
+                accept_rate,
+                tls,
+                proxy_protocol,
+            });
         }
     }
     listeners
@@ -253,10 +274,19 @@ fn report_order(reader: &mut Reader<'_, '_>, low: (&'static str, String), high: 
 }
 
 fn upstream(mut reader: Reader<'_, '_>, around: Surroundings<'_>) -> Upstream {
-    Upstream { connection_token: secret(&mut reader, "connection_token", Plain::Refused, around) }
+    Upstream {
+        connection_token: secret(&mut reader, "connection_token", Plain::Refused, around),
+        tls: check_tls::upstream(&mut reader, around),
+    }
 }
 
-fn backends(root: &DeTable<'_>, sockets: &[Socket], found: &mut Findings<'_>) -> Vec<BackendSpec> {
+fn backends(
+    root: &DeTable<'_>,
+    around: Surroundings<'_>,
+    usual: Option<&Arc<BackendTls>>,
+    sockets: &[Socket],
+    found: &mut Findings<'_>,
+) -> Vec<BackendSpec> {
     let mut first_of_name: HashMap<String, usize> = HashMap::new();
     let mut backends = Vec::new();
     for (table, header) in raw::tables(root, &BACKEND, BACKENDS_MAX, found) {
@@ -269,6 +299,17 @@ fn backends(root: &DeTable<'_>, sockets: &[Socket], found: &mut Findings<'_>) ->
         if let Some(address) = &address {
             report_loop(&mut reader, address, sockets);
         }
+        let tls = match check_tls::backend(&mut reader, around) {
+            Own::Default => usual.cloned(),
+            Own::Plain => None,
+            Own::Tls(tls) => Some(tls),
+        };
+        if let (Some(tls), Some(address)) = (&tls, &address)
+            && tls.name_of(address).is_none()
+        {
+            let fault = Fault::new("has a host that no certificate can name");
+            reader.report("address", fault.help("say in `tls` by which `name` the backend is known"));
+        }
         if let (Some(name), Some(span)) = (&name, reader.span("name")) {
             let first = *first_of_name.entry(name.clone()).or_insert(span.start);
             if first != span.start {
@@ -278,7 +319,7 @@ fn backends(root: &DeTable<'_>, sockets: &[Socket], found: &mut Findings<'_>) ->
             }
         }
         if let (Some(name), Some(address)) = (name, address) {
-            backends.push(BackendSpec { name, address, weight, state, connections });
+            backends.push(BackendSpec { name, address, weight, state, connections, tls });
         }
     }
     backends

@@ -64,6 +64,8 @@ impl Default for Listener {
             lifecycle: Lifecycle::Named,
             connections: None,
             accept_rate: None,
+            tls: None,
+            proxy_protocol: None,
         }
     }
 }

@@ -9,9 +9,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::model::{
-    Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Limits, Listener, Placement, Secret,
-    Timeouts, Upstream,
+    Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Limits, Listener, Placement, Proxies,
+    Secret, Timeouts, Upstream,
 };
+use super::tls::{BackendTls, ListenerTls};
 use super::values::{Quantity, Size};
 
 /// One difference. `Display` is one short line.
@@ -75,6 +76,13 @@ pub enum Change {
         /// Rules that went.
         removed: BTreeSet<String>,
     },
+    /// Something of the TLS of a listener or a backend.
+    Tls {
+        /// "listener 0.0.0.0:4321".
+        whose: String,
+        /// "certificate replaced".
+        what: &'static str,
+    },
     /// A setting, by its full name in the file, with its values as the file would have them.
     Setting {
         /// `health.interval`.
@@ -125,6 +133,15 @@ fn listeners(changes: &mut Vec<Change>, old: &[Listener], new: &[Listener]) {
         setting(changes, "listener.connections", count(old.connections), count(new.connections));
         let rate = or_unlimited::<u32>;
         setting(changes, "listener.accept_rate", rate(old.accept_rate), rate(new.accept_rate));
+        if let Some(what) = tls_change(old.tls.as_deref(), new.tls.as_deref(), ListenerTls::change_from) {
+            changes.push(Change::Tls { whose: format!("listener {address}"), what });
+        }
+        let networks = |proxies: &Option<Proxies>| match proxies {
+            Some(Proxies { trusted }) => format!("{trusted:?}"),
+            None => "false".to_owned(),
+        };
+        let (before, now) = (networks(&old.proxy_protocol), networks(&new.proxy_protocol));
+        setting(changes, "listener.proxy_protocol", before, now);
         let (old, new) = (&old.methods, &new.methods);
         for (key, old, new) in
             [("methods_allow", &old.allow, &new.allow), ("methods_deny", &old.deny, &new.deny)]
@@ -150,7 +167,10 @@ fn backends(changes: &mut Vec<Change>, old: &[BackendSpec], new: &[BackendSpec])
             changes.push(Change::BackendAdded(new));
             continue;
         };
-        let BackendSpec { name: _, address, weight, state, connections } = new;
+        let BackendSpec { name: _, address, weight, state, connections, tls } = new;
+        if let Some(what) = tls_change(old.tls.as_deref(), tls.as_deref(), BackendTls::change_from) {
+            changes.push(Change::Tls { whose: format!("backend {name}"), what });
+        }
         if old.address != address {
             let (name, old) = (name.clone(), old.address.clone());
             changes.push(Change::BackendReaddressed { name, old, new: address });
@@ -247,9 +267,23 @@ fn limits(changes: &mut Vec<Change>, old: &Limits, new: &Limits) {
 }
 
 fn upstream(changes: &mut Vec<Change>, old: &Upstream, new: &Upstream) {
-    let Upstream { connection_token } = new;
+    // TLS of all backends is told for each.
+    let Upstream { connection_token, tls: _ } = new;
     let key = "upstream.connection_token";
     secret(changes, key, old.connection_token.as_ref(), connection_token.as_ref());
+}
+
+fn tls_change<T>(
+    old: Option<&T>,
+    new: Option<&T>,
+    within: impl Fn(&T, &T) -> Option<&'static str>,
+) -> Option<&'static str> {
+    match (old, new) {
+        (None, None) => None,
+        (None, Some(_)) => Some("begun"),
+        (Some(_), None) => Some("ended"),
+        (Some(old), Some(new)) => within(new, old),
+    }
 }
 
 /// Values are compared as shown: what is shown is exact.
@@ -277,8 +311,9 @@ fn or_off<Q: Quantity>(quantity: Option<Q>) -> String {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::BackendAdded(BackendSpec { name, address, weight, state, connections: _ }) => {
-                write!(f, "backend {name} added at {address}, weight {weight}, {}", state.label())
+            Self::BackendAdded(BackendSpec { name, address, weight, state, connections: _, tls }) => {
+                let tls = if tls.is_some() { ", TLS" } else { "" };
+                write!(f, "backend {name} added at {address}, weight {weight}, {}{tls}", state.label())
             }
             Self::BackendRemoved { name } => write!(f, "backend {name} removed"),
             Self::BackendReaddressed { name, old, new } => write!(f, "backend {name} address {old} → {new}"),
@@ -298,6 +333,7 @@ impl fmt::Display for Change {
                 removed.iter().try_for_each(|rule| write!(f, " -{rule}"))
             }
             Self::Setting { key, old, new } => write!(f, "{key} {old} → {new}"),
+            Self::Tls { whose, what } => write!(f, "{whose}: TLS {what}"),
             Self::Secret { key } => write!(f, "{key} changed"),
         }
     }

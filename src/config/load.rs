@@ -1,10 +1,11 @@
 //! From a path or a text to a configuration, or to everything that is wrong with it.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue, Error as SyntaxError};
 
@@ -39,17 +40,37 @@ pub fn parse(text: &str, origin: &str) -> Result<Config, Problems> {
     parse_in(text, origin, Path::new(origin), &|name| std::env::var_os(name))
 }
 
+/// Every file that the configuration at `path` names, be it sound or not: where a change may mend or spoil it.
+pub fn files(path: &Path) -> BTreeSet<PathBuf> {
+    let seen = RefCell::default();
+    if let Ok(text) = file::read(path, FILE_BYTES_MAX) {
+        // What is wrong with it is told by whoever loads it.
+        drop(parse_seeing(&text, "", path, &|name| std::env::var_os(name), &seen));
+    }
+    seen.into_inner()
+}
+
 pub(super) fn parse_in(
     text: &str,
     origin: &str,
     path: &Path,
     env: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<Config, Problems> {
+    parse_seeing(text, origin, path, env, &RefCell::default())
+}
+
+fn parse_seeing(
+    text: &str,
+    origin: &str,
+    path: &Path,
+    env: &dyn Fn(&str) -> Option<OsString>,
+    seen: &RefCell<BTreeSet<PathBuf>>,
+) -> Result<Config, Problems> {
     if text.len() > FILE_BYTES_MAX {
         let fault = Fault::new(format!("the configuration is larger than {} KiB", FILE_BYTES_MAX >> 10));
         return Err(Problems::of_file(origin, fault));
     }
-    let around = Surroundings { env, folder: path.parent().unwrap_or(Path::new("")) };
+    let around = Surroundings { env, folder: path.parent().unwrap_or(Path::new("")), seen };
     let mut found = Findings::new(text);
     let mut rest = Cow::Borrowed(text);
     for round in 0..SYNTAX_ROUNDS_MAX {

@@ -8,6 +8,10 @@
 //! A new key goes into `schema`, `model`, `defaults`, `check`, `diff` and `conf/example.toml`. The compiler or a test
 //! asks for each of them.
 
+mod pem;
+
+pub mod tls;
+
 pub mod model;
 
 mod defaults;
@@ -26,6 +30,8 @@ mod raw;
 
 mod secret;
 
+mod check_tls;
+
 mod check;
 
 mod load;
@@ -37,6 +43,7 @@ mod tests;
 
 pub use defaults::{METHODS_DENIED, STATE_METHODS};
 pub use diff::{Change, diff};
-pub use load::{FILE_BYTES_MAX, load, parse};
+pub use load::{FILE_BYTES_MAX, files, load, parse};
 pub use model::*;
 pub use problem::{LISTED_MAX, Position, Problem, Problems};
+pub use tls::{BackendTls, ListenerTls};

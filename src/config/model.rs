@@ -5,11 +5,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use zeroize::Zeroizing;
+
+use super::tls::{BackendTls, ListenerTls};
 
 /// One configuration file, understood.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +51,43 @@ pub struct Listener {
     pub connections: Option<usize>,
     /// Connections it takes in a second; further ones wait in the kernel's queue.
     pub accept_rate: Option<u32>,
+    /// Clients speak TLS.
+    pub tls: Option<Arc<ListenerTls>>,
+    /// Connections come by way of proxies that say whose they are; `None` = straight from clients.
+    pub proxy_protocol: Option<Proxies>,
+}
+
+/// Who may say on whose behalf it connects, and must.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxies {
+    /// Networks; at least one.
+    pub trusted: Vec<IpNet>,
+}
+
+impl Config {
+    /// Keeps the TLS that `old` has where this has the same: sessions begun with it can be resumed then.
+    pub fn keep_tls(&mut self, old: &Self) {
+        for listener in &mut self.listeners {
+            let known = old.listeners.iter().find(|known| known.address == listener.address);
+            if let Some(known) = known.filter(|known| known.tls == listener.tls) {
+                listener.tls.clone_from(&known.tls);
+            }
+        }
+        for backend in &mut self.backends {
+            let known = old.backends.iter().find(|known| known.name == backend.name);
+            if let Some(known) = known.filter(|known| known.tls == backend.tls) {
+                backend.tls.clone_from(&known.tls);
+            }
+        }
+    }
+}
+
+impl Proxies {
+    /// Whether `ip` is one of them.
+    pub fn trust(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.trusted.iter().any(|network| network.contains(&ip))
+    }
 }
 
 /// What decides where a frame goes.
@@ -238,6 +279,8 @@ pub struct Limits {
 pub struct Upstream {
     /// For probes and locates only, never put into a client's frame.
     pub connection_token: Option<Secret>,
+    /// TLS towards every backend that says nothing else; each [`BackendSpec`] has it already.
+    pub tls: Option<Arc<BackendTls>>,
 }
 
 /// One backend as configured.
@@ -253,6 +296,8 @@ pub struct BackendSpec {
     pub state: AdminState,
     /// Open connections to it on clients' behalf.
     pub connections: Option<usize>,
+    /// It speaks TLS.
+    pub tls: Option<Arc<BackendTls>>,
 }
 
 /// What an operator lets a backend take.

@@ -19,7 +19,17 @@ pub(super) struct Section {
 pub(super) static LISTENER: Section = Section {
     name: "listener",
     repeated: true,
-    keys: &["address", "routing", "methods_allow", "methods_deny", "lifecycle", "connections", "accept_rate"],
+    keys: &[
+        "address",
+        "routing",
+        "methods_allow",
+        "methods_deny",
+        "lifecycle",
+        "connections",
+        "accept_rate",
+        "tls",
+        "proxy_protocol",
+    ],
 };
 pub(super) static ADMIN: Section =
     Section { name: "admin", repeated: false, keys: &["address", "token", "metrics_address"] };
@@ -64,9 +74,22 @@ pub(super) static LIMITS: Section = Section {
     keys: &["connections", "connections_per_ip", "opening_bytes", "opening_memory", "parked", "pins"],
 };
 pub(super) static UPSTREAM: Section =
-    Section { name: "upstream", repeated: false, keys: &["connection_token"] };
-pub(super) static BACKEND: Section =
-    Section { name: "backend", repeated: true, keys: &["name", "address", "weight", "state", "connections"] };
+    Section { name: "upstream", repeated: false, keys: &["connection_token", "tls"] };
+pub(super) static BACKEND: Section = Section {
+    name: "backend",
+    repeated: true,
+    keys: &["name", "address", "weight", "state", "connections", "tls"],
+};
+
+/// Tables within those.
+pub(super) static LISTENER_TLS: Section =
+    Section { name: "listener.tls", repeated: false, keys: &["cert", "key", "client_ca", "crl"] };
+pub(super) static LISTENER_PROXY: Section =
+    Section { name: "listener.proxy_protocol", repeated: false, keys: &["trusted"] };
+pub(super) static UPSTREAM_TLS: Section =
+    Section { name: "upstream.tls", repeated: false, keys: &["ca", "name", "cert", "key"] };
+pub(super) static BACKEND_TLS: Section =
+    Section { name: "backend.tls", repeated: false, keys: &["ca", "name", "cert", "key"] };
 
 /// All of them, in the order of the documentation.
 pub(super) static SECTIONS: [&Section; 8] =

@@ -3,9 +3,11 @@
 //! What is written where a secret belongs is hidden from every message, even if it is wrong, and even if the file is
 //! not TOML: people paste tokens.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
@@ -33,6 +35,31 @@ pub(super) struct Surroundings<'s> {
     pub(super) env: &'s dyn Fn(&str) -> Option<OsString>,
     /// The folder relative paths begin at: that of the configuration file.
     pub(super) folder: &'s Path,
+    /// Every file that the configuration has named.
+    pub(super) seen: &'s RefCell<BTreeSet<PathBuf>>,
+}
+
+impl Surroundings<'_> {
+    /// Where a file is that the configuration calls `path`.
+    pub(super) fn path(self, path: &str) -> Result<PathBuf, Fault> {
+        let credential =
+            path.strip_prefix('$').and_then(|path| path.strip_prefix(CREDENTIALS)?.strip_prefix('/'));
+        let whole = match credential {
+            Some(name) => {
+                let folder = (self.env)(CREDENTIALS).filter(|folder| !folder.is_empty());
+                let unset = || {
+                    let file = shown(path);
+                    let why = format!("which begins with ${CREDENTIALS}, which is not set");
+                    Fault::new(format!("takes the file \"{file}\", {why}"))
+                        .help("systemd sets it for a unit that has LoadCredential=")
+                };
+                Path::new(&folder.ok_or_else(unset)?).join(name)
+            }
+            None => self.folder.join(path),
+        };
+        self.seen.borrow_mut().insert(whole.clone());
+        Ok(whole)
+    }
 }
 
 /// Whether a secret may also be written out as a string.
@@ -134,20 +161,7 @@ fn from_env(name: &str, around: Surroundings<'_>) -> Result<String, Fault> {
 
 fn from_file(path: &str, around: Surroundings<'_>) -> Result<String, Fault> {
     let fault = |why: &str| Fault::new(format!("takes the file \"{}\", which {why}", shown(path)));
-    let credential =
-        path.strip_prefix('$').and_then(|path| path.strip_prefix(CREDENTIALS)?.strip_prefix('/'));
-    let whole = match credential {
-        Some(name) => {
-            let folder = (around.env)(CREDENTIALS).filter(|folder| !folder.is_empty());
-            let unset = || {
-                fault(&format!("begins with ${CREDENTIALS}, which is not set"))
-                    .help("systemd sets it for a unit that has LoadCredential=")
-            };
-            Path::new(&folder.ok_or_else(unset)?).join(name)
-        }
-        None => around.folder.join(path),
-    };
-    let mut text = file::read(&whole, FILE_BYTES_MAX).map_err(|why| fault(&why))?;
+    let mut text = file::read(&around.path(path)?, FILE_BYTES_MAX).map_err(|why| fault(&why))?;
     text.truncate(text.trim_end_matches(['\r', '\n']).len());
     if text.is_empty() { Err(fault("is empty")) } else { Ok(text) }
 }

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::health::Health;
 use super::history::History;
+use crate::config::BackendTls;
 use crate::metrics::BackendSeries;
 
 /// Questions waiting for one backend's standing connection; a further one waits outside.
@@ -66,6 +68,7 @@ pub struct Standing {
 pub struct Backend {
     name: Arc<str>,
     address: Arc<str>,
+    tls: ArcSwapOption<BackendTls>,
     series: Arc<BackendSeries>,
     connections: AtomicUsize,
     /// 0: no bound.
@@ -93,6 +96,7 @@ impl Backend {
         let backend = Self {
             name: name.into(),
             address: address.into(),
+            tls: ArcSwapOption::empty(),
             series,
             connections: AtomicUsize::new(0),
             connections_max: AtomicUsize::new(0),
@@ -121,6 +125,17 @@ impl Backend {
     /// `host:port` as configured.
     pub fn address(&self) -> &Arc<str> {
         &self.address
+    }
+
+    /// The TLS it speaks, if any.
+    pub fn tls(&self) -> Option<Arc<BackendTls>> {
+        self.tls.load_full()
+    }
+
+    /// Connections made from now on speak this; those that are there go on.
+    pub fn speak(&self, tls: Option<Arc<BackendTls>>) {
+        self.series.certificate_expires(tls.as_ref().and_then(|tls| tls.expiry()));
+        self.tls.store(tls);
     }
 
     /// Its series.

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::config::Timeouts;
 use crate::fleet::{Backend, Lease};
-use crate::net::{self, Stream};
+use crate::net::{self, Sealed, Stream};
 
 /// An open connection to a backend.
 #[derive(Debug)]
@@ -38,6 +38,9 @@ pub enum DialFault {
     /// This machine has no descriptor, port or memory left: that says nothing of the backend.
     #[error("{0}")]
     Local(io::Error),
+    /// It has no certificate that is good, or takes none of ours, or speaks no TLS.
+    #[error("TLS handshake failed: {0}")]
+    Tls(io::Error),
     /// Anything else.
     #[error("{0}")]
     Other(io::Error),
@@ -50,6 +53,7 @@ impl DialFault {
             Self::Timeout => "timeout",
             Self::Unresolved => "unresolved",
             Self::Local(_) => "local",
+            Self::Tls(_) => "tls",
             Self::Other(_) => "other",
         }
     }
@@ -80,7 +84,7 @@ pub async fn dial(lease: Lease, timeouts: &Timeouts) -> Result<Link, DialFault> 
 /// See [`DialFault`].
 pub async fn reach(backend: &Backend, timeouts: &Timeouts) -> Result<Stream, DialFault> {
     let started = Instant::now();
-    let dialled = tokio::time::timeout(timeouts.connect, connect(backend.address(), timeouts)).await;
+    let dialled = tokio::time::timeout(timeouts.connect, handshaken(backend, timeouts)).await;
     match dialled.unwrap_or(Err(DialFault::Timeout)) {
         Ok(stream) => {
             backend.series().connect_duration.observe(started.elapsed().as_secs_f64());
@@ -97,15 +101,25 @@ pub async fn reach(backend: &Backend, timeouts: &Timeouts) -> Result<Stream, Dia
     }
 }
 
+/// Connects, and shakes hands where the backend speaks TLS.
+async fn handshaken(backend: &Backend, timeouts: &Timeouts) -> Result<Stream, DialFault> {
+    let socket = connect(backend.address(), timeouts).await?;
+    let Some(tls) = backend.tls() else { return Ok(Stream::Plain(socket)) };
+    let name = tls.name_of(backend.address()).ok_or(DialFault::Unresolved)?;
+    // Boxed: a handshake is large and short.
+    let sealed = Box::pin(Sealed::connect(&tls, name, socket)).await.map_err(DialFault::Tls)?;
+    Ok(Stream::Sealed(Box::new(sealed)))
+}
+
 /// Tries the host's addresses in the resolver's order.
-async fn connect(address: &str, timeouts: &Timeouts) -> Result<Stream, DialFault> {
+async fn connect(address: &str, timeouts: &Timeouts) -> Result<TcpStream, DialFault> {
     let addresses = tokio::net::lookup_host(address).await.map_err(|_| DialFault::Unresolved)?;
     let mut last = DialFault::Unresolved;
     for address in addresses {
         match TcpStream::connect(address).await {
             Ok(stream) => {
                 net::prepare(&SockRef::from(&stream), timeouts).map_err(DialFault::Other)?;
-                return Ok(Stream::Plain(stream));
+                return Ok(stream);
             }
             Err(error) => last = DialFault::of(error),
         }

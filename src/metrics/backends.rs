@@ -25,6 +25,7 @@ pub(super) struct Families {
     connect_failures: IntCounterVec,
     health_changes: IntCounterVec,
     last_probe: GaugeVec,
+    certificate_expiry: IntGaugeVec,
 }
 
 /// One backend's series; they are removed with it.
@@ -86,6 +87,12 @@ impl Families {
                 &["backend", "to"],
             )?,
             last_probe: gauges(r, "backend_last_probe_seconds", "Of the last answered probe.", &b)?,
+            certificate_expiry: int_gauges(
+                r,
+                "backend_tls_certificate_expiry_timestamp_seconds",
+                "When the first certificate of the chain shown to the server expires.",
+                &b,
+            )?,
         })
     }
 }
@@ -128,6 +135,16 @@ impl BackendSeries {
         }
     }
 
+    /// Until when the certificate shown to the server counts; `None`: none is shown.
+    pub fn certificate_expires(&self, at: Option<i64>) {
+        let family = &self.families.certificate_expiry;
+        match at {
+            Some(at) => family.with_label_values(&[&*self.name]).set(at),
+            // It need not have been there.
+            None => drop(family.remove_label_values(&[&*self.name])),
+        }
+    }
+
     /// The version the server says it has; only the newest is exposed.
     pub fn version(&self, version: &str) {
         let mut known = self.version.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,13 +183,14 @@ impl Drop for BackendSeries {
         for result in ["success", "failure"] {
             drop(f.probes.remove_label_values(&[name, result]));
         }
-        for why in ["refused", "timeout", "unresolved", "local", "other"] {
+        for why in ["refused", "timeout", "unresolved", "local", "tls", "other"] {
             drop(f.connect_failures.remove_label_values(&[name, why]));
         }
         for family in [&f.probe_duration, &f.connect_duration] {
             drop(family.remove_label_values(&[name]));
         }
         drop(f.last_probe.remove_label_values(&[name]));
+        drop(f.certificate_expiry.remove_label_values(&[name]));
         let version = self.version.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(version) = version.take() {
             drop(f.info.remove_label_values(&[name, &version]));

@@ -35,6 +35,10 @@ pub struct Metrics {
     log_lines_lost: IntCounter,
     /// Connections open now.
     pub connections_active: IntGaugeVec,
+    /// TLS handshakes of clients that failed.
+    pub tls_handshake_failures: IntCounterVec,
+    /// Until when listeners' certificates count.
+    tls_certificate_expiry: IntGaugeVec,
     /// Connections that have not named a session yet.
     pub openings_active: IntGauge,
     /// From accept to relay.
@@ -116,6 +120,18 @@ impl Metrics {
                 IntCounter::new("log_lines_lost_total", "Log lines that could not be written.")?,
             )?,
             connections_active: int_gauges(r, "connections_active", "Connections open now.", &["listener"])?,
+            tls_handshake_failures: counters(
+                r,
+                "tls_handshake_failures_total",
+                "TLS handshakes of clients that failed, and why.",
+                &["listener", "why"],
+            )?,
+            tls_certificate_expiry: int_gauges(
+                r,
+                "tls_certificate_expiry_timestamp_seconds",
+                "When the first certificate of a listener's chain expires.",
+                &["listener"],
+            )?,
             openings_active: int_gauge(
                 r,
                 "openings_active",
@@ -196,6 +212,15 @@ impl Metrics {
         let series = Arc::new(BackendSeries::new(name, &self.families));
         backends.insert(Arc::clone(name), Arc::downgrade(&series));
         series
+    }
+
+    /// Notes until when the certificate of `listener` counts; `None` takes the series away.
+    pub fn certificate_expires(&self, listener: &str, at: Option<i64>) {
+        match at {
+            Some(at) => self.tls_certificate_expiry.with_label_values(&[listener]).set(at),
+            // It need not have been there.
+            None => drop(self.tls_certificate_expiry.remove_label_values(&[listener])),
+        }
     }
 
     /// Notes that a configuration came into force.

@@ -43,6 +43,11 @@ impl Record {
         }
     }
 
+    /// A proxy says who it really is.
+    pub fn comes_from(&mut self, client: SocketAddr) {
+        self.client = client;
+    }
+
     /// The client's address.
     pub fn client(&self) -> SocketAddr {
         self.client

@@ -6,7 +6,7 @@ mod stream;
 
 pub use listen::listen;
 pub use stream::{Stream, acknowledge_lone_head, farewell, prepare, reset};
-pub use tls::Sealed;
+pub use tls::{Sealed, handshake_fault};
 
 #[cfg(test)]
 pub(crate) mod tests;

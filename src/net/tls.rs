@@ -6,12 +6,16 @@
 use std::io::{self, IoSlice};
 use std::ops::DerefMut;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsStream;
-use tokio_rustls::rustls::{ConnectionCommon, SideData};
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, ConnectionCommon, HandshakeKind, SideData};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use crate::config::{BackendTls, ListenerTls};
 
 /// A socket after its handshake.
 #[derive(Debug)]
@@ -23,8 +27,38 @@ pub struct Sealed {
 
 impl Sealed {
     /// A socket whose handshake is done.
-    pub fn new(stream: TlsStream<TcpStream>) -> Self {
+    pub(super) fn new(stream: TlsStream<TcpStream>) -> Self {
         Self { stream, abandoned: false }
+    }
+
+    /// Shakes hands with a client. A session that is resumed is held to what holds now: its client's certificate may have
+    /// expired or been revoked since it began.
+    ///
+    /// # Errors
+    /// Why not, and the socket if there is still something to be said on it.
+    pub async fn accept(
+        tls: &ListenerTls,
+        socket: TcpStream,
+    ) -> Result<Self, (io::Error, Option<TcpStream>)> {
+        let acceptor = TlsAcceptor::from(Arc::clone(tls.server()));
+        let stream = acceptor.accept(socket).into_fallible().await;
+        let stream = stream.map_err(|(error, socket)| (error, Some(socket)))?;
+        let session = stream.get_ref().1;
+        if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+            let shown = session.peer_certificates().unwrap_or_default();
+            tls.verify_again(shown)
+                .map_err(|error| (io::Error::new(io::ErrorKind::InvalidData, error), None))?;
+        }
+        Ok(Self::new(stream.into()))
+    }
+
+    /// Shakes hands with a backend that must have this name.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn connect(tls: &BackendTls, name: ServerName<'static>, socket: TcpStream) -> io::Result<Self> {
+        let connector = TlsConnector::from(Arc::clone(tls.client()));
+        Ok(Self::new(connector.connect(name, socket).await?.into()))
     }
 
     /// The socket beneath.
@@ -50,6 +84,28 @@ impl Sealed {
     /// Takes bytes that [`poll_fill`](Self::poll_fill) has shown.
     pub(super) fn consume(&mut self, bytes: usize) {
         Pin::new(&mut self.stream).consume(bytes);
+    }
+}
+
+/// Why a handshake failed, as a closed set: it is a metric label.
+pub fn handshake_fault(error: &io::Error) -> &'static str {
+    use rustls::{CertificateError as Certificate, Error};
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match inner {
+        Some(Error::NoCertificatesPresented) => "no_certificate",
+        Some(Error::InvalidCertificate(fault)) => match fault {
+            Certificate::Expired | Certificate::ExpiredContext { .. } => "expired",
+            Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => "not_valid_yet",
+            Certificate::Revoked => "revoked",
+            Certificate::UnknownRevocationStatus => "revocation_unknown",
+            Certificate::UnknownIssuer => "unknown_ca",
+            Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => "wrong_name",
+            _ => "bad_certificate",
+        },
+        Some(Error::AlertReceived(_)) => "refused_by_peer",
+        Some(Error::PeerIncompatible(_)) => "incompatible",
+        Some(_) => "no_tls",
+        None => "lost",
     }
 }
 

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admit::Admission;
-use super::conn::{connection, switched, turn_away};
+use super::arrive::Visitor;
+use super::conn::{arriving, connection, switched};
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
 use crate::config::{Listener, Routing, Timeouts};
@@ -163,44 +164,51 @@ fn admit(
 ) {
     let record = Record::open(&balancer.metrics, label, client);
     let worker = balancer.workers.here_or_less_busy();
-    let stream = match hand_over(stream, &worker) {
-        Ok(stream) => Stream::Plain(stream),
+    let socket = match hand_over(stream, &worker) {
+        Ok(socket) => socket,
         Err(error) => {
             tracing::debug!(%error, "a client was gone before it was served");
             return record.settle(Close::io(By::Client, At::Accept, &error));
         }
     };
-    let place = door.admission.admit(client.ip(), &listener, &balancer.now().config.limits);
+    // Behind a proxy, whose connection this is will be known only when the proxy has said so.
+    let address = listener.proxy_protocol.is_none().then(|| client.ip());
+    let place = door.admission.admit(address, &listener, &balancer.now().config.limits);
+    let proves = listener.tls.is_some() || listener.proxy_protocol.is_some();
     let balancer = Arc::clone(balancer);
     let tasks = balancer.tasks.clone();
     let task = match place {
+        Ok(place) if proves => {
+            let visitor = Visitor { socket, place: Ok(place) };
+            tasks.spawn_on(arriving(balancer, listener, visitor, record), &worker)
+        }
         // Two kinds of tasks, so that neither is as large as the other.
         Ok(place) if listener.routing == Routing::Session => tasks.spawn_on(
             async move {
-                switched(balancer, listener, stream, record).await;
+                switched(balancer, listener, Stream::Plain(socket), record).await;
                 drop(place);
             },
             &worker,
         ),
         Ok(place) => tasks.spawn_on(
             async move {
-                connection(balancer, listener, stream, record).await;
+                connection(balancer, listener, Stream::Plain(socket), record).await;
                 drop(place);
             },
             &worker,
         ),
         Err(limit) => {
-            if let Ok(told) = Arc::clone(&door.turned_away).try_acquire_owned() {
-                tasks.spawn_on(
-                    async move {
-                        turn_away(balancer, listener, stream, record, limit).await;
-                        drop(told);
-                    },
-                    &worker,
-                )
-            } else {
+            let Ok(told) = Arc::clone(&door.turned_away).try_acquire_owned() else {
                 return record.settle(Close::new(By::Balancer, At::Accept, Why::Limit));
-            }
+            };
+            let visitor = Visitor { socket, place: Err(limit) };
+            tasks.spawn_on(
+                async move {
+                    arriving(balancer, listener, visitor, record).await;
+                    drop(told);
+                },
+                &worker,
+            )
         }
     };
     drop(task);

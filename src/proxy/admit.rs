@@ -25,24 +25,24 @@ struct Counts {
 #[derive(Debug)]
 pub struct Admitted {
     admission: Arc<Admission>,
-    address: IpAddr,
+    /// `None` until it is known.
+    address: Option<IpAddr>,
     listener: SocketAddr,
 }
 
 impl Admission {
-    /// Takes a place for a client at `ip` that came through `listener`.
+    /// Takes a place for a client at `ip`, or for one whose address is not known yet, that came through `listener`.
     ///
     /// # Errors
     /// The limit that is met, for the client to read.
     pub fn admit(
         self: &Arc<Self>,
-        ip: IpAddr,
+        ip: Option<IpAddr>,
         listener: &Listener,
         limits: &Limits,
     ) -> Result<Admitted, &'static str> {
-        let (address, through) = (whose(ip), listener.address);
+        let through = listener.address;
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_address = counts.by_address.get(&address).copied().unwrap_or(0);
         let of_listener = counts.by_listener.get(&through).copied().unwrap_or(0);
         if limits.connections.is_some_and(|max| counts.all >= max) {
             return Err("limits.connections is reached");
@@ -50,13 +50,39 @@ impl Admission {
         if listener.connections.is_some_and(|max| of_listener >= max) {
             return Err("listener.connections is reached");
         }
-        if limits.connections_per_ip.is_some_and(|max| of_address >= max) {
-            return Err("limits.connections_per_ip is reached");
+        let address = ip.map(whose);
+        if let Some(address) = address {
+            counts.add(address, limits)?;
         }
-        counts.by_address.insert(address, of_address.saturating_add(1));
         counts.by_listener.insert(through, of_listener.saturating_add(1));
         counts.all = counts.all.saturating_add(1);
         Ok(Admitted { admission: Arc::clone(self), address, listener: through })
+    }
+}
+
+impl Counts {
+    fn add(&mut self, address: IpAddr, limits: &Limits) -> Result<(), &'static str> {
+        let of_address = self.by_address.get(&address).copied().unwrap_or(0);
+        if limits.connections_per_ip.is_some_and(|max| of_address >= max) {
+            return Err("limits.connections_per_ip is reached");
+        }
+        self.by_address.insert(address, of_address.saturating_add(1));
+        Ok(())
+    }
+}
+
+impl Admitted {
+    /// Counts the place for the client at `ip`, now that it is known.
+    ///
+    /// # Errors
+    /// The limit that is met, for the client to read.
+    pub fn count_for(&mut self, ip: IpAddr, limits: &Limits) -> Result<(), &'static str> {
+        let address = whose(ip);
+        let mut counts = self.admission.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.add(address, limits)?;
+        drop(counts);
+        self.address = Some(address);
+        Ok(())
     }
 }
 
@@ -64,7 +90,9 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         let mut counts = self.admission.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.all = counts.all.saturating_sub(1);
-        give_back(&mut counts.by_address, self.address);
+        if let Some(address) = self.address {
+            give_back(&mut counts.by_address, address);
+        }
         give_back(&mut counts.by_listener, self.listener);
     }
 }
@@ -110,7 +138,7 @@ mod tests {
         let (a, b, c) =
             ("10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
         let limits = limits(3, 1);
-        let admit = |ip, listener| admission.admit(ip, listener, &limits);
+        let admit = |ip, listener| admission.admit(Some(ip), listener, &limits);
         let first = admit(a, &listener).unwrap();
         assert!(admit(a, &listener).unwrap_err().contains("per_ip"));
         assert!(admit("::ffff:10.0.0.1".parse().unwrap(), &listener).is_err(), "the same host");
@@ -125,5 +153,21 @@ mod tests {
         assert!(admit(e, &other).unwrap_err().contains("limits.connections "));
         let counts = admission.counts.lock().unwrap();
         assert_eq!((counts.by_address.len(), counts.by_listener.len()), (3, 2));
+    }
+
+    #[test]
+    fn who_a_proxy_names_counts_from_then_on() {
+        let admission = Arc::new(Admission::default());
+        let (a, limits) = ("10.0.0.1".parse().unwrap(), limits(2, 1));
+        let listener = Listener::default();
+        let mut first = admission.admit(None, &listener, &limits).unwrap();
+        first.count_for(a, &limits).unwrap();
+        let mut second = admission.admit(None, &listener, &limits).unwrap();
+        assert!(second.count_for(a, &limits).unwrap_err().contains("per_ip"));
+        assert!(admission.admit(None, &listener, &limits).unwrap_err().contains("limits.connections "));
+        drop(first);
+        second.count_for(a, &limits).unwrap();
+        drop(second);
+        assert_eq!(admission.counts.lock().unwrap().by_address.len(), 0);
     }
 }

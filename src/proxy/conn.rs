@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::future::OptionFuture;
 use tokio::sync::SetOnce;
 
+use super::arrive::{Arrived, Visitor, arrive};
 use super::direction::{Direction, Tally};
 use super::inlet::Inlet;
 use super::opening::Opening;
@@ -17,7 +18,7 @@ use super::switch::switch;
 use super::tap::{Birth, Guard, Walk};
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
-use crate::config::{Listener, OnDown};
+use crate::config::{Listener, OnDown, Routing};
 use crate::fleet::{Backend, Health, Hold};
 use crate::link::Link;
 use crate::metrics::Record;
@@ -59,7 +60,7 @@ pub async fn switched(balancer: Arc<Balancer>, listener: Arc<Listener>, client: 
 }
 
 /// The short life of a connection over a limit: its first request is answered.
-pub async fn turn_away(
+async fn turn_away(
     balancer: Arc<Balancer>,
     listener: Arc<Listener>,
     client: Stream,
@@ -73,6 +74,26 @@ pub async fn turn_away(
         Close { at: At::Accept, ..close }
     };
     record.settle(close);
+}
+
+/// The life of a connection that has to prove something before it is one.
+pub async fn arriving(
+    balancer: Arc<Balancer>,
+    listener: Arc<Listener>,
+    visitor: Visitor,
+    mut record: Record,
+) {
+    let Arrived { stream, place } = match arrive(&balancer, &listener, visitor, &mut record).await {
+        Ok(arrived) => arrived,
+        Err(close) => return record.settle(close),
+    };
+    let routing = listener.routing;
+    // Boxed: what is still to come must not make room in a task that may wait for a handshake.
+    match (&place, routing) {
+        (Err(limit), _) => Box::pin(turn_away(balancer, listener, stream, record, limit)).await,
+        (Ok(_), Routing::Session) => Box::pin(switched(balancer, listener, stream, record)).await,
+        (Ok(_), Routing::Connection) => Box::pin(connection(balancer, listener, stream, record)).await,
+    }
 }
 
 /// A connection that is to be carried: boxed, so that it takes no room in the task that carries it.

@@ -5,6 +5,8 @@
 
 pub mod accept;
 pub mod admit;
+mod header;
+mod arrive;
 pub mod client;
 mod inlet;
 mod lent;

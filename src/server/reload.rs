@@ -18,7 +18,7 @@ use super::http::Endpoint;
 use super::outcome::{Applied, Last, StartFault, Trouble, Unknown};
 use super::sockets::{Fresh, Sockets};
 use crate::balancer::Balancer;
-use crate::config::{self, AdminAddress, AdminState, BackendSpec, Config, diff};
+use crate::config::{self, AdminAddress, AdminState, BackendSpec, Config, Listener, diff};
 use crate::descriptors;
 use crate::fleet::{Ask, Backend, Commands, Health, Ring};
 use crate::link::attend;
@@ -252,7 +252,8 @@ impl Reloader {
             }
             () = self.balancer.draining.cancelled() => return Err(Trouble::plain(DRAINING)),
         };
-        let config = read.map_err(Trouble::plain)??;
+        let mut config = read.map_err(Trouble::plain)??;
+        config.keep_tls(&self.balancer.now().config);
         let changes = diff(&self.balancer.now().config, &config).iter().map(ToString::to_string).collect();
         let prepared = self.prepare(Arc::new(config)).await.map_err(Trouble::plain)?;
         let generation = self.commit(prepared).await;
@@ -294,6 +295,18 @@ impl Reloader {
         self.balancer.commit(Snapshot { generation, config: Arc::clone(&config), members, ring });
         self.balancer.metrics.committed(generation);
         descriptors::compare(&config);
+        for gone in now
+            .config
+            .listeners
+            .iter()
+            .filter(|old| !config.listeners.iter().any(|new| new.address == old.address))
+        {
+            self.balancer.metrics.certificate_expires(&gone.address.to_string(), None);
+        }
+        for Listener { address, tls, .. } in &config.listeners {
+            let expiry = tls.as_ref().and_then(|tls| tls.expiry());
+            self.balancer.metrics.certificate_expires(&address.to_string(), expiry);
+        }
         inner.sockets.commit(&config, sockets, |endpoint| (self.pages)(self, endpoint));
         self.generation.send_replace(generation);
         generation
@@ -317,6 +330,7 @@ impl Reloader {
         let state = inner.commands.in_force(&spec.name, spec.state);
         backend.series().state(state);
         backend.bound(spec.connections);
+        backend.speak(spec.tls.clone());
         Member { backend, weight: spec.weight, state, file_state: spec.state }
     }
 

@@ -105,6 +105,7 @@ fn config(plan: &Plan, chance: &mut Chance) -> Config {
             AdminState::Drain,
             AdminState::Maint,
         ]),
+        tls: None,
     };
     config.backends = (0..SERVERS).filter(|at| *at != left_out).map(|server| spec(server, chance)).collect();
     config

@@ -110,6 +110,7 @@ fn any_backends() -> impl Draw<Value = Vec<BackendSpec>> {
             weight,
             state,
             connections,
+            tls: None,
         };
         backends.into_iter().map(spec).collect()
     })
@@ -130,7 +131,7 @@ fn any_config() -> impl Draw<Value = Config> {
             Config {
                 listeners: ports.into_iter().map(listener).collect(),
                 health: Health { interval: Duration::from_secs(seconds), ..Health::default() },
-                upstream: Upstream { connection_token: token },
+                upstream: Upstream { connection_token: token, tls: None },
                 backends,
                 ..sound_with("")
             }

@@ -3,6 +3,7 @@
 mod any_text;
 mod changes;
 mod files;
+mod papers;
 mod rendered;
 mod secrets;
 

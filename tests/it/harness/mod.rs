@@ -4,6 +4,7 @@ pub mod balancer;
 pub mod client;
 pub mod fleet;
 pub mod frames;
+pub mod papers;
 pub mod raw;
 pub mod text;
 pub mod wire;

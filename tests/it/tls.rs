@@ -1,0 +1,273 @@
+//! TLS: clients and backends that have good papers, and all that have not.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+use sessile::fleet::Health;
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio_rustls::rustls::version::{TLS12, TLS13};
+use tokio_rustls::rustls::{ClientConfig, HandshakeKind};
+
+use crate::harness::papers::{Authority, Paper, over, shake};
+use crate::harness::*;
+
+/// A folder with the papers of a balancer called `localhost`, and who signs.
+struct Office {
+    folder: TempDir,
+    ca: Authority,
+    /// A client's.
+    paper: Paper,
+}
+
+impl Office {
+    fn new() -> Self {
+        let (folder, ca) = (TempDir::new().unwrap(), Authority::new("good"));
+        ca.paper("localhost", 1).write(folder.path(), "server");
+        let paper = ca.paper("client", 2);
+        paper.write(folder.path(), "client");
+        fs::write(folder.path().join("ca.pem"), &ca.pem).unwrap();
+        fs::write(folder.path().join("crl.pem"), ca.crl(&[])).unwrap();
+        Self { folder, ca, paper }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// `{ one = "…/FILE", … }`.
+    fn tls(&self, files: &[(&str, &str)]) -> String {
+        let keys: Vec<_> =
+            files.iter().map(|(key, file)| format!("{key} = \"{}\"", self.path(file))).collect();
+        format!("{{ {} }}", keys.join(", "))
+    }
+
+    fn server(&self) -> String {
+        self.tls(&[("cert", "server.pem"), ("key", "server.key")])
+    }
+
+    fn mutual(&self) -> String {
+        self.tls(&[
+            ("cert", "server.pem"),
+            ("key", "server.key"),
+            ("client_ca", "ca.pem"),
+            ("crl", "crl.pem"),
+        ])
+    }
+
+    fn client(&self) -> Arc<ClientConfig> {
+        self.ca.client(Some(&self.paper), &[&TLS13])
+    }
+}
+
+/// A handshake, and what the server says once it has looked at what it was shown.
+async fn told(balancer: &Balancer, config: &Arc<ClientConfig>) -> io::Result<Option<HandshakeKind>> {
+    let mut sealed = shake(balancer.address, config).await?;
+    let kind = sealed.get_ref().1.handshake_kind();
+    let hello = frame(json!({"jsonrpc": "2.0", "id": 0, "method": "ping", "params": {}}).to_string());
+    tokio::io::AsyncWriteExt::write_all(&mut sealed, &hello).await?;
+    soon(sealed.read(&mut [0; 1])).await.map(|_| kind)
+}
+
+fn failures(balancer: &Balancer, why: &str) -> u64 {
+    balancer.metrics().tls_handshake_failures.with_label_values(&["127.0.0.1:0", why]).get()
+}
+
+#[test]
+fn both_versions_carry_sessions_by_either_routing() {
+    run(async {
+        let (office, fleet) = (Office::new(), Fleet::local(2).await);
+        for routing in ["\"connection\"", "\"session\""] {
+            let text = fleet.text().listener("tls", office.server()).listener("routing", routing);
+            let balancer = Balancer::start(&text).await;
+            for version in [&TLS12, &TLS13] {
+                let sealed = shake(balancer.address, &office.ca.client(None, &[version])).await.unwrap();
+                assert_eq!(sealed.get_ref().1.alpn_protocol(), None);
+                let mut client = over(sealed).await;
+                client.hello().await;
+                let session = format!("s-{}-{:?}", routing.len(), version.version);
+                client.create(&session).await;
+                assert!(!client.turn(&session).await.is_empty());
+                client.half_close().await;
+                assert_eq!(client.end().await, End::Fin);
+            }
+        }
+    });
+}
+
+#[test]
+fn clients_without_good_papers_are_told_and_counted() {
+    run(async {
+        let (office, fleet) = (Office::new(), Fleet::local(1).await);
+        let balancer = Balancer::start(&fleet.text().listener("tls", office.mutual())).await;
+        let other = Authority::new("other");
+        let (revoked, expired) = (office.ca.paper("client", 7), office.ca.until("client", 8, 2001));
+        fs::write(office.folder.path().join("crl.pem"), office.ca.crl(&[&revoked])).unwrap();
+        balancer.reloader().reload("the list is new").await.unwrap();
+        let foreign = other.paper("client", 9);
+        let cases = [
+            (None, "no_certificate", "CertificateRequired"),
+            (Some(&expired), "expired", "CertificateExpired"),
+            (Some(&revoked), "revoked", "CertificateRevoked"),
+            (Some(&foreign), "unknown_ca", "UnknownCA"),
+        ];
+        for (shown, why, alert) in cases {
+            let config = office.ca.client(shown, &[&TLS13]);
+            let error = told(&balancer, &config).await.unwrap_err();
+            assert!(error.to_string().contains(alert), "{why}: {error}");
+            until("it is counted", || failures(&balancer, why) == 1).await;
+        }
+        assert!(told(&balancer, &office.client()).await.is_ok());
+        until("they are closed", || balancer.closed("client", "accept", "tls") == 4).await;
+
+        let mut plain = balancer.dial().await;
+        plain.write(request(0, "connect", &json!({}))).await;
+        until("it is counted", || failures(&balancer, "no_tls") == 1).await;
+    });
+}
+
+#[test]
+fn a_handshake_that_does_not_come_is_not_waited_for() {
+    run(async {
+        let (office, fleet) = (Office::new(), Fleet::local(1).await);
+        let text = fleet.text().listener("tls", office.server()).set("timeouts.opening", "\"200ms\"");
+        let balancer = Balancer::start(&text).await;
+        let mut silent = TcpStream::connect(balancer.address).await.unwrap();
+        assert_eq!(soon(silent.read(&mut [0])).await.unwrap(), 0);
+        until("it is counted", || balancer.closed("client", "accept", "timeout") == 1).await;
+    });
+}
+
+/// A balancer near the client, whose only backend is one that wants to see papers.
+#[test]
+fn a_sidecar_speaks_for_clients_that_cannot() {
+    run(async {
+        let (office, fleet) = (Office::new(), Fleet::local(2).await);
+        let far = Balancer::start(&fleet.text().listener("tls", office.mutual())).await;
+        for routing in ["\"connection\"", "\"session\""] {
+            let towards = office.tls(&[("ca", "ca.pem"), ("cert", "client.pem"), ("key", "client.key")]);
+            let text = Text::new()
+                .listener("routing", routing)
+                .set("upstream.tls", towards.replace(" }", ", name = \"localhost\" }"))
+                .backend("far", far.address);
+            let near = Balancer::start(&text).await;
+            near.until_health("far", Health::Up).await;
+            let mut client = near.client().await;
+            let session = format!("side-{}", routing.len());
+            client.create(&session).await;
+            assert!(!client.turn(&session).await.is_empty());
+            assert!(far.owner(&session).is_some(), "it lives behind the far one");
+            client.half_close().await;
+            assert_eq!(client.end().await, End::Fin);
+            until("its session has ended", || far.owner(&session).is_none()).await;
+        }
+    });
+}
+
+#[test]
+fn a_backend_that_cannot_prove_its_name_is_down_and_says_why() {
+    run(async {
+        let (office, fleet) = (Office::new(), Fleet::local(1).await);
+        let far = Balancer::start(&fleet.text().listener("tls", office.server())).await;
+        let other = Authority::new("other");
+        fs::write(office.folder.path().join("other.pem"), &other.pem).unwrap();
+        let with = |ca: &str, name: &str| {
+            let tls = office.tls(&[("ca", ca)]).replace(" }", &format!(", name = \"{name}\" }}"));
+            Text::new()
+                .set("upstream.tls", tls)
+                .set("health.interval", "\"200ms\"")
+                .set("health.timeout", "\"200ms\"")
+                .backend("far", far.address)
+        };
+        let near = Balancer::start_unprobed(&with("ca.pem", "elsewhere")).await;
+        let error = || near.backend("far").standing().borrow().error.clone().unwrap_or_default();
+        until("a name is refused", || error().contains("not valid for name")).await;
+        near.reload(&with("other.pem", "localhost")).await;
+        until("a CA is refused", || error().contains("UnknownIssuer")).await;
+        assert!(!near.backend("far").is_up());
+        near.reload(&with("ca.pem", "localhost")).await;
+        near.until_health("far", Health::Up).await;
+        let text = String::from_utf8(near.metrics().text()).unwrap();
+        assert!(
+            text.contains("sessile_backend_connect_failures_total{backend=\"far\",why=\"tls\"}"),
+            "{text}"
+        );
+    });
+}
+
+/// Replaces a file as a careful tool does.
+fn replace(folder: &Path, name: &str, content: &str) {
+    fs::write(folder.join("new"), content).unwrap();
+    fs::rename(folder.join("new"), folder.join(name)).unwrap();
+}
+
+#[test]
+fn a_pair_that_is_half_rotated_keeps_the_old_one_and_says_so() {
+    run(async {
+        let (office, fleet) = (Office::new(), Fleet::local(1).await);
+        let balancer = Balancer::start(&fleet.text().listener("tls", office.server())).await;
+        let plain = office.ca.client(None, &[&TLS13]);
+        let shown = async || {
+            let sealed = shake(balancer.address, &plain).await.unwrap();
+            sealed.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+        };
+        let (old, folder) = (shown().await, office.folder.path());
+        let new = office.ca.paper("localhost", 5);
+        let problems = || balancer.reloader().last().problems;
+
+        replace(folder, "server.pem", &new.cert);
+        until("the half is noticed", || !problems().is_empty()).await;
+        let problem = problems().remove(0);
+        assert!(problem.message.contains("one of the two was replaced without the other"), "{problem:?}");
+        assert!(problem.line.is_some() && problem.column.is_some());
+        assert_eq!(balancer.metrics().config_reloads.with_label_values(&["error"]).get(), 1);
+        assert_eq!(shown().await, old);
+
+        replace(folder, "server.key", &new.key);
+        until("the pair is whole", || problems().is_empty()).await;
+        assert_ne!(shown().await, old);
+
+        let half = &new.cert[..new.cert.len() / 2];
+        replace(folder, "server.pem", half);
+        until("half a file is noticed", || !problems().is_empty()).await;
+        assert!(problems()[0].message.contains("it is not whole"), "{:?}", problems());
+        assert!(told(&balancer, &plain).await.is_ok(), "the pair in force goes on");
+        replace(folder, "server.pem", &new.cert);
+        until("it is whole", || problems().is_empty()).await;
+        let text = String::from_utf8(balancer.metrics().text()).unwrap();
+        assert!(
+            text.contains(
+                "sessile_tls_certificate_expiry_timestamp_seconds{listener=\"127.0.0.1:0\"} 32472144000"
+            ),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn a_session_is_resumed_only_under_the_trust_it_began_with() {
+    run(async {
+        let (office, fleet) = (Office::new(), Fleet::local(1).await);
+        let text = fleet.text().listener("tls", office.mutual());
+        let balancer = Balancer::start(&text).await;
+        for version in [&TLS12, &TLS13] {
+            fs::write(office.folder.path().join("crl.pem"), office.ca.crl(&[])).unwrap();
+            balancer.reloader().reload("nobody is revoked").await.unwrap();
+            let config = office.ca.client(Some(&office.paper), &[version]);
+            assert_eq!(told(&balancer, &config).await.unwrap(), Some(HandshakeKind::Full));
+            balancer.reload(&text.clone().set("timeouts.drain", "\"1m\"")).await;
+            assert_eq!(
+                told(&balancer, &config).await.unwrap(),
+                Some(HandshakeKind::Resumed),
+                "what else changes leaves tickets alone"
+            );
+            fs::write(office.folder.path().join("crl.pem"), office.ca.crl(&[&office.paper])).unwrap();
+            balancer.reloader().reload("the client is revoked").await.unwrap();
+            assert!(told(&balancer, &config).await.is_err(), "it was trusted once");
+        }
+    });
+}

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::fleet::{Owners, Pins};
+use crate::fleet::{Greetings, Owners, Pins};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::workers::Workers;
@@ -22,6 +22,8 @@ pub struct Balancer {
     pub owners: Arc<Owners>,
     /// Where sessions went.
     pub pins: Pins,
+    /// What the fleet answers to `connect`.
+    pub greetings: Greetings,
     /// What Prometheus is told.
     pub metrics: Arc<Metrics>,
     /// What openings hold.
@@ -47,6 +49,7 @@ impl Balancer {
         Arc::new(Self {
             owners: Owners::new(metrics.owners.clone()),
             pins: Pins::new(metrics.pins.clone()),
+            greetings: Greetings::default(),
             opening_memory: Budget::new(metrics.opening_memory.clone()),
             parked: AtomicUsize::new(0),
             metrics,
@@ -96,6 +99,17 @@ impl Balancer {
     /// are.
     pub fn demands_token(&self) -> bool {
         self.now().members.iter().any(|member| member.backend.demands_token())
+    }
+
+    /// The version of every backend that is up, if it is the same one and no backend demands a token.
+    pub fn agreed_version(&self) -> Option<Arc<str>> {
+        if self.demands_token() {
+            return None;
+        }
+        let now = self.now();
+        let mut versions = now.members.iter().filter_map(|member| member.backend.version_if_up());
+        let agreed = versions.next()??;
+        versions.all(|version| version.as_ref() == Some(&agreed)).then_some(agreed)
     }
 
     /// Whether new connections are welcome and would find a backend.

@@ -18,7 +18,7 @@ use super::check_tls::{self, Own};
 use super::defaults;
 use super::model::{
     Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Lifecycle, Limits, Listener, LocatePolicy,
-    MethodPolicy, OnDown, Placement, Routing, Storage, Strategy, Timeouts, Upstream,
+    MethodPolicy, OnDown, Openings, Placement, Routing, Storage, Strategy, Timeouts, Upstream,
 };
 use super::problem::{Fault, Findings};
 use super::raw::{self, Reader};
@@ -179,6 +179,7 @@ fn placement(mut reader: Reader<'_, '_>, around: Surroundings<'_>) -> Placement 
         affinity_pattern: reader.take("affinity_pattern", affinity_pattern),
         storage: reader.word("storage", default.storage, Storage::ALL, Storage::label),
         locate: reader.word("locate", default.locate, LocatePolicy::ALL, LocatePolicy::label),
+        openings: reader.word("openings", default.openings, Openings::ALL, Openings::label),
         load_factor: reader.unlimited("load_factor", default.load_factor, &LOAD_FACTORS),
         slow_start: reader.or_off("slow_start", default.slow_start, &UP_TO_AN_HOUR),
         on_down: reader.word("on_down", default.on_down, OnDown::ALL, OnDown::label),

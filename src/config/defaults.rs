@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::model::{
-    Admin, AdminAddress, Health, Lifecycle, Limits, Listener, LocatePolicy, MethodPolicy, OnDown, Placement,
-    Routing, Secret, Storage, Strategy, Timeouts,
+    Admin, AdminAddress, Health, Lifecycle, Limits, Listener, LocatePolicy, MethodPolicy, OnDown, Openings,
+    Placement, Routing, Secret, Storage, Strategy, Timeouts,
 };
 
 /// The weight of a backend that names none.
@@ -84,6 +84,7 @@ impl Default for Placement {
             affinity_pattern: None,
             storage: Storage::Shared,
             locate: LocatePolicy::Auto,
+            openings: Openings::Learned,
             load_factor: Some(1.25),
             slow_start: None,
             on_down: OnDown::Keep,

@@ -201,8 +201,17 @@ fn admin(changes: &mut Vec<Change>, old: &Admin, new: &Admin) {
 }
 
 fn placement(changes: &mut Vec<Change>, old: &Placement, new: &Placement) {
-    let Placement { strategy, affinity_pattern, storage, locate, load_factor, slow_start, on_down, hash_key } =
-        new;
+    let Placement {
+        strategy,
+        affinity_pattern,
+        storage,
+        locate,
+        openings,
+        load_factor,
+        slow_start,
+        on_down,
+        hash_key,
+    } = new;
     let pattern = |pattern: &Option<regex::bytes::Regex>| {
         pattern
             .as_ref()
@@ -212,6 +221,7 @@ fn placement(changes: &mut Vec<Change>, old: &Placement, new: &Placement) {
     setting(changes, "placement.affinity_pattern", pattern(&old.affinity_pattern), pattern(affinity_pattern));
     setting(changes, "placement.storage", old.storage.label(), storage.label());
     setting(changes, "placement.locate", old.locate.label(), locate.label());
+    setting(changes, "placement.openings", old.openings.label(), openings.label());
     setting(changes, "placement.load_factor", or_unlimited(old.load_factor), or_unlimited(*load_factor));
     setting(changes, "placement.slow_start", or_off(old.slow_start), or_off(*slow_start));
     setting(changes, "placement.on_down", old.on_down.label(), on_down.label());

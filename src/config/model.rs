@@ -155,6 +155,8 @@ pub struct Placement {
     pub storage: Storage,
     /// When to ask the fleet who has a session.
     pub locate: LocatePolicy,
+    /// Who answers a client's first `connect`.
+    pub openings: Openings,
     /// Bound on a backend's live sessions, as a multiple of its fair share; `None` = unbounded, else ≥ 1.
     pub load_factor: Option<f64>,
     /// How long a backend that came up takes to get its whole share of new sessions; `None` = it gets it at once.
@@ -172,6 +174,7 @@ impl PartialEq for Placement {
             && pattern(self) == pattern(other)
             && self.storage == other.storage
             && self.locate == other.locate
+            && self.openings == other.openings
             && self.load_factor == other.load_factor
             && self.slow_start == other.slow_start
             && self.on_down == other.on_down
@@ -206,6 +209,15 @@ pub enum LocatePolicy {
     Always,
     /// Never.
     Off,
+}
+
+/// Who answers a client's first `connect`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Openings {
+    /// The balancer, where it knows what every backend would say.
+    Learned,
+    /// Always a backend.
+    Scouted,
 }
 
 /// What a backend that went down means for its relayed connections.
@@ -346,6 +358,7 @@ words!(Routing: Connection = "connection", Session = "session");
 words!(Lifecycle: Named = "named", All = "all");
 words!(Strategy: ConsistentHash = "consistent-hash", RoundRobin = "round-robin");
 words!(Storage: Shared = "shared", Local = "local");
+words!(Openings: Learned = "learned", Scouted = "scouted");
 words!(LocatePolicy: Auto = "auto", Always = "always", Off = "off");
 words!(OnDown: Keep = "keep", Close = "close");
 

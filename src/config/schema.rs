@@ -41,6 +41,7 @@ pub(super) static PLACEMENT: Section = Section {
         "affinity_pattern",
         "storage",
         "locate",
+        "openings",
         "load_factor",
         "slow_start",
         "on_down",

@@ -207,6 +207,12 @@ impl Backend {
         self.standing.borrow().demands_token
     }
 
+    /// While it is up: the version it says it has.
+    pub fn version_if_up(&self) -> Option<Option<Arc<str>>> {
+        let standing = self.standing.borrow();
+        (standing.health == Health::Up).then(|| standing.version.clone())
+    }
+
     /// A dial failed or an answer did not come: nothing new is placed here and nothing asked until a probe is answered.
     /// The first time, one is wanted at once.
     pub fn suspect(&self) {

@@ -34,6 +34,11 @@ impl StateFrame {
         self.connect
     }
 
+    /// The id the client gave it.
+    pub fn id(&self) -> &Id {
+        &self.id
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.body.len()

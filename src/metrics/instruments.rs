@@ -59,6 +59,8 @@ pub struct Metrics {
     pub owners: IntGauge,
     /// Remembered placements.
     pub pins: IntGauge,
+    /// Answers to `connect` that were known.
+    pub connects_recalled: IntCounter,
     /// Connections whose session belonged elsewhere than their scout.
     pub rehomes: IntCounterVec,
     /// Requests that the switch waits for an answer to.
@@ -114,6 +116,13 @@ impl Metrics {
                 "accept_pauses_total",
                 "Times a listener paused, for its accept_rate or because accepting failed.",
                 &["listener", "why"],
+            )?,
+            connects_recalled: add(
+                r,
+                IntCounter::new(
+                    "connects_recalled_total",
+                    "First connects of clients answered as the fleet has answered the same before.",
+                )?,
             )?,
             log_lines_lost: add(
                 r,

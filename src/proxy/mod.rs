@@ -9,6 +9,7 @@ mod header;
 mod arrive;
 pub mod client;
 mod inlet;
+mod learned;
 mod lent;
 pub mod tap;
 mod splice;

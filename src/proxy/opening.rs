@@ -41,8 +41,8 @@ pub struct Opening<'a> {
     pub(super) scout: Option<Scout>,
     /// A frame read but not yet acted on.
     next: Option<Frame>,
-    state: Vec<StateFrame>,
-    version: Option<Box<[u8]>>,
+    pub(super) state: Vec<StateFrame>,
+    pub(super) version: Option<Box<[u8]>>,
     authenticated: bool,
     scouts_lost: usize,
     /// Frames that the home will get, the one that names the session first.
@@ -176,7 +176,9 @@ impl<'a> Opening<'a> {
         }
         let named = envelope.named();
         if named == Named::Nothing || !self.may_know() {
-            self.scouted(frame).await?;
+            if !self.recalled(&frame).await? {
+                self.scouted(frame).await?;
+            }
             return Ok(None);
         }
         Ok(Some(Session { frame, named }))
@@ -283,6 +285,7 @@ impl<'a> Opening<'a> {
         if let Some(state) = news.state {
             self.authenticated |= state.is_connect();
             if state.is_connect() {
+                self.learn(&state, &news.bytes);
                 self.state.retain(|known| !known.is_connect());
             }
             self.state.push(state);
@@ -349,7 +352,7 @@ impl<'a> Opening<'a> {
         scout.link().lease.backend().series().bytes_to_backend.inc_by(bytes);
     }
 
-    fn carried_down(&self, bytes: usize) {
+    pub(super) fn carried_down(&self, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         self.record.add_to_client(bytes);
         if let Some(scout) = &self.scout {

@@ -143,9 +143,18 @@ pub fn connect(id: u64, token: Option<&str>) -> Zeroizing<Vec<u8>> {
 /// The frame of `body` with the id at `at` replaced by the string `id`: everything else stays verbatim, because
 /// servers are strict about what a client of some version may send.
 pub fn with_id(body: &[u8], at: Range<usize>, id: &str) -> Vec<u8> {
-    let mut changed = Vec::with_capacity(body.len().saturating_add(id.len()));
+    with_raw_id(body, at, json!(id).to_string().as_bytes())
+}
+
+/// The same with the id of another frame.
+pub fn with_id_of(body: &[u8], at: Range<usize>, id: &Id) -> Vec<u8> {
+    with_raw_id(body, at, id.raw())
+}
+
+fn with_raw_id(body: &[u8], at: Range<usize>, raw: &[u8]) -> Vec<u8> {
+    let mut changed = Vec::with_capacity(body.len().saturating_add(raw.len()));
     changed.extend_from_slice(body.get(..at.start).unwrap_or_default());
-    changed.extend_from_slice(json!(id).to_string().as_bytes());
+    changed.extend_from_slice(raw);
     changed.extend_from_slice(body.get(at.end..).unwrap_or_default());
     frame(&changed)
 }

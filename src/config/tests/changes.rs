@@ -48,6 +48,7 @@ strategy = "round-robin"
 affinity_pattern = "^(.)"
 storage = "local"
 locate = "off"
+openings = "scouted"
 load_factor = 0
 slow_start = "30s"
 on_down = "close"

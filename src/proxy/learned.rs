@@ -1,0 +1,61 @@
+//! Openings without a scout: a first `connect` is answered as the fleet has answered the same one before.
+//!
+//! The client's frame is kept as if a scout had answered it, and replayed to whatever backend the client gets to.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::client::Frame;
+use super::opening::Opening;
+use crate::close::Close;
+use crate::config::Openings;
+use crate::link::StateFrame;
+use crate::wire::Head;
+
+impl Opening<'_> {
+    /// Answers a first `connect` from memory; false if a scout has to.
+    pub(super) async fn recalled(&mut self, frame: &Frame) -> Result<bool, Close> {
+        let envelope = &frame.envelope;
+        let (Some("connect"), Some(id), None) = (envelope.method.as_deref(), &envelope.id, &frame.rest)
+        else {
+            return Ok(false);
+        };
+        if self.scout.is_some() || !self.state.is_empty() {
+            return Ok(false);
+        }
+        let body = frame.bytes.get(frame.body_at..).unwrap_or_default();
+        let greeting = self
+            .agreed_version()
+            .and_then(|version| self.balancer.greetings.recall(body, id, &version, Instant::now()));
+        let Some(greeting) = greeting else { return Ok(false) };
+        let state = StateFrame::new(body, "connect", id.clone());
+        if let Err(fault) = self.client.keep(state.bytes()) {
+            return Err(self.faulty_on(fault, Some(id.clone())).await);
+        }
+        self.state.push(state);
+        self.version = greeting.protocol_version;
+        self.balancer.metrics.connects_recalled.inc();
+        self.carried_down(greeting.frame.len());
+        self.client.send(&greeting.frame).await?;
+        Ok(true)
+    }
+
+    /// Remembers what a scout answered to a `connect`, if it was all in one piece.
+    pub(super) fn learn(&self, connect: &StateFrame, answer: &[u8]) {
+        if let Some(version) = self.agreed_version()
+            && let Ok(Some(head)) = Head::read(answer)
+            && head.frame_bytes() == answer.len()
+        {
+            let body = answer.get(head.head_bytes..).unwrap_or_default();
+            self.balancer.greetings.learn(connect.body(), connect.id(), body, &version, Instant::now());
+        }
+    }
+
+    /// The one version that all servers have, if answers are learned.
+    fn agreed_version(&self) -> Option<Arc<str>> {
+        match self.config.placement.openings {
+            Openings::Learned => self.balancer.agreed_version(),
+            Openings::Scouted => None,
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Openings that need no scout, because the fleet has answered the same `connect` before.
+
+use serde_json::json;
+
+use crate::harness::*;
+
+const INTRODUCTION: &str = r#"{"supportedTaskKinds":["agent","client","shell"]}"#;
+
+fn connect(id: &str) -> Vec<u8> {
+    frame(format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"connect","params":{INTRODUCTION}}}"#))
+}
+
+/// How often servers were greeted by clients, or on their behalf.
+fn greeted(fleet: &Fleet) -> usize {
+    let theirs = |raw: &[u8]| memchr::memmem::find(raw, b"supportedTaskKinds").is_some();
+    fleet.iter().map(|server| server.received().iter().filter(|frame| theirs(&frame.raw)).count()).sum()
+}
+
+fn links(balancer: &Balancer) -> usize {
+    balancer.inner().now().members.iter().map(|member| member.backend.connections()).sum()
+}
+
+/// A balancer whose fleet has answered a `connect`; the client that sent it has gone.
+async fn taught(text: &Text) -> Balancer {
+    let balancer = Balancer::start(text).await;
+    soon(balancer.inner().until_probed()).await;
+    let mut first = balancer.dial().await;
+    first.write(connect("0")).await;
+    assert_eq!(first.frame().await["result"]["ok"], true);
+    drop(first);
+    until("it is gone", || links(&balancer) == 0).await;
+    balancer
+}
+
+#[test]
+fn who_says_what_another_has_said_is_answered_at_once_and_greeted_at_home() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = taught(&fleet.text()).await;
+        assert_eq!(greeted(&fleet), 1);
+        let mut client = balancer.dial().await;
+        client.write(connect(r#""a\u0062""#)).await;
+        let answer = client.next().await.unwrap();
+        assert!(memchr::memmem::find(&answer, br#""id":"a\u0062""#).is_some(), "{answer:?}");
+        assert_eq!(client::body_of(&answer)["result"]["protocolVersion"], 3);
+        assert_eq!((greeted(&fleet), links(&balancer)), (1, 0), "no server was asked");
+        let session = balancer.session_at(1);
+        client.create(&session).await;
+        assert_eq!(fleet.home(&session), 1);
+        assert_eq!((greeted(&fleet), links(&balancer)), (2, 1), "the home was, and nobody else");
+        assert_eq!(balancer.metrics().connects_recalled.get(), 1);
+    });
+}
+
+#[test]
+fn a_scout_that_is_needed_later_hears_the_connect_first() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = taught(&fleet.text()).await;
+        let mut client = balancer.dial().await;
+        client.write(connect("7")).await;
+        assert_eq!(client.frame().await["id"], 7);
+        client.result("status.get", json!({})).await;
+        assert_eq!((greeted(&fleet), links(&balancer)), (2, 1));
+    });
+}
+
+#[test]
+fn servers_of_two_versions_are_always_asked() {
+    run(async {
+        let fleet = Fleet::built(2, |at, builder| builder.version(format!("1.{at}"))).await;
+        let balancer = taught(&fleet.text()).await;
+        let mut client = balancer.dial().await;
+        client.write(connect("0")).await;
+        assert_eq!(client.frame().await["result"]["ok"], true);
+        assert_eq!((greeted(&fleet), links(&balancer)), (2, 1));
+    });
+}
+
+#[test]
+fn a_fleet_that_has_begun_to_demand_a_token_is_asked() {
+    run(async {
+        let mut fleet = Fleet::local(2).await;
+        let balancer = taught(&fleet.text().set("health.fall", "1").set("health.rise", "1")).await;
+        assert!(balancer.inner().agreed_version().is_some());
+        let server = fleet.remove(1);
+        let address = server.address();
+        server.stop().await;
+        let _stricter = sessile::standin::Standin::builder().bind(address).token("t").start().await.unwrap();
+        until("that is seen", || balancer.inner().demands_token()).await;
+        let mut client = balancer.dial().await;
+        client.write(connect("0")).await;
+        client.frame().await;
+        assert_eq!(links(&balancer), 1, "a server has answered");
+    });
+}
+
+#[test]
+fn a_configuration_may_have_every_client_heard() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = taught(&fleet.text().set("placement.openings", "\"scouted\"")).await;
+        let mut client = balancer.dial().await;
+        client.write(connect("0")).await;
+        assert_eq!(client.frame().await["result"]["ok"], true);
+        assert_eq!((greeted(&fleet), links(&balancer)), (2, 1));
+    });
+}
+
+#[test]
+fn nobody_is_welcomed_when_no_server_is_up() {
+    run(async {
+        let mut fleet = Fleet::local(1).await;
+        let balancer = taught(&fleet.text().set("health.fall", "1")).await;
+        fleet.remove(0).stop().await;
+        until("it is down", || balancer.inner().agreed_version().is_none()).await;
+        let mut client = balancer.dial().await;
+        client.write(connect("0")).await;
+        let answer = client.frame().await;
+        assert_eq!(client::refusal(&answer), client::sessile(-32050, "no_backend"));
+    });
+}

@@ -1,8 +1,8 @@
 # Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
 
-.PHONY: test lint need-node need-python need-systemd need-browser need-promtool unit netem netem-some sdk page observability bench soak fuzz audit clean
+.PHONY: test lint need-node need-python need-systemd need-browser need-promtool need-openssl unit netem netem-some sdk page observability bench soak fuzz audit clean
 
-test: need-node need-python need-systemd need-browser need-promtool lint unit netem-some page observability sdk
+test: need-node need-python need-systemd need-browser need-promtool need-openssl lint unit netem-some page observability sdk
 
 # Says what is missing instead of skipping what it was for.
 need-node:
@@ -23,6 +23,9 @@ need-systemd:
 # Installed where that can be done (a Debian, as root); else named.
 need-browser:
 	@sh tests/need.sh chromium chromium "to try the status page in a real browser"
+
+need-openssl:
+	@sh tests/need.sh openssl openssl "to make certificates, and to knock at TLS doors"
 
 need-promtool:
 	@sh tests/need.sh promtool prometheus "to check metrics and alert rules"

@@ -16,6 +16,7 @@ mod harness;
 mod health;
 mod hostile;
 mod limits;
+mod midway;
 mod opening;
 mod placement;
 mod proxied;

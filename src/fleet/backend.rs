@@ -55,7 +55,7 @@ pub struct Standing {
     pub version: Option<Arc<str>>,
     /// Since when it has this health; `None` before the first verdict.
     pub since: Option<Instant>,
-    /// Why the last failed probe failed.
+    /// Why the last failed probe failed; `None` once a backend that is up has answered another.
     pub error: Option<Arc<str>>,
     /// When that was.
     pub failed: Option<Instant>,

@@ -20,7 +20,7 @@ use super::dial::{DialFault, reach};
 use super::frames::next_body;
 use crate::chance::stretched;
 use crate::config::{Config, Secret};
-use crate::fleet::{Answer, Ask, Backend, Judge};
+use crate::fleet::{Answer, Ask, Backend, Health, Judge};
 use crate::net::Stream;
 use crate::wire::reply;
 
@@ -293,7 +293,10 @@ impl Attendant {
             standing.probe = Some(took);
             if let Some(health) = change {
                 standing.health = health;
-                standing.error = None;
+            }
+            // While it is on its way up, why it was down still matters.
+            if standing.health == Health::Up {
+                (standing.error, standing.failed) = (None, None);
             }
         });
         if change.is_some() {

@@ -121,7 +121,7 @@ pub struct BackendStatus {
     pub suspect: bool,
     /// Of the server, as it says.
     pub version: Option<String>,
-    /// Why the last failed probe failed, while that matters.
+    /// Why the last failed probe failed, until a backend that is up has answered another.
     pub error: Option<String>,
     /// For how long its health has been what it is; null before the first verdict.
     #[serde(default)]

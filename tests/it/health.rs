@@ -68,9 +68,11 @@ fn health_changes_after_results_in_a_row_and_not_before() {
         fleet[0].zombie(true);
         until("a probe fails", || failed.get() >= 1).await;
         assert!(backend.is_up(), "one failure is not enough");
+        until("it is on record", || standing.borrow().error.is_some()).await;
         fleet[0].zombie(false);
         let before = ok.get();
         until("a probe is answered again", || ok.get() > before).await;
+        until("it is forgotten", || standing.borrow().error.is_none()).await;
         assert!(failed.get() < 8 && backend.is_up());
 
         fleet[0].zombie(true);
@@ -83,7 +85,7 @@ fn health_changes_after_results_in_a_row_and_not_before() {
         let before = ok.get();
         soon(standing.wait_for(|standing| standing.health == Health::Up)).await.unwrap();
         assert_eq!(ok.get() - before, 2);
-        assert_eq!(standing.borrow().error, None);
+        assert_eq!((&standing.borrow().error, standing.borrow().failed), (&None, None));
     });
 }
 

@@ -150,3 +150,31 @@ fn a_client_without_the_token_learns_nothing_of_the_fleet() {
         client.turn("secret").await;
     });
 }
+
+#[test]
+fn a_provider_call_that_a_server_never_answers_fails_in_time_and_its_late_answer_is_dropped() {
+    run(async {
+        let mut raws = Raw::several(2).await;
+        let text = Raw::text(&raws).set("timeouts.rehome", "\"300ms\"");
+        let text = text.listener("methods_allow", "[\"sessionFs.setProvider\", \"session.*\", \"app.*\"]");
+        let balancer = Balancer::start(&text).await;
+        let (mut client, session) = (balancer.dial().await, balancer.session_at(1));
+        let call = client.ask("sessionFs.setProvider", json!({"initialCwd": "/"})).await;
+        // What comes behind it waits: an upstream that is made meanwhile would not be told.
+        let create = client.ask("session.create", json!({"sessionId": session})).await;
+        let (mut prompt, mut silent) = (raws[0].line().await, raws[1].line().await);
+        let first = prompt.asked("sessionFs.setProvider").await;
+        prompt.reply(&first, json!({"success": true})).await;
+        let never = silent.asked("sessionFs.setProvider").await;
+        let failed = client.answer(call).await;
+        assert_eq!(refusal(&failed), sessile(-32057, "backend_lost"));
+        assert!(failed["error"]["message"].as_str().unwrap().contains("timeouts.rehome"), "{failed}");
+        silent.reply(&never, json!({"success": true})).await;
+        let created = silent.asked("session.create").await;
+        silent.reply(&created, json!({"sessionId": session})).await;
+        client.answer(create).await;
+        let stray = client.seen.iter().find(|frame| frame.get("method").is_none());
+        assert_eq!(stray, None, "one answer each");
+        assert_eq!(balancer.metrics().requests_in_flight.get(), 0);
+    });
+}

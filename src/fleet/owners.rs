@@ -36,8 +36,22 @@ pub struct Owners {
 #[derive(Debug)]
 struct Session {
     state: State,
-    /// Cancelled when this state ends: the claim settled or dropped, the owner gone.
-    over: CancellationToken,
+    /// Cancelled when this state ends: the claim settled or dropped, the owner gone. Made when somebody waits for that.
+    over: Option<CancellationToken>,
+}
+
+impl Session {
+    /// What says when this state has ended.
+    fn over(&mut self) -> CancellationToken {
+        self.over.get_or_insert_default().clone()
+    }
+
+    /// This state has ended.
+    fn end(self) {
+        if let Some(over) = self.over {
+            over.cancel();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -110,7 +124,7 @@ impl Owners {
         let mut shard = self.shard(id);
         match shard.entry(id.clone()) {
             Entry::Vacant(entry) => {
-                entry.insert(Session { state: State::Claimed, over: CancellationToken::new() });
+                entry.insert(Session { state: State::Claimed, over: None });
                 Claim::Lead(Lead { owners: Arc::clone(self), id: id.clone(), settled: false })
             }
             Entry::Occupied(mut entry) => {
@@ -121,7 +135,7 @@ impl Owners {
                         holders.push(holder);
                         Claim::Join(hold)
                     }
-                    _ => Claim::Wait(session.over.clone()),
+                    _ => Claim::Wait(session.over()),
                 }
             }
         }
@@ -168,9 +182,9 @@ impl Lead {
         self.settled = true;
         let (holder, hold) = self.owners.hold(&self.id, backend);
         let state = State::Owned { backend: Arc::clone(backend), holders: vec![holder], evicting: false };
-        let owned = Session { state, over: CancellationToken::new() };
+        let owned = Session { state, over: None };
         if let Some(claimed) = self.owners.shard(&self.id).insert(self.id.clone(), owned) {
-            claimed.over.cancel();
+            claimed.end();
         }
         self.owners.owned.fetch_add(1, Ordering::Relaxed);
         self.owners.gauge.inc();
@@ -185,7 +199,7 @@ impl Drop for Lead {
             return;
         }
         if let Some(claimed) = self.owners.shard(&self.id).remove(&self.id) {
-            claimed.over.cancel();
+            claimed.end();
         }
     }
 }
@@ -235,7 +249,7 @@ impl Hold {
                 holder.alarm.cancel();
             }
         }
-        session.over.clone()
+        session.over()
     }
 }
 
@@ -249,7 +263,7 @@ impl Drop for Hold {
             return;
         }
         if let Some(session) = shard.remove(&self.id) {
-            session.over.cancel();
+            session.end();
         }
         drop(shard);
         self.owners.owned.fetch_sub(1, Ordering::Relaxed);

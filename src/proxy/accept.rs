@@ -183,20 +183,12 @@ fn admit(
             tasks.spawn_on(arriving(balancer, listener, visitor, record), &worker)
         }
         // Two kinds of tasks, so that neither is as large as the other.
-        Ok(place) if listener.routing == Routing::Session => tasks.spawn_on(
-            async move {
-                switched(balancer, listener, Stream::Plain(socket), record).await;
-                drop(place);
-            },
-            &worker,
-        ),
-        Ok(place) => tasks.spawn_on(
-            async move {
-                connection(balancer, listener, Stream::Plain(socket), record).await;
-                drop(place);
-            },
-            &worker,
-        ),
+        Ok(place) if listener.routing == Routing::Session => {
+            tasks.spawn_on(switched(balancer, listener, Stream::Plain(socket), record, place), &worker)
+        }
+        Ok(place) => {
+            tasks.spawn_on(connection(balancer, listener, Stream::Plain(socket), record, place), &worker)
+        }
         Err(limit) => {
             let Ok(told) = Arc::clone(&door.turned_away).try_acquire_owned() else {
                 return record.settle(Close::new(By::Balancer, At::Accept, Why::Limit));

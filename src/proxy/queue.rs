@@ -62,9 +62,7 @@ impl Queue {
             moved = true;
         }
         // An idle connection holds no memory for what it once had to say.
-        if self.pieces.capacity() > SLICES {
-            self.pieces = VecDeque::new();
-        }
+        self.pieces = VecDeque::new();
         if let Stream::Sealed(sealed) = stream
             && Pin::new(&mut **sealed).poll_flush(cx)?.is_pending()
             && !moved

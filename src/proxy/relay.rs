@@ -35,8 +35,9 @@ pub struct Relay<'a, Stop> {
     /// Runs from the first end on.
     half_closed: Option<Pin<Box<Sleep>>>,
     idle: Option<Idle>,
-    /// In a set of its own it is looked at only when it happens, not whenever a byte moves.
-    stop: FuturesUnordered<Stop>,
+    /// In a set of its own it is looked at only when it happens, not whenever a byte moves. Boxed, because a set has room for
+    /// one more than are in it.
+    stop: FuturesUnordered<Pin<Box<Stop>>>,
 }
 
 /// Ends a connection on which no byte has moved for some time.
@@ -57,7 +58,7 @@ impl<'a, Stop: Future<Output = Why>> Relay<'a, Stop> {
     ) -> Self {
         let idle =
             timeouts.idle.map(|limit| Idle { limit, moved: Instant::now(), timer: Box::pin(sleep(limit)) });
-        let stop = FuturesUnordered::from_iter([stop]);
+        let stop = FuturesUnordered::from_iter([Box::pin(stop)]);
         let half_close = timeouts.half_close;
         Self {
             client,

@@ -190,14 +190,8 @@ pub async fn switch(
         News::Closing
     }));
     let close = poll_fn(|cx| switch.poll(cx)).await;
-    switch.part().await;
-    if close.by == By::Client && switch.config.timeouts.linger.is_some() {
-        switch.park_all();
-    }
-    let Switch { client, .. } = switch;
-    if close.by != By::Client || close.why != Why::Fin {
-        farewell(client).await;
-    }
+    // Boxed: the short end must not make room in the long life.
+    Box::pin(switch.end(close)).await;
     close
 }
 
@@ -321,6 +315,18 @@ impl Switch<'_> {
         let ids: Vec<Id> = frames.filter_map(|frame| frame.envelope.id).chain(flying).collect();
         for id in ids {
             self.refuse(Some(&id), refused);
+        }
+    }
+
+    /// Parts from everybody.
+    async fn end(mut self, close: Close) {
+        self.part().await;
+        if close.by == By::Client && self.config.timeouts.linger.is_some() {
+            self.park_all();
+        }
+        let Switch { client, .. } = self;
+        if close.by != By::Client || close.why != Why::Fin {
+            farewell(client).await;
         }
     }
 

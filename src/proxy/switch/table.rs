@@ -102,6 +102,10 @@ impl Table {
     /// Notes an answer; the flight it ended.
     pub(super) fn arrive(&mut self, id: &Id, outcome: Outcome) -> Option<Flight> {
         let flight = self.flights.remove(id)?;
+        if self.flights.is_empty() {
+            // An idle client keeps no room for them.
+            self.flights = HashMap::new();
+        }
         if let Some(session) = &flight.session {
             self.settle(session, if outcome == Outcome::Success { flight.effect } else { Effect::None });
         }

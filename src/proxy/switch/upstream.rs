@@ -256,6 +256,7 @@ impl Switch<'_> {
         if let Some(busy) = self.busy.take_if(|busy| busy.0 == *id) {
             // The client's next frame has waited for this.
             self.barred = true;
+            self.overdue = None;
             let (_, state) = *busy;
             if !envelope.is_error {
                 self.authenticated |= state.is_connect();

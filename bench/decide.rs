@@ -75,7 +75,7 @@ fn placement(backends: usize) -> Duration {
             let series = metrics.backend(&spec.name.as_str().into());
             let (backend, _asked) = Backend::new(&spec.name, &spec.address, series);
             backend.stand(|standing| standing.health = Health::Up);
-            Member { backend, weight: spec.weight, state: spec.state, file_state: spec.state }
+            Member { backend, weight: spec.weight, state: spec.state, file_state: spec.state, source: None }
         })
         .collect();
     let names = config.backends.iter().map(|backend| (backend.name.as_str(), backend.weight));

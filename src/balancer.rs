@@ -88,6 +88,11 @@ impl Balancer {
         self.probed.send_replace(true);
     }
 
+    /// Whether [`probed`](Self::probed) has been called.
+    pub fn is_probed(&self) -> bool {
+        *self.probed.borrow()
+    }
+
     /// Waits for [`probed`](Self::probed).
     pub async fn until_probed(&self) {
         let mut probed = self.probed.subscribe();

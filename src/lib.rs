@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod systemd;
 pub mod net;
 pub mod fleet;
+pub mod discovery;
 pub mod snapshot;
 pub mod workers;
 pub mod balancer;

@@ -16,7 +16,7 @@ pub struct Snapshot {
     pub generation: u64,
     /// The configuration itself.
     pub config: Arc<Config>,
-    /// The fleet, in the order of the file.
+    /// The fleet, in the order of the file; what was found for a name stands in its place.
     pub members: Vec<Member>,
     /// The ring of the members, numbered alike.
     pub ring: Arc<Ring>,
@@ -33,6 +33,8 @@ pub struct Member {
     pub state: AdminState,
     /// The file's.
     pub file_state: AdminState,
+    /// The name in the file for which it was found.
+    pub source: Option<Arc<str>>,
 }
 
 impl Member {

@@ -18,7 +18,7 @@ use clap_complete::Shell;
 
 use client::{Admin, Desk};
 
-use crate::config::AdminState;
+use crate::config::{self, AdminState};
 
 /// A layer-4 session-affinity load balancer for fleets of JSON-RPC CLI servers.
 #[derive(Debug, Parser)]
@@ -88,6 +88,8 @@ enum Command {
         /// For which shell
         shell: Shell,
     },
+    /// Print the JSON Schema of the configuration file, for editors that complete and check TOML
+    Schema,
     /// Print the manual page, such as for `sessile man | man -l -`
     Man,
 }
@@ -156,6 +158,7 @@ pub fn main() -> ExitCode {
         Command::Maint(told) => tell(told, AdminState::Maint),
         Command::Demo { cli, once } => demo::demo(cli, once),
         Command::Completions { shell } => print(&manual::completions(shell, Line::command())),
+        Command::Schema => print(format!("{:#}\n", config::json_schema()).as_bytes()),
         Command::Man => match manual::man(Line::command()) {
             Ok(page) => print(&page),
             Err(_) => ExitCode::FAILURE,

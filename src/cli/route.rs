@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::check;
 use super::client::{Desk, Fault, ask, encoded};
 use super::terminal::{Table, err, out};
-use crate::config::{AdminState, Config, Strategy};
+use crate::config::{AdminState, Config, Resolve, Strategy};
 use crate::fleet::{Candidate, Decision, Facts, Found, Ring, WARM, decide};
 use crate::server::status::Route;
 use crate::snapshot::Snapshot;
@@ -26,6 +26,9 @@ pub(super) fn offline(path: &Path, json: bool, ids: &[String]) -> ExitCode {
         err(
             "round-robin: a new session goes to whichever backend's turn it is; this is the order of turns\n",
         );
+    }
+    if config.backends.iter().any(|backend| backend.resolve != Resolve::Dial) {
+        err("left out are backends that are looked up: a running balancer knows them, ask it with --admin\n");
     }
     let snapshot = Plan::new(config);
     let way = |(turn, id): (usize, &String)| {
@@ -64,8 +67,9 @@ fn show(ways: &[Way], json: bool) -> ExitCode {
 pub(super) struct Plan(Snapshot);
 
 impl Plan {
-    /// The plan of `config`.
-    pub(super) fn new(config: Config) -> Self {
+    /// The plan of `config`, as far as the file names its backends.
+    pub(super) fn new(mut config: Config) -> Self {
+        config.backends.retain(|backend| backend.resolve == Resolve::Dial);
         let names = config.backends.iter().map(|backend| (backend.name.as_str(), backend.weight));
         let ring = Arc::new(Ring::new(names, config.placement.hash_key.reveal()));
         Self(Snapshot { generation: 0, config: Arc::new(config), members: Vec::new(), ring })

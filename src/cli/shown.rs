@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::terminal::{Look, Table, Tone, plain};
 use crate::fleet::WARM;
 use crate::server::Trouble;
-use crate::server::status::{BackendStatus, ListenerStatus, Reloaded, Status};
+use crate::server::status::{BackendStatus, ListenerStatus, NameStatus, Reloaded, Status};
 
 /// `sessile status`.
 pub(super) fn status(status: &Status, look: Look) -> String {
@@ -43,11 +43,32 @@ pub(super) fn status(status: &Status, look: Look) -> String {
         let _infallible = writeln!(text, "\n{}", look.paint(&refused_at(&last.at), Tone::Bad));
         text.push_str(&problems(&last.problems));
     }
+    for name in &status.discovery {
+        let _infallible = writeln!(text, "\n{}", looked_up(name, look));
+    }
     text.push('\n');
     text.push_str(&listeners(&status.listeners, look));
     text.push('\n');
     text.push_str(&backends(&status.backends, look));
     text
+}
+
+/// What one name stands for.
+fn looked_up(name: &NameStatus, look: Look) -> String {
+    let NameStatus { name, address, resolve, backends, result } = name;
+    let (last, tone) = match result.as_deref() {
+        Some("success") => ("success", Tone::Good),
+        Some(result) => (result, Tone::Bad),
+        None => ("has not ended yet", Tone::Slow),
+    };
+    format!(
+        "{} is {backends} backend{} by {} of {}; the last lookup: {}",
+        plain(name),
+        s(*backends),
+        plain(resolve),
+        plain(address),
+        look.paint(&plain(last), tone)
+    )
 }
 
 fn refused_at(at: &str) -> String {
@@ -129,6 +150,7 @@ fn backends(backends: &[BackendStatus], look: Look) -> String {
 /// What is out of the ordinary.
 fn notes(backend: &BackendStatus) -> Vec<(String, Tone)> {
     let mut notes = Vec::new();
+    notes.extend(backend.source.as_ref().map(|name| (format!("of {name}"), Tone::Faint)));
     if backend.leaving {
         notes.push(("removed from the file, carries what it had".to_owned(), Tone::Slow));
     }
@@ -220,6 +242,7 @@ mod tests {
         BackendStatus {
             name: name.into(),
             address: format!("{name}:4321"),
+            source: None,
             weight: Some(1),
             state: Some("ready".into()),
             file_state: Some("ready".into()),
@@ -291,6 +314,7 @@ mod tests {
                 },
             ],
             backends: vec![backend("cli-1"), drained, down, cold, leaving],
+            discovery: Vec::new(),
             owners: 6,
             pins: 1,
             openings: 2,
@@ -339,6 +363,20 @@ mod tests {
         ];
         refused.ready = false;
         insta::assert_snapshot!(status(&refused, Look::default()));
+    }
+
+    #[test]
+    fn what_was_found_says_by_which_name() {
+        let found = BackendStatus { source: Some("pods".into()), ..backend("10.0.0.7") };
+        let name = NameStatus {
+            name: "pods".into(),
+            address: "pods.test:4321".into(),
+            resolve: "all".into(),
+            backends: 1,
+            result: Some("servfail".into()),
+        };
+        let known = Status { backends: vec![found], discovery: vec![name], ..sample() };
+        insta::assert_snapshot!(status(&known, Look::default()));
     }
 
     #[test]

@@ -77,6 +77,54 @@ pub(super) fn dialled(text: &str) -> Result<String, Fault> {
     Ok(text.to_owned())
 }
 
+/// `name:port` whose every address record is a backend.
+pub(super) fn resolved(text: &str) -> Result<String, Fault> {
+    let text = dialled(text)?;
+    match text.rsplit_once(':') {
+        Some((host, _)) if host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok() => {
+            let fault = Fault::new(format!("must be a name to look up, not \"{}\"", shown(&text)));
+            Err(fault.help("an IP address is one server: leave out `resolve`"))
+        }
+        _ => Ok(text),
+    }
+}
+
+/// The name of a service whose every SRV record is a backend.
+pub(super) fn service(text: &str) -> Result<String, Fault> {
+    let labels: Vec<&str> = text.split('.').collect();
+    let named = matches!(labels.get(..2), Some([a, b]) if a.starts_with('_') && b.starts_with('_'));
+    if named && is_host_name(text) {
+        return Ok(text.to_owned());
+    }
+    let fault = Fault::new(format!("must be the name of a service, not \"{}\"", shown(text)));
+    Err(fault.help("write such as \"_rpc._tcp.cli.example.com\", without a port: the records have it"))
+}
+
+/// The domain whose records an address of either kind stands for.
+pub(super) fn domain(address: &str) -> &str {
+    match address.rsplit_once(':') {
+        Some((host, _)) => host,
+        // A service: what comes after its own name and its protocol's.
+        None => address.splitn(3, '.').nth(2).unwrap_or(address),
+    }
+}
+
+/// A name server: `ip`, or `ip:port`.
+pub(super) fn nameserver(text: &str) -> Result<SocketAddr, Fault> {
+    const PORT: u16 = 53;
+    let plain = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, PORT));
+    let address = plain.or_else(|_| text.parse()).map_err(|_| {
+        Fault::new(format!(
+            "must hold IP addresses of name servers, with or without a port, not \"{}\"",
+            shown(text)
+        ))
+    })?;
+    if address.port() == 0 || address.ip().is_unspecified() {
+        return Err(Fault::new(format!("must hold addresses that can be asked, not \"{}\"", shown(text))));
+    }
+    Ok(address)
+}
+
 /// A backend's name.
 pub(super) fn name(text: &str) -> Result<String, Fault> {
     const BYTES_MAX: usize = 63;
@@ -230,6 +278,28 @@ mod tests {
             "*:80",
         ] {
             assert!(dialled(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_to_look_up_are_names_and_name_servers_are_addresses() {
+        for sound in ["cli:4321", "cli_1.svc.cluster.local.:1"] {
+            assert_eq!(resolved(sound).unwrap(), sound);
+        }
+        for bad in ["10.0.0.1:4321", "[::1]:4321", "cli", "_rpc._tcp.cli"] {
+            assert!(resolved(bad).is_err(), "{bad}");
+        }
+        for sound in ["_rpc._tcp.cli.test", "_rpc._tcp.cli.test."] {
+            assert_eq!(service(sound).unwrap(), sound);
+        }
+        for bad in ["", "cli.test", "_rpc._tcp.cli:4321", "_rpc.cli.test", "_rpc._tcp..x", "10.0.0.1"] {
+            assert!(service(bad).is_err(), "{bad}");
+        }
+        assert_eq!(nameserver("10.0.0.53").unwrap().port(), 53);
+        assert_eq!(nameserver("[::1]:5353").unwrap().port(), 5353);
+        assert!(nameserver("::1").unwrap().is_ipv6());
+        for bad in ["", "dns.test", "10.0.0.53:0", "0.0.0.0", "10.0.0.53:x"] {
+            assert!(nameserver(bad).is_err(), "{bad}");
         }
     }
 

@@ -17,18 +17,22 @@ use super::address;
 use super::check_tls::{self, Own};
 use super::defaults;
 use super::model::{
-    Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Lifecycle, Limits, Listener, LocatePolicy,
-    MethodPolicy, OnDown, Openings, Placement, Routing, Storage, Strategy, Timeouts, Upstream,
+    Admin, AdminAddress, AdminState, BackendSpec, Config, Discovery, Health, Lifecycle, Limits, Listener,
+    LocatePolicy, MethodPolicy, OnDown, Openings, Placement, Resolve, Routing, Storage, Strategy, Timeouts,
+    Upstream,
 };
 use super::problem::{Fault, Findings};
 use super::raw::{self, Reader};
-use super::schema::{ADMIN, BACKEND, HEALTH, LIMITS, LISTENER, PLACEMENT, TIMEOUTS, UPSTREAM, shown};
+use super::schema::{
+    ADMIN, BACKEND, DISCOVERY, HEALTH, LIMITS, LISTENER, PLACEMENT, TIMEOUTS, UPSTREAM, shown,
+};
 use super::secret::{Plain, Surroundings, secret};
 use super::tls::BackendTls;
 use super::values::{self, Quantity, Size};
 
 const LISTENERS_MAX: usize = 64;
 const BACKENDS_MAX: usize = 1024;
+const NAMESERVERS_MAX: usize = 8;
 const METHOD_RULES_MAX: usize = 1024;
 const PATTERN_BYTES_MAX: usize = 1024;
 const TOKEN_BYTES_MIN: usize = 16;
@@ -49,6 +53,7 @@ const ACCEPT_RATES: RangeInclusive<u32> = 1..=1_000_000;
 const TO_THE_DEAD: RangeInclusive<Duration> = Duration::from_secs(1)..=HOUR;
 const OPENING_BYTES: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 30);
 const OPENING_MEMORY: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 40);
+const DISCOVERED: RangeInclusive<usize> = 1..=BACKENDS_MAX;
 const PINS: RangeInclusive<usize> = 1..=100_000_000;
 
 /// A socket the file asks for, and where it does.
@@ -71,6 +76,7 @@ pub(super) fn check(root: &DeTable<'_>, around: Surroundings<'_>, found: &mut Fi
         timeouts: timeouts(Reader::of(root, &TIMEOUTS, found)),
         limits: limits(Reader::of(root, &LIMITS, found)),
         upstream: upstream(Reader::of(root, &UPSTREAM, found), around),
+        discovery: discovery(Reader::of(root, &DISCOVERY, found)),
         backends: Vec::new(),
     };
     let backends = backends(root, around, config.upstream.tls.as_ref(), &sockets, found);
@@ -281,6 +287,24 @@ fn upstream(mut reader: Reader<'_, '_>, around: Surroundings<'_>) -> Upstream {
     }
 }
 
+fn discovery(mut reader: Reader<'_, '_>) -> Discovery {
+    let default = Discovery::default();
+    let nameservers = reader.list("nameservers", NAMESERVERS_MAX, address::nameserver);
+    let mark = reader.mark();
+    let ttl_min = reader.bounded("ttl_min", default.ttl_min, &UP_TO_AN_HOUR);
+    let ttl_max = reader.bounded("ttl_max", default.ttl_max, &(SHORTEST..=DAY));
+    if ttl_min > ttl_max && reader.clean_since(mark) {
+        report_order(&mut reader, ("ttl_min", ttl_min.show()), ("ttl_max", ttl_max.show()));
+    }
+    Discovery {
+        nameservers: nameservers.unwrap_or_default(),
+        ttl_min,
+        ttl_max,
+        timeout: reader.bounded("timeout", default.timeout, &UP_TO_AN_HOUR),
+        backends: reader.bounded("backends", default.backends, &DISCOVERED),
+    }
+}
+
 fn backends(
     root: &DeTable<'_>,
     around: Surroundings<'_>,
@@ -293,8 +317,20 @@ fn backends(
     for (table, header) in raw::tables(root, &BACKEND, BACKENDS_MAX, found) {
         let mut reader = Reader::new(&BACKEND, table, header, found);
         let name = reader.require("name", |value| address::name(values::text(value)?));
-        let address = reader.require("address", |value| address::dialled(values::text(value)?));
+        let resolve = reader.word("resolve", Resolve::Dial, Resolve::ALL, Resolve::label);
+        let sound = match resolve {
+            Resolve::Dial => address::dialled,
+            Resolve::All => address::resolved,
+            Resolve::Srv => address::service,
+        };
+        let address = reader.require("address", |value| sound(values::text(value)?));
         let weight = reader.bounded("weight", defaults::WEIGHT, &WEIGHTS);
+        if resolve == Resolve::Srv && reader.value("weight").is_some() {
+            reader.report(
+                "weight",
+                Fault::new("must not be given with `resolve = \"srv\"`: the records have it"),
+            );
+        }
         let state = reader.word("state", AdminState::Ready, &AdminState::ALL, AdminState::label);
         let connections = reader.unlimited("connections", None, &CONNECTIONS);
         if let Some(address) = &address {
@@ -304,6 +340,12 @@ fn backends(
             Own::Default => usual.cloned(),
             Own::Plain => None,
             Own::Tls(tls) => Some(tls),
+        };
+        let tls = match (tls, &address) {
+            (Some(tls), Some(address)) if resolve != Resolve::Dial => {
+                Some(Arc::new(tls.known_as(address::domain(address))))
+            }
+            (tls, _) => tls,
         };
         if let (Some(tls), Some(address)) = (&tls, &address)
             && tls.name_of(address).is_none()
@@ -320,7 +362,7 @@ fn backends(
             }
         }
         if let (Some(name), Some(address)) = (name, address) {
-            backends.push(BackendSpec { name, address, weight, state, connections, tls });
+            backends.push(BackendSpec { name, address, resolve, weight, state, connections, tls });
         }
     }
     backends

@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::model::{
-    Admin, AdminAddress, Health, Lifecycle, Limits, Listener, LocatePolicy, MethodPolicy, OnDown, Openings,
-    Placement, Routing, Secret, Storage, Strategy, Timeouts,
+    Admin, AdminAddress, Discovery, Health, Lifecycle, Limits, Listener, LocatePolicy, MethodPolicy, OnDown,
+    Openings, Placement, Routing, Secret, Storage, Strategy, Timeouts,
 };
 
 /// The weight of a backend that names none.
@@ -118,6 +118,18 @@ impl Default for Timeouts {
             drain: Some(Duration::from_mins(5)),
             keepalive: Some(Duration::from_mins(1)),
             user_timeout: Some(Duration::from_mins(2)),
+        }
+    }
+}
+
+impl Default for Discovery {
+    fn default() -> Self {
+        Self {
+            nameservers: Vec::new(),
+            ttl_min: Duration::from_secs(1),
+            ttl_max: Duration::from_secs(30),
+            timeout: Duration::from_secs(5),
+            backends: 256,
         }
     }
 }

@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::model::{
-    Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Limits, Listener, Placement, Proxies,
-    Secret, Timeouts, Upstream,
+    Admin, AdminAddress, AdminState, BackendSpec, Config, Discovery, Health, Limits, Listener, Placement,
+    Proxies, Resolve, Secret, Timeouts, Upstream,
 };
 use super::tls::{BackendTls, ListenerTls};
 use super::values::{Quantity, Size};
@@ -29,7 +29,7 @@ pub enum Change {
     BackendReaddressed {
         /// Its name.
         name: String,
-        /// `host:port` before.
+        /// `host:port` before, and how it was looked up.
         old: String,
         /// `host:port` now.
         new: String,
@@ -109,6 +109,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     timeouts(&mut changes, &old.timeouts, &new.timeouts);
     limits(&mut changes, &old.limits, &new.limits);
     upstream(&mut changes, &old.upstream, &new.upstream);
+    discovery(&mut changes, &old.discovery, &new.discovery);
     backends(&mut changes, &old.backends, &new.backends);
     changes
 }
@@ -167,13 +168,14 @@ fn backends(changes: &mut Vec<Change>, old: &[BackendSpec], new: &[BackendSpec])
             changes.push(Change::BackendAdded(new));
             continue;
         };
-        let BackendSpec { name: _, address, weight, state, connections, tls } = new;
+        let BackendSpec { name: _, address, resolve, weight, state, connections, tls } = new;
         if let Some(what) = tls_change(old.tls.as_deref(), tls.as_deref(), BackendTls::change_from) {
             changes.push(Change::Tls { whose: format!("backend {name}"), what });
         }
-        if old.address != address {
-            let (name, old) = (name.clone(), old.address.clone());
-            changes.push(Change::BackendReaddressed { name, old, new: address });
+        if old.address != address || old.resolve != resolve {
+            let name = name.clone();
+            let (old, new) = (looked_up(&old.address, old.resolve), looked_up(&address, resolve));
+            changes.push(Change::BackendReaddressed { name, old, new });
         }
         if old.weight != weight {
             changes.push(Change::BackendReweighted { name: name.clone(), old: old.weight, new: weight });
@@ -296,6 +298,27 @@ fn tls_change<T>(
     }
 }
 
+fn discovery(changes: &mut Vec<Change>, old: &Discovery, new: &Discovery) {
+    let Discovery { nameservers, ttl_min, ttl_max, timeout, backends } = new;
+    let listed = |servers: &[SocketAddr]| {
+        let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+        if servers.is_empty() { "the system's".to_owned() } else { servers.join(", ") }
+    };
+    setting(changes, "discovery.nameservers", listed(&old.nameservers), listed(nameservers));
+    setting(changes, "discovery.ttl_min", old.ttl_min.show(), ttl_min.show());
+    setting(changes, "discovery.ttl_max", old.ttl_max.show(), ttl_max.show());
+    setting(changes, "discovery.timeout", old.timeout.show(), timeout.show());
+    setting(changes, "discovery.backends", old.backends.show(), backends.show());
+}
+
+/// An address, and how it is looked up if not as usual.
+fn looked_up(address: &str, resolve: Resolve) -> String {
+    match resolve {
+        Resolve::Dial => address.to_owned(),
+        Resolve::All | Resolve::Srv => format!("{address} ({})", resolve.label()),
+    }
+}
+
 /// Values are compared as shown: what is shown is exact.
 fn setting(changes: &mut Vec<Change>, key: &'static str, old: impl Into<String>, new: impl Into<String>) {
     let (old, new) = (old.into(), new.into());
@@ -321,9 +344,11 @@ fn or_off<Q: Quantity>(quantity: Option<Q>) -> String {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::BackendAdded(BackendSpec { name, address, weight, state, connections: _, tls }) => {
+            Self::BackendAdded(new) => {
+                let BackendSpec { name, address, resolve, weight, state, connections: _, tls } = new;
+                let (address, state) = (looked_up(address, *resolve), state.label());
                 let tls = if tls.is_some() { ", TLS" } else { "" };
-                write!(f, "backend {name} added at {address}, weight {weight}, {}{tls}", state.label())
+                write!(f, "backend {name} added at {address}, weight {weight}, {state}{tls}")
             }
             Self::BackendRemoved { name } => write!(f, "backend {name} removed"),
             Self::BackendReaddressed { name, old, new } => write!(f, "backend {name} address {old} → {new}"),

@@ -5,12 +5,14 @@
 //! problems are collected and shown; what keys there are; single values and addresses; then the tree is read (`raw`),
 //! checked section by section (`check`) and all of it begun from a file (`load`).
 //!
-//! A new key goes into `schema`, `model`, `defaults`, `check`, `diff` and `conf/example.toml`. The compiler or a test
+//! A new key goes into `schema`, `model`, `defaults`, `check`, `diff`, `editor` and `conf/example.toml`. The compiler or a test
 //! asks for each of them.
 
 mod pem;
 
 pub mod tls;
+
+mod backend;
 
 pub mod model;
 
@@ -38,11 +40,14 @@ mod load;
 
 pub mod diff;
 
+pub mod editor;
+
 #[cfg(test)]
 mod tests;
 
 pub use defaults::{METHODS_DENIED, STATE_METHODS};
 pub use diff::{Change, diff};
+pub use editor::json_schema;
 pub use load::{FILE_BYTES_MAX, files, load, parse};
 pub use model::*;
 pub use problem::{LISTED_MAX, Position, Problem, Problems};

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
+pub use super::backend::{AdminState, BackendSpec, Discovery, Resolve};
 use super::tls::{BackendTls, ListenerTls};
 
 /// One configuration file, understood.
@@ -32,6 +33,8 @@ pub struct Config {
     pub limits: Limits,
     /// What sessile itself needs to talk to backends.
     pub upstream: Upstream,
+    /// How names that stand for many backends are looked up.
+    pub discovery: Discovery,
     /// The fleet; at least one, names distinct (addresses may repeat).
     pub backends: Vec<BackendSpec>,
 }
@@ -295,48 +298,6 @@ pub struct Upstream {
     pub tls: Option<Arc<BackendTls>>,
 }
 
-/// One backend as configured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BackendSpec {
-    /// Its name: in the ring, in metrics, in commands. `[A-Za-z0-9._-]`, 1 to 63 bytes, the first a letter or digit.
-    pub name: String,
-    /// `host:port`, resolved at every dial.
-    pub address: String,
-    /// Share of new sessions; 1 to 100.
-    pub weight: u32,
-    /// What the file says it may take.
-    pub state: AdminState,
-    /// Open connections to it on clients' behalf.
-    pub connections: Option<usize>,
-    /// It speaks TLS.
-    pub tls: Option<Arc<BackendTls>>,
-}
-
-/// What an operator lets a backend take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum AdminState {
-    /// Everything.
-    Ready,
-    /// Nothing new; sessions it has stay.
-    Drain,
-    /// Nothing but connections to sessions that are live there.
-    Maint,
-}
-
-impl AdminState {
-    /// All of them, in the order of the documentation.
-    pub const ALL: [Self; 3] = [Self::Ready, Self::Drain, Self::Maint];
-
-    /// The word used in the file, in commands and as a metric label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::Drain => "drain",
-            Self::Maint => "maint",
-        }
-    }
-}
-
 /// The words of the file for a closed set of choices, in the order of the documentation.
 macro_rules! words {
     ($choice:ident: $($variant:ident = $word:literal),+) => {
@@ -355,6 +316,7 @@ macro_rules! words {
 }
 
 words!(Routing: Connection = "connection", Session = "session");
+words!(Resolve: Dial = "dial", All = "all", Srv = "srv");
 words!(Lifecycle: Named = "named", All = "all");
 words!(Strategy: ConsistentHash = "consistent-hash", RoundRobin = "round-robin");
 words!(Storage: Shared = "shared", Local = "local");

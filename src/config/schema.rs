@@ -1,7 +1,7 @@
 //! Which sections and keys the file knows, and what an unknown one was meant to be.
 //!
-//! A key is added here, read in `check`, given a default in `defaults` and explained in `conf/example.toml`; tests hold
-//! the four together.
+//! A key is added here, read in `check`, given a default in `defaults`, a shape for editors in `editor`, and explained in
+//! `conf/example.toml`; tests hold them together.
 
 use std::fmt;
 
@@ -79,7 +79,7 @@ pub(super) static UPSTREAM: Section =
 pub(super) static BACKEND: Section = Section {
     name: "backend",
     repeated: true,
-    keys: &["name", "address", "weight", "state", "connections", "tls"],
+    keys: &["name", "address", "resolve", "weight", "state", "connections", "tls"],
 };
 
 /// Tables within those.
@@ -92,9 +92,15 @@ pub(super) static UPSTREAM_TLS: Section =
 pub(super) static BACKEND_TLS: Section =
     Section { name: "backend.tls", repeated: false, keys: &["ca", "name", "cert", "key"] };
 
+pub(super) static DISCOVERY: Section = Section {
+    name: "discovery",
+    repeated: false,
+    keys: &["nameservers", "ttl_min", "ttl_max", "timeout", "backends"],
+};
+
 /// All of them, in the order of the documentation.
-pub(super) static SECTIONS: [&Section; 8] =
-    [&LISTENER, &ADMIN, &PLACEMENT, &HEALTH, &TIMEOUTS, &LIMITS, &UPSTREAM, &BACKEND];
+pub(super) static SECTIONS: [&Section; 9] =
+    [&LISTENER, &ADMIN, &PLACEMENT, &HEALTH, &TIMEOUTS, &LIMITS, &UPSTREAM, &DISCOVERY, &BACKEND];
 
 /// As the header is written.
 impl fmt::Display for Section {
@@ -106,16 +112,16 @@ impl fmt::Display for Section {
 /// For a word at the top of the file that is no section.
 pub(super) fn unknown_section(word: &str) -> Fault {
     let fault = Fault::new(format!("unknown section or key `{}`", shown(word)));
-    if let Some(homes) = homes_of(word) {
-        return fault.help(format!("`{word}` belongs in {homes}"));
-    }
-    let names = || SECTIONS.iter().map(|section| section.name);
-    match nearest(word, names()).and_then(|name| SECTIONS.iter().find(|section| section.name == name)) {
-        Some(section) => fault.help(format!("did you mean `{section}`?")),
-        None => {
-            fault.help(format!("sections are {}", listed(SECTIONS.iter().map(ToString::to_string), "and")))
+    let names = SECTIONS.iter().map(|section| section.name);
+    let near = nearest(word, names).and_then(|name| SECTIONS.iter().find(|section| section.name == name));
+    fault.help(match (homes_of(word), near) {
+        (Some(homes), Some(section)) => {
+            format!("did you mean `{section}`? A key `{word}` belongs in {homes}")
         }
-    }
+        (Some(homes), None) => format!("`{word}` belongs in {homes}"),
+        (None, Some(section)) => format!("did you mean `{section}`?"),
+        (None, None) => format!("sections are {}", listed(SECTIONS.iter().map(ToString::to_string), "and")),
+    })
 }
 
 /// For a word in `section` that is none of its keys.

@@ -176,6 +176,12 @@ impl BackendTls {
         self.name.clone().or_else(|| ServerName::try_from(host.to_owned()).ok())
     }
 
+    /// For servers that are looked up: each must have the name that was looked up, whatever DNS says of where they are.
+    pub(super) fn known_as(&self, host: &str) -> Self {
+        let name = self.name.clone().or_else(|| ServerName::try_from(host.to_owned()).ok());
+        Self { name, ..self.clone() }
+    }
+
     /// Until when the whole chain shown to backends counts, in seconds since 1970.
     pub fn expiry(&self) -> Option<i64> {
         expiry(&self.chain)

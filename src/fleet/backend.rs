@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use serde_json::Value;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use super::health::Health;
 use super::history::History;
@@ -21,6 +21,9 @@ const ASKS_MAX: usize = 1024;
 
 /// How often a question may outlast its patience while others are answered.
 const PATIENCES_MAX: u32 = 8;
+/// Lookups of one backend's name under way. A slow resolver holds on to a thread for each, long after whoever dialled has
+/// given up.
+const LOOKUPS_MAX: usize = 8;
 
 /// A question, sent over the standing query connection.
 #[derive(Debug)]
@@ -86,6 +89,7 @@ pub struct Backend {
     retired: AtomicBool,
     over: AtomicBool,
     nudge: Notify,
+    lookups: Arc<Semaphore>,
     asks: mpsc::Sender<Ask>,
 }
 
@@ -112,6 +116,7 @@ impl Backend {
             retired: AtomicBool::new(false),
             over: AtomicBool::new(false),
             nudge: Notify::new(),
+            lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
             asks,
         };
         (Arc::new(backend), asked)
@@ -136,6 +141,11 @@ impl Backend {
     pub fn speak(&self, tls: Option<Arc<BackendTls>>) {
         self.series.certificate_expires(tls.as_ref().and_then(|tls| tls.expiry()));
         self.tls.store(tls);
+    }
+
+    /// Room for lookups of its name.
+    pub fn lookups(&self) -> &Arc<Semaphore> {
+        &self.lookups
     }
 
     /// Its series.

@@ -1,12 +1,15 @@
 //! Dialling a backend.
 
 use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::BytesMut;
 use rustix::io::Errno;
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use crate::config::Timeouts;
 use crate::fleet::{Backend, Lease};
@@ -103,7 +106,7 @@ pub async fn reach(backend: &Backend, timeouts: &Timeouts) -> Result<Stream, Dia
 
 /// Connects, and shakes hands where the backend speaks TLS.
 async fn handshaken(backend: &Backend, timeouts: &Timeouts) -> Result<Stream, DialFault> {
-    let socket = connect(backend.address(), timeouts).await?;
+    let socket = connect(backend, timeouts).await?;
     let Some(tls) = backend.tls() else { return Ok(Stream::Plain(socket)) };
     let name = tls.name_of(backend.address()).ok_or(DialFault::Unresolved)?;
     // Boxed: a handshake is large and short.
@@ -112,8 +115,16 @@ async fn handshaken(backend: &Backend, timeouts: &Timeouts) -> Result<Stream, Di
 }
 
 /// Tries the host's addresses in the resolver's order.
-async fn connect(address: &str, timeouts: &Timeouts) -> Result<TcpStream, DialFault> {
-    let addresses = tokio::net::lookup_host(address).await.map_err(|_| DialFault::Unresolved)?;
+async fn connect(backend: &Backend, timeouts: &Timeouts) -> Result<TcpStream, DialFault> {
+    let addresses = match backend.address().parse::<SocketAddr>() {
+        Ok(address) => vec![address],
+        Err(_) => {
+            let host = Arc::clone(backend.address());
+            let look_up = move || host.to_socket_addrs().map(Iterator::collect);
+            // Names are rare, and every connection would carry the room for this.
+            Box::pin(bounded(backend.lookups(), look_up)).await.map_err(|_| DialFault::Unresolved)?
+        }
+    };
     let mut last = DialFault::Unresolved;
     for address in addresses {
         match TcpStream::connect(address).await {
@@ -125,4 +136,53 @@ async fn connect(address: &str, timeouts: &Timeouts) -> Result<TcpStream, DialFa
         }
     }
     Err(last)
+}
+
+/// Looks up on a thread of its own once there is room, which is given back when that thread has ended and not when
+/// somebody stops waiting for it: however slow a resolver is, its threads are few.
+async fn bounded<T: Send + 'static>(
+    room: &Arc<Semaphore>,
+    look_up: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
+    let looking = tokio::task::spawn_blocking(move || {
+        let found = look_up();
+        drop(permit);
+        found
+    });
+    looking.await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn lookups_that_nobody_waits_for_any_more_still_take_their_room() {
+        let room = Arc::new(Semaphore::new(1));
+        let slow = Arc::new(Barrier::new(2));
+        let (began, begun) = tokio::sync::oneshot::channel();
+        let thread = Arc::clone(&slow);
+        let first = tokio::spawn({
+            let room = Arc::clone(&room);
+            async move {
+                let look_up = move || {
+                    began.send(()).map_err(|()| io::Error::other("nobody waits"))?;
+                    thread.wait();
+                    Ok(())
+                };
+                bounded(&room, look_up).await
+            }
+        });
+        begun.await.unwrap();
+        first.abort();
+        assert!(first.await.is_err_and(|error| error.is_cancelled()));
+        let next = bounded(&room, || Ok(7));
+        tokio::pin!(next);
+        assert!(futures_util::poll!(&mut next).is_pending(), "the first thread has not ended");
+        slow.wait();
+        assert_eq!(next.await.unwrap(), 7);
+    }
 }

@@ -77,6 +77,10 @@ pub struct Metrics {
     pub ids_rewritten: IntCounter,
     /// Requests that the admin socket refused to look at.
     pub admin_denied: IntCounterVec,
+    /// Names looked up.
+    pub discovery_lookups: IntCounterVec,
+    /// Backends found by name.
+    pub discovered_backends: IntGauge,
     /// Configurations read.
     pub config_reloads: IntCounterVec,
     /// The configuration in force.
@@ -197,6 +201,8 @@ impl Metrics {
                 "Admin requests without a good token, or from a foreign page.",
                 &["why"],
             )?,
+            discovery_lookups: counters(r, "discovery_lookups_total", "Names looked up.", &["result"])?,
+            discovered_backends: int_gauge(r, "discovered_backends", "Backends found by name.")?,
             config_reloads: counters(r, "config_reloads_total", "Configurations read.", &["result"])?,
             config_generation: int_gauge(r, "config_generation", "The configuration in force.")?,
             config_last_reload_success: gauge(

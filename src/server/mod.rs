@@ -8,6 +8,8 @@ pub mod outcome;
 mod headline;
 mod sockets;
 pub mod reload;
+mod discover;
+mod members;
 pub mod status;
 mod guard;
 mod page;

@@ -1,7 +1,6 @@
 //! Reloads and operators' commands: the next snapshot, prepared and committed.
 
 use std::fs;
-use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -13,17 +12,18 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::discover::Groups;
 use super::headline::headline;
 use super::http::Endpoint;
+use super::members::Fleet;
 use super::outcome::{Applied, Last, StartFault, Trouble, Unknown};
 use super::sockets::{Fresh, Sockets};
 use crate::balancer::Balancer;
-use crate::config::{self, AdminAddress, AdminState, BackendSpec, Config, Listener, diff};
+use crate::config::{self, AdminAddress, AdminState, Config, Listener, diff};
 use crate::descriptors;
-use crate::fleet::{Ask, Backend, Commands, Health, Ring};
-use crate::link::attend;
+use crate::fleet::{Backend, Commands, Ring};
 use crate::metrics::Metrics;
-use crate::snapshot::{Member, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::systemd::Notifier;
 use crate::workers::Workers;
 
@@ -41,30 +41,31 @@ pub struct Reloader {
     balancer: Arc<Balancer>,
     pages: Pages,
     notifier: Notifier,
-    attendants: TaskTracker,
-    stop: CancellationToken,
+    pub(super) attendants: TaskTracker,
+    pub(super) stop: CancellationToken,
     started: Instant,
     /// One reload at a time.
-    turn: Mutex<()>,
+    pub(super) turn: Mutex<()>,
     /// Never held while a file is read or a ring is built: commands and the status do not wait for a reload.
-    inner: Mutex<Inner>,
+    pub(super) inner: Mutex<Inner>,
     last: StdMutex<Last>,
     generation: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(super) struct Inner {
     sockets: Sockets,
     /// What operators said.
-    commands: Commands,
+    pub(super) commands: Commands,
     /// Every backend that still lives, removed ones included.
-    backends: Vec<Weak<Backend>>,
+    pub(super) backends: Vec<Weak<Backend>>,
+    /// The names that stand for many backends.
+    pub(super) groups: Groups,
 }
 
 /// A configuration that can be committed: everything that may fail has been done.
 struct Prepared {
-    config: Arc<Config>,
-    ring: Arc<Ring>,
+    fleet: Fleet,
     sockets: Fresh,
 }
 
@@ -93,13 +94,18 @@ impl Reloader {
             stop: CancellationToken::new(),
             started: Instant::now(),
             turn: Mutex::default(),
-            inner: Mutex::new(Inner { sockets, commands: Commands::default(), backends: Vec::new() }),
+            inner: Mutex::new(Inner {
+                sockets,
+                commands: Commands::default(),
+                backends: Vec::new(),
+                groups: Groups::default(),
+            }),
             last: StdMutex::new(Last { at: SystemTime::now(), problems: Vec::new(), changes: Vec::new() }),
             generation: watch::Sender::new(0),
         });
         let prepared = reloader.prepare(config).await?;
         reloader.commit(prepared).await;
-        reloader.announce_first_round();
+        reloader.announce_first_round().await;
         Ok(reloader)
     }
 
@@ -262,37 +268,20 @@ impl Reloader {
 
     /// Everything that may fail, without anybody noticing.
     async fn prepare(&self, config: Arc<Config>) -> Result<Prepared, StartFault> {
-        let now = self.balancer.snapshot();
-        let ring = if same_ring(&now.config, &config) && now.generation > 0 {
-            Arc::clone(&now.ring)
-        } else {
-            let config = Arc::clone(&config);
-            // A thousand backends are a million points: not for a thread that carries bytes.
-            let built = tokio::task::spawn_blocking(move || {
-                let names = config.backends.iter().map(|backend| (backend.name.as_str(), backend.weight));
-                Ring::new(names, config.placement.hash_key.reveal())
-            });
-            Arc::new(built.await.map_err(|error| StartFault::Signals(io::Error::other(error)))?)
-        };
+        let fleet = self.fleet(Arc::clone(&config)).await?;
         let sockets = self.inner.lock().await.sockets.prepare(&config)?;
-        Ok(Prepared { config, ring, sockets })
+        Ok(Prepared { fleet, sockets })
     }
 
     /// Makes a prepared configuration the one in force; the generation it has now.
     async fn commit(self: &Arc<Self>, prepared: Prepared) -> u64 {
-        let Prepared { config, ring, sockets } = prepared;
+        let Prepared { fleet, sockets } = prepared;
+        let config = Arc::clone(&fleet.config);
         let inner = &mut *self.inner.lock().await;
         let now = self.balancer.snapshot();
-        let members: Vec<Member> = config.backends.iter().map(|spec| self.member(inner, spec)).collect();
-        for old in &now.members {
-            if !members.iter().any(|member| Arc::ptr_eq(&member.backend, &old.backend)) {
-                old.backend.retire();
-            }
-        }
-        inner.backends.retain(|backend| backend.strong_count() > 0);
-        inner.commands.keep(|name| config.backends.iter().any(|spec| spec.name == name));
         let generation = now.generation.saturating_add(1);
-        self.balancer.commit(Snapshot { generation, config: Arc::clone(&config), members, ring });
+        self.install(inner, fleet, generation);
+        self.seek(inner, &config);
         self.balancer.metrics.committed(generation);
         descriptors::compare(&config);
         for gone in now
@@ -311,52 +300,6 @@ impl Reloader {
         self.generation.send_replace(generation);
         generation
     }
-
-    /// The member that `spec` describes: a backend known by this name and address goes on being itself.
-    fn member(&self, inner: &mut Inner, spec: &BackendSpec) -> Member {
-        let is_it =
-            |backend: &Arc<Backend>| **backend.name() == *spec.name && **backend.address() == *spec.address;
-        let known = inner.backends.iter().filter_map(Weak::upgrade).find(is_it);
-        let backend = known.filter(|backend| backend.enlist()).unwrap_or_else(|| {
-            let series = self.balancer.metrics.backend(&spec.name.as_str().into());
-            let (backend, asked) = Backend::new(&spec.name, &spec.address, series);
-            if self.balancer.now().generation > 0 {
-                backend.newcomer();
-            }
-            inner.backends.push(Arc::downgrade(&backend));
-            self.attend(&backend, asked);
-            backend
-        });
-        let state = inner.commands.in_force(&spec.name, spec.state);
-        backend.series().state(state);
-        backend.bound(spec.connections);
-        backend.speak(spec.tls.clone());
-        Member { backend, weight: spec.weight, state, file_state: spec.state }
-    }
-
-    fn attend(&self, backend: &Arc<Backend>, asked: tokio::sync::mpsc::Receiver<Ask>) {
-        let balancer = Arc::clone(&self.balancer);
-        let config = move || Arc::clone(&balancer.now().config);
-        self.attendants.spawn(attend(Arc::clone(backend), asked, config, self.stop.clone()));
-    }
-
-    /// Lets openings go on when every backend of the first configuration has been probed once.
-    fn announce_first_round(&self) {
-        let balancer = Arc::clone(&self.balancer);
-        let backends: Vec<_> =
-            balancer.now().members.iter().map(|member| Arc::clone(&member.backend)).collect();
-        let stop = self.stop.clone();
-        self.attendants.spawn(async move {
-            for backend in backends {
-                let mut standing = backend.standing();
-                let probed = standing.wait_for(|standing| standing.health != Health::Unknown);
-                if !matches!(stop.run_until_cancelled(probed).await, Some(Ok(_))) {
-                    return;
-                }
-            }
-            balancer.probed();
-        });
-    }
 }
 
 /// Reads a file that was read before. A pipe gives what it has once, and holds up who reads it again.
@@ -365,12 +308,4 @@ fn load_again(path: &Path) -> Result<Config, Vec<Trouble>> {
         return Err(Trouble::plain("the configuration file is a pipe, which cannot be read again"));
     }
     config::load(path).map_err(|problems| Trouble::of(&problems))
-}
-
-/// Whether the ring of two configurations is one: names in order, weights, key.
-fn same_ring(a: &Config, b: &Config) -> bool {
-    let names = |config: &Config| -> Vec<(String, u32)> {
-        config.backends.iter().map(|backend| (backend.name.clone(), backend.weight)).collect()
-    };
-    names(a) == names(b) && a.placement.hash_key == b.placement.hash_key
 }

@@ -10,6 +10,7 @@ use prometheus::IntCounterVec;
 use prometheus::core::Collector;
 use serde::{Deserialize, Serialize};
 
+use super::discover::Name;
 use super::outcome::Trouble;
 use super::reload::Reloader;
 use crate::fleet::{Backend, PROBES_MAX, Reason};
@@ -39,6 +40,8 @@ pub struct Status {
     pub listeners: Vec<ListenerStatus>,
     /// The fleet, in the order of the file; then removed backends that still carry connections.
     pub backends: Vec<BackendStatus>,
+    /// The names that stand for many backends.
+    pub discovery: Vec<NameStatus>,
     /// Sessions attached through this balancer.
     pub owners: usize,
     /// Remembered placements.
@@ -106,6 +109,8 @@ pub struct BackendStatus {
     pub name: String,
     /// `host:port` as in the file.
     pub address: String,
+    /// The name in the file for which it was found; null if the file names the backend itself.
+    pub source: Option<String>,
     /// Share of new sessions; null once removed.
     pub weight: Option<u32>,
     /// In force: "ready", "drain" or "maint"; null once removed.
@@ -146,6 +151,21 @@ pub struct BackendStatus {
     pub bytes_to_client: u64,
     /// Whether it has left the file and only carries what it had.
     pub leaving: bool,
+}
+
+/// A name that stands for many backends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameStatus {
+    /// Of the section in the file.
+    pub name: String,
+    /// What is looked up.
+    pub address: String,
+    /// "all" or "srv".
+    pub resolve: String,
+    /// How many it stands for.
+    pub backends: usize,
+    /// How the last lookup went: the label of `sessile_discovery_lookups_total`; null before the first.
+    pub result: Option<String>,
 }
 
 /// `/api/v1/backends`.
@@ -255,6 +275,7 @@ impl Status {
             },
             listeners,
             backends: Backends::of(reloader).await.backends,
+            discovery: reloader.names().await.into_iter().map(NameStatus::from).collect(),
             owners: balancer.owners.len(),
             pins: count(metrics.pins.get()),
             openings: count(metrics.openings_active.get()),
@@ -308,6 +329,7 @@ impl BackendStatus {
         Self {
             name: backend.name().to_string(),
             address: backend.address().to_string(),
+            source: member.and_then(|member| member.source.as_ref()).map(ToString::to_string),
             weight: member.map(|member| member.weight),
             state: member.map(|member| member.state.label().into()),
             file_state: member.map(|member| member.file_state.label().into()),
@@ -326,6 +348,12 @@ impl BackendStatus {
             bytes_to_client: backend.series().bytes_to_client.get(),
             leaving: member.is_none(),
         }
+    }
+}
+
+impl From<Name> for NameStatus {
+    fn from(Name { name, address, resolve, found, result }: Name) -> Self {
+        Self { name, address, resolve: resolve.into(), backends: found, result: result.map(Into::into) }
     }
 }
 

@@ -11,6 +11,7 @@
     reason = "a test may panic"
 )]
 
+mod discovery;
 mod drain;
 mod harness;
 mod health;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
-use sessile::config::{AdminState, BackendSpec, Config, parse};
+use sessile::config::{AdminState, BackendSpec, Config, Resolve, parse};
 use sessile::fleet::{Answer, Ask, Backend, Commands, Health, Judge, Ring};
 use sessile::metrics::Metrics;
 use sessile::snapshot::{Member, Snapshot};
@@ -94,6 +94,7 @@ fn config(plan: &Plan, chance: &mut Chance) -> Config {
     let mut config = known.entry(text).or_insert_with_key(|text| parse(text, "sim").unwrap()).clone();
     let left_out = chance.below(2 * SERVERS);
     let spec = |server: usize, chance: &mut Chance| BackendSpec {
+        resolve: Resolve::Dial,
         name: format!("s{server}"),
         address: format!("h{server}:1"),
         weight: chance.of(&[1, 2]),
@@ -146,7 +147,13 @@ impl Fleet {
                 }
             };
             let backend = Arc::clone(&self.known[at].backend);
-            members.push(Member { backend, weight: spec.weight, state, file_state: spec.state });
+            members.push(Member {
+                backend,
+                weight: spec.weight,
+                state,
+                file_state: spec.state,
+                source: None,
+            });
             view.push((at, expected));
         }
         for (at, known) in self.known.iter_mut().enumerate() {

@@ -85,7 +85,14 @@ state = "drain"
 connections = 3
 [[backend]]
 name = "new"
-address = "new:1"
+address = "_new._tcp.test"
+resolve = "srv"
+[discovery]
+nameservers = ["10.0.0.53", "[::1]:5353"]
+ttl_min = "2s"
+ttl_max = "1m"
+timeout = "1s"
+backends = 9
 "#,
     );
     assert_snapshot!(told(&old.unwrap(), &new.unwrap()));
@@ -102,12 +109,14 @@ fn order_is_no_change() {
 
 fn any_backends() -> impl Draw<Value = Vec<BackendSpec>> {
     let state = proptest::sample::select(AdminState::ALL.to_vec());
+    let resolve = proptest::sample::select(Resolve::ALL.to_vec());
     let connections = proptest::option::of(1usize..3);
-    let backend = ("[ab]:1", 1u32..3, state, connections);
+    let backend = ("[ab]:1", resolve, 1u32..3, state, connections);
     proptest::collection::btree_map("[a-e]", backend, 1..5).prop_map(|backends| {
-        let spec = |(name, (address, weight, state, connections))| BackendSpec {
+        let spec = |(name, (address, resolve, weight, state, connections))| BackendSpec {
             name,
             address,
+            resolve,
             weight,
             state,
             connections,
@@ -151,7 +160,15 @@ fn applied(changes: &[Change], old: &[BackendSpec]) -> Vec<BackendSpec> {
             Change::BackendAdded(spec) => backends.push(spec.clone()),
             Change::BackendRemoved { name } => backends.retain(|backend| backend.name != *name),
             Change::BackendReaddressed { name, new, .. } => {
-                of(&mut backends, name, &|backend| backend.address.clone_from(new));
+                let (address, resolve) = match new.split_once(' ') {
+                    None => (new.as_str(), Resolve::Dial),
+                    Some((address, "(all)")) => (address, Resolve::All),
+                    Some((address, _)) => (address, Resolve::Srv),
+                };
+                of(&mut backends, name, &|backend| {
+                    address.clone_into(&mut backend.address);
+                    backend.resolve = resolve;
+                });
             }
             Change::BackendReweighted { name, new, .. } => {
                 of(&mut backends, name, &|backend| backend.weight = *new);

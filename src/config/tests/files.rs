@@ -91,6 +91,7 @@ fn example_shows_the_defaults() {
     let backend = |n: u32| BackendSpec {
         name: format!("cli-{n}"),
         address: format!("cli-{n}:4321"),
+        resolve: Resolve::Dial,
         weight: 1,
         state: AdminState::Ready,
         connections: None,
@@ -104,6 +105,7 @@ fn example_shows_the_defaults() {
         timeouts: Timeouts::default(),
         limits: Limits::default(),
         upstream: Upstream::default(),
+        discovery: Discovery::default(),
         backends: vec![backend(1)],
     };
     assert_eq!(load(&conf("example.toml")).unwrap(), expected);

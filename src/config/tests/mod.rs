@@ -2,6 +2,7 @@
 
 mod any_text;
 mod changes;
+mod editor;
 mod files;
 mod papers;
 mod rendered;

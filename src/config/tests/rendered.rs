@@ -5,6 +5,16 @@ use insta::assert_snapshot;
 use super::*;
 
 #[test]
+fn renders_names_that_cannot_be_looked_up() {
+    assert_snapshot!(rendered(
+        "[[listener]]\naddress = '127.0.0.1:4321'\n[discovery]\nnameservers = ['dns']\nttl_min = '1m'\nbackends = 0\n\
+         [[backend]]\nname = 'a'\naddress = '10.0.0.1:4321'\nresolve = 'all'\n\
+         [[backend]]\nname = 'b'\naddress = 'cli.test:4321'\nresolve = 'srv'\nweight = 2\n\
+         [[backend]]\nname = 'c'\naddress = 'cli.test:4321'\nresolve = 'a'\n"
+    ));
+}
+
+#[test]
 fn renders_a_typo_in_a_key() {
     assert_snapshot!(rendered(&format!("{SOUND}wieght = 3\n[health]\ninterval = '1s'\nopening = '2s'\n")));
 }

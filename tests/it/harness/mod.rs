@@ -2,6 +2,7 @@
 
 pub mod balancer;
 pub mod client;
+pub mod dns;
 pub mod fleet;
 pub mod frames;
 pub mod papers;

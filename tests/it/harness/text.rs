@@ -14,6 +14,7 @@ pub struct Text {
 struct Entry {
     name: String,
     address: String,
+    resolve: Option<String>,
     weight: u32,
     state: String,
     connections: usize,
@@ -45,8 +46,22 @@ impl Text {
     /// Adds a backend.
     pub fn backend(mut self, name: &str, address: impl ToString) -> Self {
         let (name, address) = (name.to_owned(), address.to_string());
-        self.backends.push(Entry { name, address, weight: 1, state: "ready".to_owned(), connections: 0 });
+        self.backends.push(Entry {
+            name,
+            address,
+            resolve: None,
+            weight: 1,
+            state: "ready".to_owned(),
+            connections: 0,
+        });
         self
+    }
+
+    /// Adds a name that is looked up.
+    pub fn resolved(self, name: &str, address: impl ToString, how: &str) -> Self {
+        let mut text = self.backend(name, address);
+        text.entry(name).resolve = Some(how.to_owned());
+        text
     }
 
     /// Takes a backend out.
@@ -83,10 +98,16 @@ impl Text {
             keys.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
         };
         let mut toml = lines(&self.settings) + "[[listener]]\n" + &lines(&self.listener);
-        for Entry { name, address, weight, state, connections } in &self.backends {
+        for Entry { name, address, resolve, weight, state, connections } in &self.backends {
             toml += &format!(
-                "[[backend]]\nname = \"{name}\"\naddress = \"{address}\"\nweight = {weight}\nstate = \"{state}\"\nconnections = {connections}\n"
+                "[[backend]]\nname = \"{name}\"\naddress = \"{address}\"\nstate = \"{state}\"\nconnections = {connections}\n"
             );
+            if let Some(how) = resolve {
+                toml += &format!("resolve = \"{how}\"\n");
+            }
+            if resolve.as_deref() != Some("srv") {
+                toml += &format!("weight = {weight}\n");
+            }
         }
         toml
     }

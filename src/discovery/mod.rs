@@ -1,0 +1,11 @@
+//! Backends that DNS names: asking for them, and what the answers mean. Who asks when, and what becomes of it, is the
+//! server's.
+//!
+//! A fleet never vanishes by DNS: an answer that names nobody, or no answer, leaves the last one in force. Servers that
+//! are really gone are found out by probes, and cost nothing but these; those that a resolver merely lost go on.
+
+mod records;
+mod lookup;
+
+pub use lookup::{Answer, Fault, look_up};
+pub use records::{Found, Service, Spec, fleet};

@@ -1,6 +1,6 @@
 # Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
 
-.PHONY: test lint need-node need-python need-systemd need-browser need-promtool need-openssl unit netem netem-some sdk page observability bench soak fuzz audit clean
+.PHONY: test lint need-node need-python need-systemd need-browser need-promtool need-openssl unit netem netem-some sdk page observability bench soak fuzz audit deb clean
 
 test: need-node need-python need-systemd need-browser need-promtool need-openssl lint unit netem-some page observability sdk
 
@@ -101,6 +101,19 @@ fuzz:
 audit:
 	@command -v cargo-deny >/dev/null || { echo "make audit needs cargo-deny: cargo install cargo-deny --locked" >&2; exit 1; }
 	cargo deny check
+
+# A package to try: dpkg-deb --contents target/debian/*.deb
+deb:
+	@command -v cargo-deb >/dev/null || { \
+	  echo "make deb needs cargo-deb: cargo install cargo-deb" >&2; exit 1; }
+	cargo build --release --locked
+	mkdir -p target/package
+	target/release/sessile man > target/package/sessile.1
+	target/release/sessile completions bash > target/package/sessile.bash
+	target/release/sessile completions zsh > target/package/_sessile
+	target/release/sessile completions fish > target/package/sessile.fish
+	target/release/sessile schema > target/package/sessile.schema.json
+	cargo deb --no-build --locked
 
 clean:
 	rm -rf target tests/page/node_modules tests/sdk/node_modules tests/sdk/.venv bench/.venv

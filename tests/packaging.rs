@@ -1,0 +1,169 @@
+//! What is shipped beside the binary agrees with it and with itself: manifests, the Compose file, the Debian package, links.
+//!
+//! None of it is run here: there is no cluster and no container engine in a test.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sessile::config::{self, Config, Resolve};
+use yaml_rust2::{Yaml, YamlLoader};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+fn documents(path: &str) -> Vec<Yaml> {
+    YamlLoader::load_from_str(&text(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The one document of a kind.
+fn of_kind<'a>(documents: &'a [Yaml], kind: &str) -> &'a Yaml {
+    let mut found = documents.iter().filter(|document| document["kind"].as_str() == Some(kind));
+    let one = found.next().unwrap_or_else(|| panic!("no {kind}"));
+    assert!(found.next().is_none(), "more than one {kind}");
+    one
+}
+
+/// A configuration without the secrets, which are not here.
+fn sound(text: &str) -> Config {
+    let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("connection_token")).collect();
+    config::parse(&without.join("\n"), "shipped")
+        .unwrap_or_else(|problems| panic!("{}", problems.render(false)))
+}
+
+fn seconds(value: &Yaml) -> Duration {
+    Duration::from_secs(u64::try_from(value.as_i64().unwrap()).unwrap())
+}
+
+#[test]
+fn a_pod_of_sessile_is_ready_when_it_is_and_has_the_time_to_drain() {
+    let documents = documents("packaging/kubernetes/sessile.yaml");
+    let config = sound(of_kind(&documents, "ConfigMap")["data"]["sessile.toml"].as_str().unwrap());
+    let pod = &of_kind(&documents, "Deployment")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let ports: Vec<(String, i64)> = container["ports"]
+        .as_vec()
+        .unwrap()
+        .iter()
+        .map(|port| (port["name"].as_str().unwrap().to_owned(), port["containerPort"].as_i64().unwrap()))
+        .collect();
+    let metrics = config.admin.metrics_address.unwrap();
+    let expected = [("rpc", config.listeners[0].address.port()), ("metrics", metrics.port())];
+    assert_eq!(ports, expected.map(|(name, port)| (name.to_owned(), i64::from(port))));
+    assert!(metrics.ip().is_unspecified(), "the kubelet asks from outside");
+    for (probe, path) in [("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")] {
+        let get = &container[probe]["httpGet"];
+        assert_eq!((get["path"].as_str(), get["port"].as_str()), (Some(path), Some("metrics")));
+    }
+    let leaves = seconds(&container["lifecycle"]["preStop"]["sleep"]["seconds"]);
+    assert!(!leaves.is_zero());
+    assert!(leaves + config.timeouts.drain.unwrap() < seconds(&pod["terminationGracePeriodSeconds"]));
+    assert_eq!(container["securityContext"]["readOnlyRootFilesystem"].as_bool(), Some(true));
+    assert_eq!(pod["securityContext"]["runAsNonRoot"].as_bool(), Some(true));
+}
+
+#[test]
+fn sessile_asks_for_the_service_that_the_servers_have() {
+    let documents = documents("packaging/kubernetes/cli.yaml");
+    let service = of_kind(&documents, "Service");
+    let servers = of_kind(&documents, "StatefulSet");
+    let name = service["metadata"]["name"].as_str().unwrap();
+    assert_eq!(service["spec"]["clusterIP"].as_str(), Some("None"), "headless");
+    assert_eq!(servers["spec"]["serviceName"].as_str(), Some(name), "or pods have no names");
+    let port = &service["spec"]["ports"][0];
+    let balancers = self::documents("packaging/kubernetes/sessile.yaml");
+    let config = sound(of_kind(&balancers, "ConfigMap")["data"]["sessile.toml"].as_str().unwrap());
+    assert_eq!(config.backends[0].resolve, Resolve::Srv);
+    let record = format!("_{}._tcp.{name}.", port["name"].as_str().unwrap());
+    assert!(config.backends[0].address.starts_with(&record), "{}", config.backends[0].address);
+    let container = &servers["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["ports"][0]["name"], port["targetPort"]);
+    assert!(container["lifecycle"]["preStop"]["exec"].as_hash().is_some());
+    let claim = of_kind(&documents, "PersistentVolumeClaim");
+    assert_eq!(claim["spec"]["accessModes"][0].as_str(), Some("ReadWriteMany"), "storage = \"shared\"");
+}
+
+#[test]
+fn selectors_select_and_every_manifest_is_listed() {
+    let listed = &documents("packaging/kubernetes/kustomization.yaml")[0];
+    let resources: Vec<_> = listed["resources"].as_vec().unwrap().iter().filter_map(Yaml::as_str).collect();
+    for file in &resources {
+        let documents = documents(&format!("packaging/kubernetes/{file}"));
+        let workload = documents.iter().find(|document| !document["spec"]["template"].is_badvalue()).unwrap();
+        let labels = &workload["spec"]["template"]["metadata"]["labels"];
+        assert_eq!(&workload["spec"]["selector"]["matchLabels"], labels);
+        assert_eq!(&of_kind(&documents, "Service")["spec"]["selector"], labels);
+        let budget = of_kind(&documents, "PodDisruptionBudget");
+        assert_eq!(&budget["spec"]["selector"]["matchLabels"], labels);
+        assert_eq!(budget["spec"]["maxUnavailable"].as_i64(), Some(1));
+    }
+    let there = fs::read_dir(root().join("packaging/kubernetes")).unwrap().count();
+    assert_eq!(there, resources.len() + 1, "a manifest is not listed");
+}
+
+#[test]
+fn compose_has_the_servers_of_its_configuration_and_the_time_to_drain() {
+    let compose = &documents("packaging/compose/compose.yaml")[0];
+    let config = sound(&text("packaging/compose/sessile.toml"));
+    let services = compose["services"].as_hash().unwrap();
+    let mut servers: Vec<&str> =
+        services.keys().filter_map(Yaml::as_str).filter(|name| *name != "sessile").collect();
+    servers.sort_unstable();
+    let names: Vec<&str> = config.backends.iter().map(|backend| backend.name.as_str()).collect();
+    assert_eq!((servers.len(), servers), (3, names));
+    for backend in &config.backends {
+        assert_eq!(backend.address, format!("{}:4321", backend.name));
+        let server = &compose["services"][backend.name.as_str()];
+        assert_eq!(server["volumes"][0].as_str(), Some("state:/state"), "one state for all");
+        assert_eq!(server["environment"]["COPILOT_HOME"].as_str(), Some("/state"));
+    }
+    let grace =
+        humantime::parse_duration(compose["services"]["sessile"]["stop_grace_period"].as_str().unwrap());
+    assert!(config.timeouts.drain.unwrap() < grace.unwrap());
+}
+
+#[test]
+fn what_the_debian_package_takes_from_the_source_is_there() {
+    let manifest = text("Cargo.toml");
+    let assets = manifest.split_once("\nassets = [").unwrap().1.split_once("\n]").unwrap().0;
+    let made = text("Makefile");
+    let mut count = 0;
+    for line in assets.lines().filter(|line| line.contains('"')) {
+        let path = line.split('"').nth(1).unwrap();
+        count += 1;
+        if let Some(name) = path.strip_prefix("target/package/") {
+            assert!(made.contains(&format!("> target/package/{name}\n")), "{path} is not made");
+        } else if let Some((folder, _)) = path.split_once("/*.") {
+            assert!(fs::read_dir(root().join(folder)).unwrap().next().is_some(), "{path}");
+        } else if !path.starts_with("target/release/") {
+            assert!(root().join(path).is_file(), "{path}");
+        }
+    }
+    assert!(count >= 9, "{count}");
+}
+
+#[test]
+fn links_of_the_documentation_lead_somewhere() {
+    let mut pages = vec![PathBuf::from("README.md"), PathBuf::from("ARCHITECTURE.md")];
+    let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    pages.extend(docs.filter(|path| path.extension().is_some_and(|ext| ext == "md")));
+    let mut count = 0;
+    for page in pages {
+        let page = root().join(page);
+        for link in fs::read_to_string(&page).unwrap().split("](").skip(1) {
+            let target = link.split([')', '#']).next().unwrap();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            count += 1;
+            assert!(page.parent().unwrap().join(target).exists(), "{}: {target}", page.display());
+        }
+    }
+    assert!(count > 10, "{count}");
+}

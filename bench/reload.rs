@@ -28,7 +28,7 @@ pub fn report() -> String {
     let backends: Vec<_> = backend::start(10).into_iter().cycle().take(BACKENDS).collect();
     let text = config(address, "connection", "off", &backends);
     let admin = text.split("[admin]\naddress = \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
-    let _running = Running(sessile(folder.path(), &text).spawn().unwrap());
+    let _running = Running(sessile(folder.path(), "sessile", &text).spawn().unwrap());
     while !ask(&admin, "/readyz").starts_with("HTTP/1.1 200") {
         std::thread::yield_now();
     }

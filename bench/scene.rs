@@ -101,6 +101,7 @@ impl Scene {
         match kind {
             Kind::Located => self == Self::Opening,
             Kind::HaproxyHash => self == Self::Churn,
+            Kind::Sealed => matches!(self, Self::Turn | Self::StreamLarge),
             _ => true,
         }
     }

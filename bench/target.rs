@@ -15,6 +15,7 @@ pub enum Kind {
     Connection,
     Session,
     Located,
+    Sealed,
     Naive,
     Haproxy,
     HaproxySplice,
@@ -24,11 +25,12 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Direct,
         Self::Connection,
         Self::Session,
         Self::Located,
+        Self::Sealed,
         Self::Naive,
         Self::Haproxy,
         Self::HaproxySplice,
@@ -44,6 +46,7 @@ impl Kind {
             Self::Connection => "connection",
             Self::Session => "session",
             Self::Located => "located",
+            Self::Sealed => "sealed",
             Self::Naive => "naive",
             Self::Haproxy => "haproxy",
             Self::HaproxySplice => "haproxy-splice",
@@ -59,6 +62,7 @@ impl Kind {
             Self::Connection => "sessile, routing = connection",
             Self::Session => "sessile, routing = session",
             Self::Located => "sessile, routing = connection, locate = always",
+            Self::Sealed => "sessile, clients with TLS 1.3",
             Self::Naive => "copy_bidirectional",
             Self::Haproxy => "HAProxy, tcp",
             Self::HaproxySplice => "HAProxy, splice-response",
@@ -74,6 +78,8 @@ pub struct Target {
     kind: Kind,
     address: SocketAddr,
     process: Option<Child>,
+    /// What seals what the clients say, if the target wants that: the clients speak no TLS.
+    sealer: Option<Child>,
     _folder: Option<tempfile::TempDir>,
 }
 
@@ -81,12 +87,23 @@ impl Target {
     /// Starts a target, or nothing where its program is not installed.
     pub fn start(kind: Kind, backends: &[SocketAddr]) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
-        let (path, address) = (folder.path(), free());
+        let (path, mut address) = (folder.path(), free());
+        let mut sealer = None;
         let mut command = match kind {
-            Kind::Direct => return Some(Self { kind, address: backends[0], process: None, _folder: None }),
-            Kind::Connection => sessile(path, &config(address, "connection", "off", backends)),
-            Kind::Session => sessile(path, &config(address, "session", "off", backends)),
-            Kind::Located => sessile(path, &config(address, "connection", "always", backends)),
+            Kind::Direct => {
+                return Some(Self { kind, address: backends[0], process: None, sealer: None, _folder: None });
+            }
+            Kind::Connection => sessile(path, "sessile", &config(address, "connection", "off", backends)),
+            Kind::Session => sessile(path, "sessile", &config(address, "session", "off", backends)),
+            Kind::Located => sessile(path, "sessile", &config(address, "connection", "always", backends)),
+            Kind::Sealed => {
+                let (near, far) = sealed(path, address, backends);
+                address = near;
+                sealer = Some(
+                    sessile(path, "near", &far.0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?,
+                );
+                sessile(path, "sessile", &far.1)
+            }
             Kind::Naive => {
                 let mut command = Command::new(std::env::current_exe().unwrap());
                 command.args(["naive", &address.to_string(), &backends[0].to_string()]);
@@ -101,7 +118,7 @@ impl Target {
             Kind::Envoy => rivals::envoy(path, address, backends)?,
         };
         let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
-        let target = Self { kind, address, process: Some(process), _folder: Some(folder) };
+        let target = Self { kind, address, process: Some(process), sealer, _folder: Some(folder) };
         let deadline = Instant::now() + Duration::from_secs(20);
         while TcpStream::connect(address).is_err() {
             assert!(Instant::now() < deadline, "{} does not listen", kind.name());
@@ -162,7 +179,7 @@ impl Target {
 impl Drop for Target {
     fn drop(&mut self) {
         let workers = self.processes();
-        if let Some(process) = &mut self.process {
+        for process in self.process.iter_mut().chain(&mut self.sealer) {
             let _ = process.kill();
             let _ = process.wait();
         }
@@ -190,9 +207,22 @@ pub fn config(address: SocketAddr, routing: &str, locate: &str, backends: &[Sock
     text
 }
 
-/// The command that runs sessile on `text`, kept in `folder`.
-pub fn sessile(folder: &Path, text: &str) -> Command {
-    let file = folder.join("sessile.toml");
+/// Where a sessile listens that passes all it hears on to one at `address`, sealed; the configurations of both.
+fn sealed(folder: &Path, address: SocketAddr, backends: &[SocketAddr]) -> (SocketAddr, (String, String)) {
+    let paper = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(folder.join("cert.pem"), paper.cert.pem()).unwrap();
+    fs::write(folder.join("key.pem"), paper.signing_key.serialize_pem()).unwrap();
+    let near = free();
+    let tls = "tls = { cert = \"cert.pem\", key = \"key.pem\" }\n[admin]";
+    let far = config(address, "connection", "off", backends).replace("[admin]", tls);
+    let text =
+        config(near, "connection", "off", &[address]) + "tls = { ca = \"cert.pem\", name = \"localhost\" }\n";
+    (near, (text, far))
+}
+
+/// The command that runs sessile on `text`, kept in `folder` as `name`.
+pub fn sessile(folder: &Path, name: &str, text: &str) -> Command {
+    let file = folder.join(format!("{name}.toml"));
     fs::write(&file, text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
     // No access line for every connection, as other balancers' logs are off.

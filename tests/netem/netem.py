@@ -258,13 +258,13 @@ def idle(busy):
 
 
 class Balancer:
-    def __init__(self, wire, binary):
+    def __init__(self, wire, binary, keepalive, user_timeout):
         self.wire, self.folder = wire, tempfile.mkdtemp(prefix="sessile-netem-")
         path = os.path.join(self.folder, "sessile.toml")
         with open(path, "w") as file:
             file.write(
                 f'[[listener]]\naddress = "{NEAR}:{PORT}"\n[admin]\naddress = "127.0.0.1:{ADMIN}"\n'
-                f'[timeouts]\nkeepalive = "{KEEPALIVE}s"\nuser_timeout = "{USER_TIMEOUT}s"\nopening = "1m"\n'
+                f'[timeouts]\nkeepalive = "{keepalive}s"\nuser_timeout = "{user_timeout}s"\nopening = "1m"\n'
                 f'connect = "20s"\nrehome = "1m"\nhalf_close = "5m"\n'
                 f'[health]\ninterval = "5s"\ntimeout = "5s"\nfall = 100\n'
                 f'[[backend]]\nname = "far"\naddress = "{FAR}:{BACKEND}"\n'
@@ -347,14 +347,17 @@ def main(binary, scenes="all", total=str(GB)):
     wire = Wire()
     server = far(wire, "backend")
     atexit.register(server.kill)
-    balancer = Balancer(wire, os.path.abspath(binary))
-    for name in names:
-        if name.startswith("cut-"):
-            cut(wire, balancer, name == "cut-busy")
-        else:
-            carried(wire, name, int(total))
-    balancer.until("sessile_connections_active", lambda n: n == 0, 30)
-    balancer.stop()
+    # Bytes that are only late must not be given up for those of a dead peer; dead peers must be given up soon.
+    for timeouts, is_meant in [((60, 60), TRAFFIC.__contains__), ((KEEPALIVE, USER_TIMEOUT), lambda name: name not in TRAFFIC)]:
+        if meant := [name for name in names if is_meant(name)]:
+            balancer = Balancer(wire, os.path.abspath(binary), *timeouts)
+            for name in meant:
+                if name in TRAFFIC:
+                    carried(wire, name, int(total))
+                else:
+                    cut(wire, balancer, name == "cut-busy")
+            balancer.until("sessile_connections_active", lambda n: n == 0, 30)
+            balancer.stop()
 
 
 if __name__ == "__main__":

@@ -330,7 +330,9 @@ impl Scan {
         // What is echoed into an answer must be JSON, whatever the client sent. Most ids are plain numbers.
         let plain =
             matches!(self.raw.as_slice(), [b'1'..=b'9', rest @ ..] if rest.iter().all(u8::is_ascii_digit));
-        let sound = plain || serde_json::from_slice::<serde::de::IgnoredAny>(&self.raw).is_ok();
+        // What is ignored is not held to UTF-8, so that is asked first.
+        let is_json = |text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
+        let sound = plain || str::from_utf8(&self.raw).is_ok_and(is_json);
         match (self.key, sound) {
             (Key::ProtocolVersion, _) => self.found.protocol_version = Some(self.raw.as_slice().into()),
             (Key::Code, _) => {

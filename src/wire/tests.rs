@@ -221,6 +221,8 @@ fn what_could_be_read_two_ways_is_a_fault_with_the_id_if_it_is_sure() {
     assert_eq!(fault(r#"{"id":{},"method":"m"}"#), Err((Fault::BadId, None)));
     assert_eq!(fault(r#"{"id":12x,"method":"m"}"#), Err((Fault::BadId, None)));
     assert_eq!(fault(&format!(r#"{{"id":"{}"}}"#, "a".repeat(256))), Err((Fault::BadId, None)));
+    let no_text = Scan::whole(b"{\"id\":\"a\xbe\",\"method\":\"m\"}").map_err(|(fault, _)| fault);
+    assert_eq!(no_text, Err(Fault::BadId), "it would be echoed");
     assert_eq!(fault(r#"{"id":1,"params":{"sessionId":7}}"#), Err((Fault::WrongType, one.clone())));
     assert_eq!(fault(r#"[{"id":1}]"#), Err((Fault::NotAnObject, None)));
     assert_eq!(fault("{\"id\":1} x"), Err((Fault::NotJson, one.clone())));

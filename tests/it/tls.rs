@@ -5,14 +5,17 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use hickory_resolver::proto::rr::RecordType;
 use serde_json::json;
 use sessile::fleet::Health;
+use sessile::server::status::Status;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{ClientConfig, HandshakeKind};
 
+use crate::harness::dns::{Dns, Say, srv};
 use crate::harness::papers::{Authority, Paper, over, shake};
 use crate::harness::*;
 
@@ -196,6 +199,51 @@ fn a_backend_that_cannot_prove_its_name_is_down_and_says_why() {
             text.contains("sessile_backend_connect_failures_total{backend=\"far\",why=\"tls\"}"),
             "{text}"
         );
+    });
+}
+
+/// Neither the address nor the target that DNS gives is a name to prove, or who answers for DNS chose who is believed.
+#[test]
+fn servers_that_are_looked_up_must_have_the_name_that_was() {
+    run(async {
+        let (office, fleet, dns) = (Office::new(), Fleet::local(1).await, Dns::start().await);
+        for host in ["cli.test", "cli-0.test", "cli-1.test"] {
+            dns.host(host, &["127.0.0.1"], 60);
+        }
+        let far = async |name: &str| {
+            office.ca.paper(name, 3).write(office.folder.path(), name);
+            let (cert, key) = (format!("{name}.pem"), format!("{name}.key"));
+            let tls = office.tls(&[("cert", &cert), ("key", &key)]);
+            Balancer::start(&fleet.text().listener("tls", tls)).await
+        };
+        let good = far("cli.test").await;
+        for (how, elsewhere) in [("all", "127.0.0.1"), ("srv", "cli-1.test")] {
+            let bad = far(elsewhere).await;
+            let ports = [good.address.port(), bad.address.port()];
+            let records = vec![srv(0, ports[0], "cli-0.test."), srv(0, ports[1], "cli-1.test.")];
+            dns.say("_cli._tcp.cli.test", RecordType::SRV, Say::Records(records, 60));
+            let text = Text::new()
+                .set("discovery.nameservers", dns.setting())
+                .set("upstream.tls", office.tls(&[("ca", "ca.pem")]));
+            let (text, names) = if how == "all" {
+                let [one, two] = ports.map(|port| format!("cli.test:{port}"));
+                let text = text.resolved("one", one, how).resolved("two", two, how);
+                (text, ports.map(|port| format!("127.0.0.1:{port}")))
+            } else {
+                let text = text.resolved("cli", "_cli._tcp.cli.test", how);
+                (text, ["cli-0.test".to_owned(), "cli-1.test".to_owned()])
+            };
+            let near = Balancer::start(&text).await;
+            near.until_health(&names[0], Health::Up).await;
+            near.until_health(&names[1], Health::Down).await;
+            let status = Status::of(near.reloader()).await;
+            let down = status.backends.iter().find(|backend| backend.name == names[1]).unwrap();
+            let error = down.error.as_deref().unwrap_or_default();
+            assert!(error.contains("not valid for name \"cli.test\""), "{how}: {error}");
+            let session = format!("s-{how}");
+            near.client().await.create(&session).await;
+            assert!(good.owner(&session).is_some(), "{how}");
+        }
     });
 }
 

@@ -113,6 +113,7 @@ deb:
 	target/release/sessile completions zsh > target/package/_sessile
 	target/release/sessile completions fish > target/package/sessile.fish
 	target/release/sessile schema > target/package/sessile.schema.json
+	gzip -9n < CHANGELOG.md > target/package/changelog.gz
 	cargo deb --no-build --locked
 
 clean:

@@ -146,6 +146,28 @@ fn what_the_debian_package_takes_from_the_source_is_there() {
         }
     }
     assert!(count >= 9, "{count}");
+    assert!(
+        manifest.contains("\nmaintainer-scripts = "),
+        "or removing the package leaves the service running"
+    );
+    let version = format!("sessile ({}-1) ", env!("CARGO_PKG_VERSION"));
+    assert!(text("packaging/debian/changelog").starts_with(&version), "{version}");
+}
+
+#[test]
+fn the_service_reads_no_file_that_was_not_checked_and_does_not_try_a_bad_one_again() {
+    let unit = text("systemd/sessile.service");
+    let values = |key: &str| {
+        let lines = unit.lines().filter_map(|line| line.split_once('='));
+        lines.filter(|(name, _)| *name == key).map(|(_, value)| value.to_owned()).collect::<Vec<_>>()
+    };
+    let [start] = &values("ExecStart")[..] else { panic!("{unit}") };
+    let check = start.replace("sessile run ", "sessile check ");
+    assert_eq!(values("ExecReload"), [check, "/bin/kill -HUP $MAINPID".to_owned()]);
+    let file = start.split_once("--config ").unwrap().1;
+    let installed = format!("\"{}\"", file.trim_start_matches('/'));
+    assert!(text("Cargo.toml").contains(&installed), "{installed}");
+    assert_eq!(values("RestartPreventExitStatus"), ["78"], "the code of `sessile run` with a bad file");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::closing::Closing;
 use crate::fleet::{Greetings, Owners, Pins};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
@@ -36,8 +37,8 @@ pub struct Balancer {
     pub tasks: TaskTracker,
     /// Not ready any more, and nothing new is accepted; what is there goes on.
     pub draining: CancellationToken,
-    /// Everything closes now.
-    pub closing: CancellationToken,
+    /// Everything closes.
+    pub closing: Closing,
     turns: AtomicUsize,
     /// Whether each backend of the first configuration has been probed once.
     probed: watch::Sender<bool>,
@@ -57,7 +58,7 @@ impl Balancer {
             workers,
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
-            closing: CancellationToken::new(),
+            closing: Closing::default(),
             turns: AtomicUsize::new(0),
             probed: watch::Sender::new(false),
         })

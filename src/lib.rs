@@ -16,6 +16,7 @@ pub mod fleet;
 pub mod discovery;
 pub mod snapshot;
 pub mod workers;
+pub mod closing;
 pub mod balancer;
 pub mod link;
 pub mod place;

@@ -1,6 +1,12 @@
 //! The outside of sessile: its admin API and its command line, on real sockets and with the built binary.
 
-#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "tests"
+)]
 
 #[path = "cli/fleet.rs"]
 mod fleet;
@@ -19,3 +25,15 @@ mod demo;
 
 #[path = "cli/systemd.rs"]
 mod systemd;
+
+#[path = "cli/activation.rs"]
+mod activation;
+
+#[path = "cli/traffic.rs"]
+mod traffic;
+
+#[path = "cli/upgrade.rs"]
+mod upgrade;
+
+#[path = "cli/leave.rs"]
+mod leave;

@@ -39,6 +39,9 @@ success
 64
 wrong usage
 .TP
+75
+sessions are left after \-\-timeout
+.TP
 78
 the configuration is not sound
 .TP

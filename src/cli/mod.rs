@@ -6,12 +6,14 @@ mod run;
 mod client;
 mod shown;
 mod remote;
+mod leave;
 mod route;
 mod manual;
 mod demo;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -23,7 +25,9 @@ use crate::config::{self, AdminState};
 /// A layer-4 session-affinity load balancer for fleets of JSON-RPC CLI servers.
 #[derive(Debug, Parser)]
 #[command(name = "sessile", version, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0, 64 wrong usage, 78 the configuration is not sound, 1 anything else.")]
+#[command(
+    after_help = "Exit codes: 0, 64 wrong usage, 75 sessions are left after --timeout, 78 the configuration is not sound, 1 anything else."
+)]
 struct Line {
     #[command(subcommand)]
     command: Command,
@@ -66,11 +70,11 @@ enum Command {
     /// Make the running balancer read its file again
     Reload(Remote),
     /// Send nothing new to a backend; what it has stays
-    Drain(Told),
+    Drain(Leave),
     /// Let a backend take new sessions (again)
     Ready(Told),
     /// Keep everything off a backend but the sessions that are live there
-    Maint(Told),
+    Maint(Leave),
     /// Play with it: three servers, a balancer in front, and sessions that stay where they belong
     ///
     /// Needs nothing. Real servers are used if `copilot` or `copilot-runtime` is in PATH, without an account and without
@@ -128,9 +132,22 @@ struct Told {
     remote: Remote,
 }
 
+#[derive(Debug, Args)]
+struct Leave {
+    #[command(flatten)]
+    told: Told,
+    /// Return when the last session has left it; what is still there is told meanwhile
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait, such as 10m; exit 75 if there are sessions left then
+    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+}
+
 /// Exit codes, beside 0 and 1.
 const USAGE: u8 = 64;
 const CONFIG: u8 = 78;
+const WAITED: u8 = 75;
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
@@ -144,6 +161,10 @@ pub fn main() -> ExitCode {
     };
     let tell =
         |Told { name, remote }: Told, state| at(remote, |desk, json| remote::tell(desk, json, &name, state));
+    let leave = |Leave { told, wait, timeout }: Leave, state| match wait {
+        true => at(told.remote, |desk, json| leave::leave(desk, json, &told.name, state, timeout)),
+        false => tell(told, state),
+    };
     match line.command {
         Command::Run(File { config }) => run::run(&config),
         Command::Check { file: File { config }, json } => check::check(&config, json),
@@ -153,9 +174,9 @@ pub fn main() -> ExitCode {
         Command::Route { config, json, ids, .. } => route::offline(&config.unwrap_or_default(), json, &ids),
         Command::Status(remote) => at(remote, remote::status),
         Command::Reload(remote) => at(remote, remote::reload),
-        Command::Drain(told) => tell(told, AdminState::Drain),
+        Command::Drain(told) => leave(told, AdminState::Drain),
         Command::Ready(told) => tell(told, AdminState::Ready),
-        Command::Maint(told) => tell(told, AdminState::Maint),
+        Command::Maint(told) => leave(told, AdminState::Maint),
         Command::Demo { cli, once } => demo::demo(cli, once),
         Command::Completions { shell } => print(&manual::completions(shell, Line::command())),
         Command::Schema => print(format!("{:#}\n", config::json_schema()).as_bytes()),

@@ -56,7 +56,7 @@ fn show<T: DeserializeOwned>(
     }
 }
 
-fn complain(fault: &Fault, json: bool) -> ExitCode {
+pub(super) fn complain(fault: &Fault, json: bool) -> ExitCode {
     match fault {
         Fault::Refused { body, .. } if json => out(&format!("{}\n", String::from_utf8_lossy(body))),
         Fault::Refused { why, .. } => {

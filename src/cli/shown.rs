@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::terminal::{Look, Table, Tone, plain};
 use crate::fleet::WARM;
 use crate::server::Trouble;
+use crate::server::carried::Predecessor;
 use crate::server::status::{BackendStatus, ListenerStatus, NameStatus, Reloaded, Status};
 
 /// `sessile status`.
@@ -50,6 +51,10 @@ pub(super) fn status(status: &Status, look: Look) -> String {
     text.push_str(&listeners(&status.listeners, look));
     text.push('\n');
     text.push_str(&backends(&status.backends, look));
+    if !status.predecessors.is_empty() {
+        text.push('\n');
+        text.push_str(&predecessors(&status.predecessors));
+    }
     text
 }
 
@@ -88,6 +93,15 @@ fn seconds(seconds: f64) -> String {
     let whole = Duration::from_secs_f64(seconds.clamp(0.0, 1e9).floor());
     let words = humantime::format_duration(whole).to_string();
     words.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+fn predecessors(predecessors: &[Predecessor]) -> String {
+    let mut table = Table::new(&["OLD PROCESS", "VERSION", "CONNECTIONS", "SESSIONS"]);
+    for Predecessor { pid, version, connections, backends, .. } in predecessors {
+        let sessions: usize = backends.iter().map(|backend| backend.sessions).sum();
+        table.row([pid.to_string(), version.clone(), connections.to_string(), sessions.to_string()]);
+    }
+    table.render("")
 }
 
 fn listeners(listeners: &[ListenerStatus], look: Look) -> String {
@@ -236,6 +250,7 @@ fn s(count: usize) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::carried::Carried;
     use crate::server::status::{ConfigStatus, PlacementStatus, ReloadStatus};
 
     fn backend(name: &str) -> BackendStatus {
@@ -321,6 +336,7 @@ mod tests {
             connections: 14,
             placements: BTreeMap::from([("hash".into(), 40), ("owner".into(), 2), ("spill".into(), 0)]),
             errors: BTreeMap::from([("no_backend".into(), 0), ("limit".into(), 3)]),
+            predecessors: Vec::new(),
         }
     }
 
@@ -349,6 +365,22 @@ mod tests {
         assert!(
             colored.contains("\u{1b}[1;31mdown\u{1b}[0m") && colored.contains("\u{1b}[33mdrain\u{1b}[0m")
         );
+    }
+
+    #[test]
+    fn old_processes_stand_below() {
+        let carried = Carried { name: "cli-1".into(), connections: 2, sessions: 2 };
+        let old = Predecessor {
+            pid: 4711,
+            version: "0.1.0".into(),
+            uptime_seconds: 86400.0,
+            connections: 3,
+            backends: vec![carried.clone(), carried],
+        };
+        let shown = status(&Status { predecessors: vec![old], ..sample() }, Look::default());
+        let rows =
+            "\nOLD PROCESS  VERSION  CONNECTIONS  SESSIONS\n       4711  0.1.0              3         4\n";
+        assert!(shown.ends_with(rows), "{shown}");
     }
 
     #[test]

@@ -54,6 +54,7 @@ const TO_THE_DEAD: RangeInclusive<Duration> = Duration::from_secs(1)..=HOUR;
 const OPENING_BYTES: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 30);
 const OPENING_MEMORY: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 40);
 const DISCOVERED: RangeInclusive<usize> = 1..=BACKENDS_MAX;
+const OLD_PROCESSES: RangeInclusive<usize> = 1..=32;
 const PINS: RangeInclusive<usize> = 1..=100_000_000;
 
 /// A socket the file asks for, and where it does.
@@ -234,6 +235,16 @@ fn health(mut reader: Reader<'_, '_>) -> Health {
 
 fn timeouts(mut reader: Reader<'_, '_>) -> Timeouts {
     let default = Timeouts::default();
+    let mark = reader.mark();
+    let drain = reader.unlimited("drain", default.drain, &(SHORTEST..=WEEK));
+    let drain_spread = reader.unlimited("drain_spread", default.drain_spread, &(SHORTEST..=HOUR));
+    // The default gives way to a shorter drain.
+    let written = reader.value("drain_spread").is_some() && reader.clean_since(mark);
+    if let (Some(drain), Some(spread), true) = (drain, drain_spread, written)
+        && spread > drain
+    {
+        report_order(&mut reader, ("drain_spread", spread.show()), ("drain", drain.show()));
+    }
     Timeouts {
         opening: reader.bounded("opening", default.opening, &UP_TO_AN_HOUR),
         connect: reader.bounded("connect", default.connect, &UP_TO_AN_HOUR),
@@ -242,9 +253,12 @@ fn timeouts(mut reader: Reader<'_, '_>) -> Timeouts {
         half_close: reader.unlimited("half_close", default.half_close, &(SHORTEST..=DAY)),
         idle: reader.unlimited("idle", default.idle, &(SHORTEST..=WEEK)),
         linger: reader.or_off("linger", default.linger, &(SHORTEST..=DAY)),
-        drain: reader.unlimited("drain", default.drain, &(SHORTEST..=WEEK)),
         keepalive: reader.unlimited("keepalive", default.keepalive, &TO_THE_DEAD),
         user_timeout: reader.unlimited("user_timeout", default.user_timeout, &TO_THE_DEAD),
+        drain,
+        drain_spread,
+        upgrade: reader.bounded("upgrade", default.upgrade, &UP_TO_AN_HOUR),
+        upgrade_drain: reader.unlimited("upgrade_drain", default.upgrade_drain, &(SHORTEST..=WEEK)),
     }
 }
 
@@ -264,6 +278,7 @@ fn limits(mut reader: Reader<'_, '_>) -> Limits {
         opening_memory: memory.map(|Size(bytes)| bytes),
         parked: reader.unlimited("parked", default.parked, &CONNECTIONS),
         pins: reader.bounded("pins", default.pins, &PINS),
+        old_processes: reader.bounded("old_processes", default.old_processes, &OLD_PROCESSES),
     }
 }
 

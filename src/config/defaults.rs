@@ -118,6 +118,9 @@ impl Default for Timeouts {
             drain: Some(Duration::from_mins(5)),
             keepalive: Some(Duration::from_mins(1)),
             user_timeout: Some(Duration::from_mins(2)),
+            drain_spread: Some(Duration::from_secs(10)),
+            upgrade: Duration::from_secs(30),
+            upgrade_drain: None,
         }
     }
 }
@@ -143,6 +146,7 @@ impl Default for Limits {
             opening_memory: Some(256 << 20),
             parked: Some(1000),
             pins: 1_000_000,
+            old_processes: 4,
         }
     }
 }

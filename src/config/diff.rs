@@ -252,6 +252,9 @@ fn timeouts(changes: &mut Vec<Change>, old: &Timeouts, new: &Timeouts) {
         drain,
         keepalive,
         user_timeout,
+        drain_spread,
+        upgrade,
+        upgrade_drain,
     } = *new;
     setting(changes, "timeouts.opening", old.opening.show(), opening.show());
     setting(changes, "timeouts.connect", old.connect.show(), connect.show());
@@ -264,10 +267,21 @@ fn timeouts(changes: &mut Vec<Change>, old: &Timeouts, new: &Timeouts) {
     setting(changes, "timeouts.drain", unlimited(old.drain), unlimited(drain));
     setting(changes, "timeouts.keepalive", unlimited(old.keepalive), unlimited(keepalive));
     setting(changes, "timeouts.user_timeout", unlimited(old.user_timeout), unlimited(user_timeout));
+    setting(changes, "timeouts.drain_spread", unlimited(old.drain_spread), unlimited(drain_spread));
+    setting(changes, "timeouts.upgrade", old.upgrade.show(), upgrade.show());
+    setting(changes, "timeouts.upgrade_drain", unlimited(old.upgrade_drain), unlimited(upgrade_drain));
 }
 
 fn limits(changes: &mut Vec<Change>, old: &Limits, new: &Limits) {
-    let Limits { connections, connections_per_ip, opening_bytes, opening_memory, parked, pins } = *new;
+    let Limits {
+        connections,
+        connections_per_ip,
+        opening_bytes,
+        opening_memory,
+        parked,
+        pins,
+        old_processes,
+    } = *new;
     let memory = |bytes: Option<usize>| or_unlimited(bytes.map(Size));
     let count = or_unlimited::<usize>;
     setting(changes, "limits.connections", count(old.connections), count(connections));
@@ -276,6 +290,7 @@ fn limits(changes: &mut Vec<Change>, old: &Limits, new: &Limits) {
     setting(changes, "limits.opening_bytes", Size(old.opening_bytes).show(), Size(opening_bytes).show());
     setting(changes, "limits.opening_memory", memory(old.opening_memory), memory(opening_memory));
     setting(changes, "limits.pins", old.pins.show(), pins.show());
+    setting(changes, "limits.old_processes", old.old_processes.show(), old_processes.show());
 }
 
 fn upstream(changes: &mut Vec<Change>, old: &Upstream, new: &Upstream) {

@@ -270,6 +270,12 @@ pub struct Timeouts {
     pub keepalive: Option<Duration>,
     /// Without an acknowledgement, until a peer counts as gone; `None` = the kernel's own patience.
     pub user_timeout: Option<Duration>,
+    /// Over how long the closes at the end of a drain are spread, within its limit; `None` = all at once.
+    pub drain_spread: Option<Duration>,
+    /// For the new process of an upgrade to become ready.
+    pub upgrade: Duration,
+    /// From the new process's first to the old one's last connection.
+    pub upgrade_drain: Option<Duration>,
 }
 
 /// Bounds; `None` = unlimited where 0 is allowed in the file.
@@ -287,6 +293,8 @@ pub struct Limits {
     pub parked: Option<usize>,
     /// Remembered placements of sessions that are not live.
     pub pins: usize,
+    /// Processes before this one that still carry connections; 1 or more.
+    pub old_processes: usize,
 }
 
 /// What sessile needs to talk to backends on its own account.

@@ -67,12 +67,23 @@ pub(super) static TIMEOUTS: Section = Section {
         "drain",
         "keepalive",
         "user_timeout",
+        "drain_spread",
+        "upgrade",
+        "upgrade_drain",
     ],
 };
 pub(super) static LIMITS: Section = Section {
     name: "limits",
     repeated: false,
-    keys: &["connections", "connections_per_ip", "opening_bytes", "opening_memory", "parked", "pins"],
+    keys: &[
+        "connections",
+        "connections_per_ip",
+        "opening_bytes",
+        "opening_memory",
+        "parked",
+        "pins",
+        "old_processes",
+    ],
 };
 pub(super) static UPSTREAM: Section =
     Section { name: "upstream", repeated: false, keys: &["connection_token", "tls"] };

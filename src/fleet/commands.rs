@@ -26,6 +26,11 @@ impl Commands {
         }
     }
 
+    /// Every command: backend, state, and what the file said then.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, AdminState, AdminState)> {
+        self.0.iter().map(|(name, (state, file_state))| (name.as_str(), *state, *file_state))
+    }
+
     /// Forgets the words about backends that have left the file.
     pub fn keep(&mut self, is_listed: impl Fn(&str) -> bool) {
         self.0.retain(|name, _| is_listed(name));

@@ -13,6 +13,7 @@ use super::backends::{BackendSeries, Families};
 use super::process::Process;
 use super::register::{SECONDS, add, counters, gauge, histogram, int_gauge, int_gauges};
 use super::requests::Requests;
+use super::upgrades::Upgrades;
 use crate::logs;
 
 /// Openings may idle for hours.
@@ -81,6 +82,8 @@ pub struct Metrics {
     pub discovery_lookups: IntCounterVec,
     /// Backends found by name.
     pub discovered_backends: IntGauge,
+    /// Upgrades, and the processes before this one.
+    pub upgrades: Upgrades,
     /// Configurations read.
     pub config_reloads: IntCounterVec,
     /// The configuration in force.
@@ -203,6 +206,7 @@ impl Metrics {
             )?,
             discovery_lookups: counters(r, "discovery_lookups_total", "Names looked up.", &["result"])?,
             discovered_backends: int_gauge(r, "discovered_backends", "Backends found by name.")?,
+            upgrades: Upgrades::new(r)?,
             config_reloads: counters(r, "config_reloads_total", "Configurations read.", &["result"])?,
             config_generation: int_gauge(r, "config_generation", "The configuration in force.")?,
             config_last_reload_success: gauge(

@@ -8,6 +8,7 @@ mod register;
 mod backends;
 mod process;
 mod requests;
+mod upgrades;
 mod instruments;
 mod record;
 #[cfg(test)]
@@ -17,3 +18,4 @@ pub use backends::BackendSeries;
 pub use instruments::Metrics;
 pub use record::Record;
 pub use requests::{Class, Outcome};
+pub use upgrades::Upgrades;

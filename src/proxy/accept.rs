@@ -1,10 +1,12 @@
 //! Accepting: a loop per listening socket on each of a few workers.
 //!
-//! `listener.accept_rate` is kept by leaving clients in the kernel's queue. A failed accept neither ends the loop nor spins it: when descriptors run out, the loop pauses. When it is told to
-//! stop, the connections that the kernel had queued already are served, for their clients were never refused.
+//! `listener.accept_rate` is kept by leaving clients in the kernel's queue. A failed accept neither ends the loop nor
+//! spins it: when descriptors run out, the loop pauses. When it is told to stop, the connections that the kernel had
+//! queued already are served, for their clients were never refused.
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,13 +43,16 @@ const TURNED_AWAY_MAX: usize = 256;
 /// What all listeners of a process share.
 #[derive(Debug)]
 pub struct Door {
+    /// Nobody is let in before.
+    pub open: CancellationToken,
     admission: Arc<Admission>,
     turned_away: Arc<Semaphore>,
 }
 
 impl Default for Door {
     fn default() -> Self {
-        Self { admission: Arc::default(), turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)) }
+        let open = CancellationToken::new();
+        Self { open, admission: Arc::default(), turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)) }
     }
 }
 
@@ -73,6 +78,15 @@ impl Gate {
         Ok(Self { sockets: workers.map(watched).collect::<io::Result<_>>()? })
     }
 
+    /// Another descriptor of the same socket, for a successor.
+    ///
+    /// # Errors
+    /// No descriptor to spare.
+    pub fn copy(&self) -> io::Result<OwnedFd> {
+        let (socket, _) = self.sockets.first().ok_or(io::ErrorKind::NotConnected)?;
+        socket.as_fd().try_clone_to_owned()
+    }
+
     /// Where it is bound.
     ///
     /// # Errors
@@ -82,7 +96,7 @@ impl Gate {
         socket.local_addr()
     }
 
-    /// Accepts until `stop`, then empties the queue. What is returned ends when that is done.
+    /// Accepts from when the door is open until `stop`, then empties the queue. What is returned ends when that is done.
     pub fn open(
         self,
         balancer: &Arc<Balancer>,
@@ -111,6 +125,10 @@ async fn accept(
     stop: CancellationToken,
 ) {
     let label: Arc<str> = policy.load().address.to_string().into();
+    // Told to stop before, it has let nobody in and leaves the queue to whoever holds the socket besides.
+    if !door.open.is_cancelled() && stop.run_until_cancelled(door.open.cancelled()).await.is_none() {
+        return;
+    }
     let pauses = |why| balancer.metrics.accept_pauses.with_label_values(&[&*label, why]);
     let (too_fast, failed) = (pauses("rate"), pauses("failed"));
     let mut set = balancer.now().config.timeouts.clone();

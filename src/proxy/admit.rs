@@ -126,6 +126,7 @@ mod tests {
             opening_bytes: 0,
             opening_memory: None,
             parked: None,
+            old_processes: 1,
             pins: 0,
         }
     }

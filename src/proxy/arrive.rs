@@ -51,7 +51,7 @@ pub(super) async fn arrive(
         arrived = timeout(config.timeouts.opening, arriving) => {
             arrived.unwrap_or(Err(Close::new(By::Client, At::Accept, Why::Timeout)))
         }
-        () = balancer.closing.cancelled() => Err(Close::new(By::Balancer, At::Accept, Why::Draining)),
+        () = balancer.closing.begun() => Err(Close::new(By::Balancer, At::Accept, Why::Draining)),
     }
 }
 

@@ -211,7 +211,7 @@ fn relay<'a>(
     let stop = async {
         tokio::select! {
             () = async { owned.wait().await.alarm().cancelled().await } => Why::Evicted,
-            () = balancer.closing.cancelled() => Why::Draining,
+            () = balancer.closing.reaches(record.client()) => Why::Draining,
             Some(()) = OptionFuture::from(is_down) => Why::Down,
         }
     };

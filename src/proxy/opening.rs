@@ -36,7 +36,7 @@ pub struct Opening<'a> {
     pub(super) balancer: &'a Balancer,
     pub(super) config: Arc<Config>,
     listener: &'a Listener,
-    record: &'a Record,
+    pub(super) record: &'a Record,
     pub(super) client: Client,
     pub(super) scout: Option<Scout>,
     /// A frame read but not yet acted on.
@@ -103,7 +103,7 @@ impl<'a> Opening<'a> {
                     Err(fault) => return Err(self.faulty(fault).await),
                 },
                 news = news(&mut self.scout) => self.heard(news).await?,
-                () = self.balancer.closing.cancelled() => {
+                () = self.balancer.closing.reaches(self.record.client()) => {
                     return Err(self.refuse(&draining(&self.config), None).await);
                 }
             }
@@ -268,7 +268,7 @@ impl<'a> Opening<'a> {
     ) -> Result<T, Refused> {
         tokio::select! {
             done = work => done,
-            () = self.balancer.closing.cancelled() => Err(draining(&self.config)),
+            () = self.balancer.closing.reaches(self.record.client()) => Err(draining(&self.config)),
         }
     }
 

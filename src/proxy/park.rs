@@ -85,7 +85,7 @@ pub(super) fn park(balancer: &Arc<Balancer>, parked: Parked) {
         let end = tokio::select! {
             () = turns => "no turn goes on",
             () = tokio::time::sleep(linger) => "timeouts.linger is over",
-            () = place.0.closing.cancelled() => "the balancer stops",
+            () = place.0.closing.begun() => "the balancer stops",
             _ = poll_fn(|cx| drain(&mut stream, &mut inlet, &mut out, cx)) => "the backend closed it",
         };
         drop(place);

@@ -86,7 +86,7 @@ impl Opening<'_> {
                     Err(fault) => return Err(self.faulty(fault).await),
                 },
                 () = late => break,
-                () = self.balancer.closing.cancelled() => {
+                () = self.balancer.closing.reaches(self.record.client()) => {
                     return Err(self.refuse(&draining(&self.config), None).await);
                 }
             }

@@ -29,7 +29,7 @@ use crate::wire::envelope::SESSION_ID_BYTES_MAX;
 /// A longer body is refused. No route has a use for one, but clients send `{}` out of habit.
 const BODY_BYTES_MAX: u64 = 4 << 10;
 
-const READS: [&str; 3] = ["GET /metrics", "GET /healthz", "GET /readyz"];
+const READS: [&str; 4] = ["GET /metrics", "GET /metrics/PID", "GET /healthz", "GET /readyz"];
 const API: [&str; 7] = [
     "GET /",
     "GET /api/v1/status",
@@ -44,6 +44,7 @@ const API: [&str; 7] = [
 pub fn pages(reloader: &Arc<Reloader>, endpoint: &Endpoint) -> Router {
     let reads = Router::new()
         .route("/metrics", get(metrics))
+        .route("/metrics/{pid}", get(old_metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz));
     let router = match endpoint {
@@ -68,13 +69,31 @@ pub fn pages(reloader: &Arc<Reloader>, endpoint: &Endpoint) -> Router {
     router.layer(from_fn(bound)).with_state(Arc::clone(reloader))
 }
 
+const TEXT_FORMAT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
 async fn metrics(State(reloader): State<Arc<Reloader>>) -> Response {
-    const TEXT_FORMAT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     let balancer = reloader.balancer();
     let own = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let tasks = balancer.workers.tasks().saturating_add(own);
-    balancer.metrics.tasks.set(i64::try_from(tasks).unwrap_or(i64::MAX));
-    ([(CONTENT_TYPE, TEXT_FORMAT)], balancer.metrics.text()).into_response()
+    let metrics = &balancer.metrics;
+    metrics.tasks.set(i64::try_from(tasks).unwrap_or(i64::MAX));
+    metrics.upgrades.old(reloader.predecessors().status().await.iter().map(|old| old.connections));
+    ([(CONTENT_TYPE, TEXT_FORMAT)], metrics.text()).into_response()
+}
+
+/// The metrics of a process before this one, which has no socket of its own any more.
+async fn old_metrics(
+    State(reloader): State<Arc<Reloader>>,
+    pid: Result<Path<u32>, PathRejection>,
+) -> Result<Response, Response> {
+    let Ok(Path(pid)) = pid else { return Err(lost(&READS, &API).await) };
+    match reloader.predecessors().ask(pid, "metrics").await {
+        Some(text) => Ok(([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response()),
+        None => {
+            let message = "no process before this one has that id: /api/v1/status lists them as predecessors";
+            Err(failed(StatusCode::NOT_FOUND, Failed::new("unknown_process", message)))
+        }
+    }
 }
 
 async fn healthz() -> Response {

@@ -8,6 +8,7 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{AdminAddress, Timeouts};
 use crate::net;
+use crate::systemd::{Passed, Purpose};
 
 /// Connections served at the same time, for each socket; a further one is told so and closed.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -57,6 +59,14 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// What a socket unit calls it.
+    pub fn purpose(&self) -> Purpose {
+        match self {
+            Self::Admin(_) => Purpose::Admin,
+            Self::Metrics(_) => Purpose::Metrics,
+        }
+    }
+
     /// Where to bind.
     pub fn address(&self) -> AdminAddress {
         match self {
@@ -80,12 +90,14 @@ impl fmt::Display for Endpoint {
 pub(super) struct Bound {
     socket: Socket,
     address: AdminAddress,
+    /// `None` = there is none, or it is not this process's.
+    file: Option<SocketFile>,
 }
 
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener),
-    Unix { listener: UnixListener, _file: SocketFile },
+    Unix(UnixListener),
 }
 
 enum Stream {
@@ -95,9 +107,22 @@ enum Stream {
 
 /// The name of a Unix socket in the file system; removed with the socket, unless another has taken its place.
 #[derive(Debug)]
-struct SocketFile {
+pub(super) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+}
+
+impl SocketFile {
+    /// The file of a socket that another process has bound; `None` if there is none.
+    pub(super) fn of(address: &AdminAddress) -> Option<Self> {
+        let AdminAddress::Unix(path) = address else { return None };
+        identity(path).ok().map(|identity| Self { path: path.clone(), identity })
+    }
+
+    /// Another process serves there now, and removes it.
+    pub(super) fn leave(mut self) {
+        self.path = PathBuf::new();
+    }
 }
 
 impl Drop for SocketFile {
@@ -124,7 +149,7 @@ pub(super) fn bind(address: &AdminAddress) -> io::Result<Bound> {
         AdminAddress::Tcp(address) => {
             let listener = TcpListener::from_std(net::listen(*address, &Timeouts::default())?)?;
             let address = AdminAddress::Tcp(listener.local_addr()?);
-            Ok(Bound { socket: Socket::Tcp(listener), address })
+            Ok(Bound { socket: Socket::Tcp(listener), address, file: None })
         }
         AdminAddress::Unix(path) => {
             make_way(path)?;
@@ -136,7 +161,26 @@ pub(super) fn bind(address: &AdminAddress) -> io::Result<Bound> {
             fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
             socket.listen(BACKLOG)?;
             let listener = UnixListener::from_std(socket.into())?;
-            Ok(Bound { socket: Socket::Unix { listener, _file: file }, address: address.clone() })
+            Ok(Bound { socket: Socket::Unix(listener), address: address.clone(), file: Some(file) })
+        }
+    }
+}
+
+/// Takes over a socket that listens already. Its file, if it has one, is not this process's yet.
+///
+/// # Errors
+/// The kernel has no room to watch another socket.
+pub(super) fn adopt(socket: Passed) -> io::Result<Bound> {
+    match socket {
+        Passed::Tcp(socket) => {
+            let listener = TcpListener::from_std(socket)?;
+            let address = AdminAddress::Tcp(listener.local_addr()?);
+            Ok(Bound { socket: Socket::Tcp(listener), address, file: None })
+        }
+        Passed::Unix(socket) => {
+            let path = socket.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
+            let listener = UnixListener::from_std(socket)?;
+            Ok(Bound { socket: Socket::Unix(listener), address: AdminAddress::Unix(path), file: None })
         }
     }
 }
@@ -164,9 +208,34 @@ impl Bound {
         &self.address
     }
 
-    /// Serves until `stop`; requests at hand are answered then.
-    pub(super) async fn serve(self, router: Router, tasks: TaskTracker, stop: CancellationToken) {
+    /// Another descriptor of the same socket, for a successor.
+    ///
+    /// # Errors
+    /// No descriptor to spare.
+    pub(super) fn copy(&self) -> io::Result<OwnedFd> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
+            Socket::Unix(listener) => listener.as_fd().try_clone_to_owned(),
+        }
+    }
+
+    /// The name in the file system, to be kept as long as the socket is to be found.
+    pub(super) fn file(&mut self) -> Option<SocketFile> {
+        self.file.take()
+    }
+
+    /// Serves from `open` until `stop`; requests at hand are answered then.
+    pub(super) async fn serve(
+        self,
+        router: Router,
+        tasks: TaskTracker,
+        open: CancellationToken,
+        stop: CancellationToken,
+    ) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        if !open.is_cancelled() && stop.run_until_cancelled(open.cancelled()).await.is_none() {
+            return;
+        }
         while let Some(accepted) = stop.run_until_cancelled(self.socket.accept()).await {
             let stream = match accepted {
                 Ok(stream) => stream,
@@ -183,8 +252,16 @@ impl Bound {
             let (router, stop) = (router.clone(), stop.clone());
             tasks.spawn(async move {
                 match stream {
-                    Stream::Tcp(stream) => connection(stream, router, stop).await,
-                    Stream::Unix(stream) => connection(stream, router, stop).await,
+                    Stream::Tcp(stream) => {
+                        if begins(stream.readable(), &stop).await {
+                            connection(stream, router, stop).await;
+                        }
+                    }
+                    Stream::Unix(stream) => {
+                        if begins(stream.readable(), &stop).await {
+                            connection(stream, router, stop).await;
+                        }
+                    }
                 }
                 drop(place);
             });
@@ -196,7 +273,7 @@ impl Socket {
     async fn accept(&self) -> io::Result<Stream> {
         match self {
             Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
-            Self::Unix { listener, .. } => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
         }
     }
 }
@@ -212,6 +289,20 @@ impl Stream {
     }
 }
 
+/// Whether a connection begins its first request: one that has just been made when the socket goes away gets a moment,
+/// as its peer has no way of knowing that it ought to ask the next process.
+async fn begins(readable: impl Future<Output = io::Result<()>>, stop: &CancellationToken) -> bool {
+    let too_late = async {
+        stop.cancelled().await;
+        sleep(GRACE).await;
+    };
+    tokio::select! {
+        readable = readable => readable.is_ok(),
+        () = too_late => false,
+        () = sleep(HEAD_TIMEOUT) => false,
+    }
+}
+
 async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router, stop: CancellationToken) {
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -220,6 +311,8 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router,
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut serving = pin!(serving);
     let ended = tokio::select! {
+        // What has come is read before the connection is told to end: nothing read yet would end it unanswered.
+        biased;
         ended = serving.as_mut() => Some(ended),
         () = stop.cancelled() => None,
         () = sleep(AGE_MAX) => None,

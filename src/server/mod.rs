@@ -7,29 +7,39 @@ pub mod http;
 pub mod outcome;
 mod headline;
 mod sockets;
+mod handover;
+mod predecessors;
 pub mod reload;
 mod discover;
 mod members;
+mod succession;
+pub mod carried;
 pub mod status;
 mod guard;
 mod page;
+mod successor;
 pub mod admin;
 pub mod watch;
 mod pulse;
+mod process;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::fleet::Commands;
+use crate::systemd::Inherited;
 
+use handover::Channel;
 use headline::headline;
 
+pub use handover::{DETACH, FOLLOW, STAGE};
 pub use http::Endpoint;
 pub use outcome::{Applied, StartFault, Trouble, Unknown};
+pub use process::{Stops, run};
 pub use reload::Reloader;
 
 /// How long connections get to answer and close once they must.
@@ -49,7 +59,19 @@ impl Server {
     /// # Errors
     /// A socket that cannot be bound.
     pub async fn start(path: &Path, config: Config) -> Result<Self, StartFault> {
-        let reloader = Reloader::start(path, config, admin::pages).await?;
+        let server = Self::prepare(path, config, Inherited::default(), Commands::default()).await?;
+        server.reloader.open().await;
+        Ok(server)
+    }
+
+    /// The same with what a process before has left; nobody is let in yet.
+    async fn prepare(
+        path: &Path,
+        config: Config,
+        inherited: Inherited,
+        commands: Commands,
+    ) -> Result<Self, StartFault> {
+        let reloader = Reloader::start(path, config, admin::pages, inherited, commands).await?;
         let (stop_watching, stop_pulse) = (CancellationToken::new(), CancellationToken::new());
         tokio::spawn(watch::watch(Arc::clone(&reloader), stop_watching.clone()));
         tokio::spawn(pulse::pulse(Arc::clone(&reloader), stop_pulse.clone()));
@@ -71,19 +93,61 @@ impl Server {
         self.reloader.notifier().stopping(&headline(balancer, 0));
         self.reloader.stop_listening().await;
         balancer.tasks.close();
-        let deadline = async {
-            match limit {
-                Some(limit) => tokio::time::sleep(limit).await,
-                None => std::future::pending().await,
-            }
-        };
         tracing::info!(connections = balancer.tasks.len(), "draining");
         tokio::select! {
             () = balancer.tasks.wait() => {}
-            () = deadline => tracing::warn!(connections = balancer.tasks.len(), "timeouts.drain is over"),
+            () = self.expire(limit) => tracing::warn!(connections = balancer.tasks.len(), "timeouts.drain is over"),
             () = hurry => tracing::warn!(connections = balancer.tasks.len(), "told not to wait"),
         }
-        balancer.closing.cancel();
+        self.end().await;
+    }
+
+    /// A successor serves. Waits for the connections that are there, and answers what the successor asks: until the last
+    /// has gone, `timeouts.upgrade_drain` has passed, or `stop` returns; false = they are to be drained now.
+    async fn outlive(&self, channel: Channel, stop: impl Future<Output = ()>) -> bool {
+        let balancer = self.reloader.balancer();
+        let limit = balancer.now().config.timeouts.upgrade_drain;
+        balancer.draining.cancel();
+        self.reloader.give_away().await;
+        balancer.tasks.close();
+        let answering = tokio::spawn(successor::answer(Arc::clone(&self.reloader), channel));
+        let over = tokio::select! {
+            () = balancer.tasks.wait() => true,
+            () = self.expire(limit) => {
+                tracing::warn!(connections = balancer.tasks.len(), "timeouts.upgrade_drain is over");
+                true
+            }
+            () = stop => false,
+        };
+        if over {
+            answering.abort();
+        }
+        over
+    }
+
+    /// Returns when `limit` has passed; without one, never. Connections close in its last part, a few at a time.
+    async fn expire(&self, limit: Option<Duration>) {
+        let Some(limit) = limit else { return std::future::pending().await };
+        let balancer = self.reloader.balancer();
+        let spread = balancer.now().config.timeouts.drain_spread.unwrap_or_default().min(limit);
+        tokio::time::sleep(limit.saturating_sub(spread)).await;
+        if !spread.is_zero() {
+            let seconds = spread.as_secs_f64();
+            tracing::info!(
+                connections = balancer.tasks.len(),
+                seconds,
+                "connections are closed, a few at a time"
+            );
+            balancer.closing.begin(spread);
+            tokio::time::sleep(spread).await;
+        }
+    }
+
+    /// Closes what is left, and ends every task.
+    async fn end(self) {
+        let balancer = self.reloader.balancer();
+        self.stop_watching.cancel();
+        balancer.closing.at_once();
         if tokio::time::timeout(LAST_WORDS, balancer.tasks.wait()).await.is_err() {
             tracing::warn!(connections = balancer.tasks.len(), "connections are cut off");
         }
@@ -99,53 +163,5 @@ impl Drop for Server {
         self.stop_watching.cancel();
         self.stop_pulse.cancel();
         self.reloader.balancer().workers.stop();
-    }
-}
-
-/// Runs until a signal ends it.
-///
-/// # Errors
-/// What kept it from starting.
-pub async fn run(path: &Path, config: Config) -> Result<(), StartFault> {
-    let mut hangup = signal(SignalKind::hangup()).map_err(StartFault::Signals)?;
-    let mut stops = Stops::new().map_err(StartFault::Signals)?;
-    let server = Server::start(path, config).await?;
-    server.reloader().notifier().ready(&headline(server.reloader().balancer(), 0));
-    loop {
-        tokio::select! {
-            _ = hangup.recv() => tokio::select! {
-                reloaded = server.reloader().reload("SIGHUP") => drop(reloaded),
-                () = stops.next() => break,
-            },
-            () = stops.next() => break,
-        }
-    }
-    server.drain(stops.next()).await;
-    tracing::info!("stopped");
-    Ok(())
-}
-
-/// The signals that end the process.
-#[derive(Debug)]
-pub struct Stops {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Stops {
-    /// Takes them from now on: they no longer end the process by themselves.
-    ///
-    /// # Errors
-    /// The kernel has no room for another signal pipe.
-    pub fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// Waits for the next one.
-    pub async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
     }
 }

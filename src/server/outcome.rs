@@ -60,6 +60,9 @@ pub enum StartFault {
     /// No threads.
     #[error("worker threads: {0}")]
     Workers(io::Error),
+    /// No word from the process to follow.
+    #[error("the process before this one goes on without it: {0}")]
+    Follow(io::Error),
     /// No signals.
     #[error("signals: {0}")]
     Signals(io::Error),

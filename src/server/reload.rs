@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,6 +17,7 @@ use super::headline::headline;
 use super::http::Endpoint;
 use super::members::Fleet;
 use super::outcome::{Applied, Last, StartFault, Trouble, Unknown};
+use super::predecessors::Predecessors;
 use super::sockets::{Fresh, Sockets};
 use crate::balancer::Balancer;
 use crate::config::{self, AdminAddress, AdminState, Config, Listener, diff};
@@ -24,7 +25,7 @@ use crate::descriptors;
 use crate::fleet::{Backend, Commands, Ring};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
-use crate::systemd::Notifier;
+use crate::systemd::{Inherited, Notifier};
 use crate::workers::Workers;
 
 /// Reading the file may take so long: a file system over the network may not answer at all.
@@ -41,6 +42,7 @@ pub struct Reloader {
     balancer: Arc<Balancer>,
     pages: Pages,
     notifier: Notifier,
+    predecessors: Predecessors,
     pub(super) attendants: TaskTracker,
     pub(super) stop: CancellationToken,
     started: Instant,
@@ -54,7 +56,7 @@ pub struct Reloader {
 
 #[derive(Debug)]
 pub(super) struct Inner {
-    sockets: Sockets,
+    pub(super) sockets: Sockets,
     /// What operators said.
     pub(super) commands: Commands,
     /// Every backend that still lives, removed ones included.
@@ -70,11 +72,18 @@ struct Prepared {
 }
 
 impl Reloader {
-    /// Puts the first configuration in force.
+    /// Puts the first configuration in force, with the sockets and states that are there already. Nobody is let in before
+    /// [`open`](Self::open).
     ///
     /// # Errors
     /// A socket that cannot be bound.
-    pub async fn start(path: &Path, config: Config, pages: Pages) -> Result<Arc<Self>, StartFault> {
+    pub(super) async fn start(
+        path: &Path,
+        config: Config,
+        pages: Pages,
+        inherited: Inherited,
+        commands: Commands,
+    ) -> Result<Arc<Self>, StartFault> {
         let metrics = Metrics::new()?;
         let config = Arc::new(config);
         let nothing = Snapshot {
@@ -84,22 +93,18 @@ impl Reloader {
             ring: Arc::new(Ring::new([], "")),
         };
         let balancer = Balancer::new(nothing, metrics, Workers::start().map_err(StartFault::Workers)?);
-        let sockets = Sockets::new(&balancer);
+        let sockets = Sockets::new(&balancer, inherited);
         let reloader = Arc::new(Self {
             path: path.to_owned(),
             balancer,
             pages,
             notifier: Notifier::default(),
+            predecessors: Predecessors::default(),
             attendants: TaskTracker::new(),
             stop: CancellationToken::new(),
             started: Instant::now(),
             turn: Mutex::default(),
-            inner: Mutex::new(Inner {
-                sockets,
-                commands: Commands::default(),
-                backends: Vec::new(),
-                groups: Groups::default(),
-            }),
+            inner: Mutex::new(Inner { sockets, commands, backends: Vec::new(), groups: Groups::default() }),
             last: StdMutex::new(Last { at: SystemTime::now(), problems: Vec::new(), changes: Vec::new() }),
             generation: watch::Sender::new(0),
         });
@@ -117,6 +122,16 @@ impl Reloader {
     /// What systemd is told.
     pub fn notifier(&self) -> &Notifier {
         &self.notifier
+    }
+
+    /// The processes before this one.
+    pub(super) fn predecessors(&self) -> &Predecessors {
+        &self.predecessors
+    }
+
+    /// Keeps reloads off while it is held.
+    pub(super) async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     /// The file.
@@ -223,7 +238,9 @@ impl Reloader {
             members,
             ring: Arc::clone(&now.ring),
         });
+        drop(inner);
         tracing::info!(backend = name, state = state.label(), "backend state changed");
+        self.predecessors.ask_all(&format!("state {name} {}", state.label())).await;
         Ok(())
     }
 
@@ -247,7 +264,10 @@ impl Reloader {
     }
 
     async fn attempt(self: &Arc<Self>) -> Result<Applied, Vec<Trouble>> {
-        if self.balancer.draining.is_cancelled() {
+        // After an upgrade the backends of what is left are kept in step too.
+        let given_away = self.inner.lock().await.sockets.are_given_away();
+        let draining = &self.balancer.draining;
+        if draining.is_cancelled() && !given_away {
             return Err(Trouble::plain(DRAINING));
         }
         let path = self.path.clone();
@@ -256,7 +276,7 @@ impl Reloader {
             read = tokio::time::timeout(READING_MAX, reading) => {
                 read.map_err(|_| Trouble::plain("the configuration file cannot be read: no answer in time"))?
             }
-            () = self.balancer.draining.cancelled() => return Err(Trouble::plain(DRAINING)),
+            () = draining.cancelled(), if !given_away => return Err(Trouble::plain(DRAINING)),
         };
         let mut config = read.map_err(Trouble::plain)??;
         config.keep_tls(&self.balancer.now().config);

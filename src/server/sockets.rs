@@ -1,47 +1,57 @@
 //! Every listening socket of the process, for clients and for operators: prepared, then committed.
 //!
 //! A socket is known by the address in the configuration. One that stays there stays open, whatever else a reload
-//! changes; what is new is bound before anything is committed.
+//! changes; what is new is bound before anything is committed, or taken over: from systemd, or from the process that this
+//! one follows. Then nobody is let in before the door is opened, since the other process still serves.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use axum::Router;
+use socket2::SockRef;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::http::{self, Bound, Endpoint};
+use super::http::{self, Bound, Endpoint, SocketFile};
 use super::outcome::StartFault;
 use crate::balancer::Balancer;
-use crate::config::{AdminAddress, Config, Listener};
+use crate::config::{AdminAddress, Config, Listener, Timeouts};
 use crate::net;
 use crate::proxy::accept::{Door, Gate};
+use crate::systemd::{Inherited, Origin, Passed, Purpose};
 
 /// The sockets in use.
 #[derive(Debug)]
 pub(super) struct Sockets {
     balancer: Arc<Balancer>,
     door: Arc<Door>,
+    inherited: Inherited,
     listeners: HashMap<SocketAddr, Listening>,
     /// At most two.
     admin: Vec<(Endpoint, Serving)>,
     /// The admin sockets and their connections.
     desk: TaskTracker,
+    /// A successor has them: no reload opens any again.
+    given_away: bool,
 }
 
 /// Sockets that a configuration needs and that were not there: bound, and not in use yet.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Fresh {
-    listeners: Vec<(Listener, Gate)>,
-    admin: Vec<(Endpoint, Bound)>,
+    listeners: Vec<(Listener, Gate, Origin)>,
+    admin: Vec<(Endpoint, Bound, Origin)>,
 }
 
 #[derive(Debug)]
 struct Listening {
     policy: Arc<ArcSwap<Listener>>,
     bound: SocketAddr,
+    /// For a successor. `None` = systemd's, which are at hand elsewhere.
+    copy: Option<OwnedFd>,
     stop: CancellationToken,
     accepting: TaskTracker,
 }
@@ -50,19 +60,81 @@ struct Listening {
 #[derive(Debug)]
 struct Serving {
     bound: AdminAddress,
+    /// For a successor. `None` = systemd's.
+    copy: Option<OwnedFd>,
+    file: Option<SocketFile>,
     stop: CancellationToken,
 }
 
+/// The sockets of a process as its successor gets them.
+#[derive(Debug, Default)]
+pub(super) struct Heirlooms {
+    /// What this process or one before has bound, under the addresses of the configuration.
+    pub(super) own: Vec<(Purpose, String, OwnedFd)>,
+    /// What systemd has passed, under the names of its units.
+    pub(super) from_systemd: Vec<(String, OwnedFd)>,
+}
+
 impl Sockets {
-    /// None yet.
-    pub(super) fn new(balancer: &Arc<Balancer>) -> Self {
+    /// None in use yet.
+    pub(super) fn new(balancer: &Arc<Balancer>, inherited: Inherited) -> Self {
         Self {
             balancer: Arc::clone(balancer),
             door: Arc::default(),
+            inherited,
             listeners: HashMap::new(),
             admin: Vec::new(),
             desk: TaskTracker::new(),
+            given_away: false,
         }
+    }
+
+    /// Lets clients and operators in: until then they wait in the sockets' queues.
+    pub(super) fn open(&mut self) {
+        self.door.open.cancel();
+        self.inherited.settle();
+        for (_, serving) in &mut self.admin {
+            if serving.copy.is_some() && serving.file.is_none() {
+                serving.file = SocketFile::of(&serving.bound);
+            }
+        }
+    }
+
+    /// All sockets once more.
+    ///
+    /// # Errors
+    /// No descriptor to spare.
+    pub(super) fn heirlooms(&self) -> io::Result<Heirlooms> {
+        let mut own = Vec::new();
+        for (address, listening) in &self.listeners {
+            if let Some(copy) = &listening.copy {
+                own.push((Purpose::Listener, address.to_string(), copy.try_clone()?));
+            }
+        }
+        for (endpoint, serving) in &self.admin {
+            if let Some(copy) = &serving.copy {
+                own.push((endpoint.purpose(), endpoint.to_string(), copy.try_clone()?));
+            }
+        }
+        Ok(Heirlooms { own, from_systemd: self.inherited.copies()? })
+    }
+
+    /// A successor serves from now on: this process lets nobody in any more, and leaves the names of its sockets alone.
+    pub(super) fn give_away(&mut self) -> Vec<TaskTracker> {
+        self.given_away = true;
+        for (_, mut serving) in self.admin.drain(..) {
+            if let Some(file) = serving.file.take() {
+                file.leave();
+            }
+            serving.stop.cancel();
+        }
+        self.inherited = Inherited::default();
+        self.stop_listeners()
+    }
+
+    /// Whether a successor has them.
+    pub(super) fn are_given_away(&self) -> bool {
+        self.given_away
     }
 
     /// Listeners: as in the configuration, and as bound.
@@ -79,33 +151,58 @@ impl Sockets {
     ///
     /// # Errors
     /// The first address that cannot be bound.
-    pub(super) fn prepare(&self, config: &Config) -> Result<Fresh, StartFault> {
-        let mut listeners = Vec::new();
+    pub(super) fn prepare(&mut self, config: &Config) -> Result<Fresh, StartFault> {
+        let mut fresh = Fresh::default();
+        if self.given_away {
+            return Ok(fresh);
+        }
         for listener in &config.listeners {
             if !self.listeners.contains_key(&listener.address) {
-                let address = listener.address.to_string();
-                let gate = net::listen(listener.address, &config.timeouts)
-                    .and_then(|socket| Gate::new(&socket, &self.balancer.workers));
-                let gate = gate.map_err(|error| StartFault::Bind { address, error })?;
-                listeners.push((listener.clone(), gate));
+                let (gate, origin) =
+                    self.gate(listener.address, &config.timeouts).map_err(at(&listener.address))?;
+                fresh.listeners.push((listener.clone(), gate, origin));
             }
         }
-        let mut admin = Vec::new();
         for endpoint in endpoints(config) {
             if self.admin(&endpoint).is_none() {
-                let address = endpoint.to_string();
-                let socket = http::bind(&endpoint.address());
-                let socket = socket.map_err(|error| StartFault::Bind { address, error })?;
-                admin.push((endpoint, socket));
+                let (socket, origin) = self.desk(&endpoint).map_err(at(&endpoint))?;
+                fresh.admin.push((endpoint, socket, origin));
             }
         }
-        Ok(Fresh { listeners, admin })
+        Ok(fresh)
+    }
+
+    fn gate(&mut self, address: SocketAddr, timeouts: &Timeouts) -> io::Result<(Gate, Origin)> {
+        let is_tcp = |passed: &Passed| matches!(passed, Passed::Tcp(_));
+        let inherited = self.inherited.take(Purpose::Listener, &address.to_string(), is_tcp)?;
+        let (socket, origin) = match inherited {
+            Some((Passed::Tcp(socket), origin)) => {
+                net::prepare(&SockRef::from(&socket), timeouts)?;
+                (socket, origin)
+            }
+            _ => (net::listen(address, timeouts)?, Origin::Own),
+        };
+        Ok((Gate::new(&socket, &self.balancer.workers)?, origin))
+    }
+
+    fn desk(&mut self, endpoint: &Endpoint) -> io::Result<(Bound, Origin)> {
+        let family: fn(&Passed) -> bool = match endpoint.address() {
+            AdminAddress::Tcp(_) => |passed| matches!(passed, Passed::Tcp(_)),
+            AdminAddress::Unix(_) => |passed| matches!(passed, Passed::Unix(_)),
+        };
+        match self.inherited.take(endpoint.purpose(), &endpoint.to_string(), family)? {
+            Some((socket, origin)) => Ok((http::adopt(socket)?, origin)),
+            None => Ok((http::bind(&endpoint.address())?, Origin::Own)),
+        }
     }
 
     /// Uses the new sockets, tells the kept listeners their policy, and stops the rest. Connections that came through a
     /// listener that goes away stay; a request on an admin socket that goes away is answered, as it may be the one that
     /// asked for this.
     pub(super) fn commit(&mut self, config: &Config, fresh: Fresh, pages: impl Fn(&Endpoint) -> Router) {
+        if self.given_away {
+            return;
+        }
         for listener in &config.listeners {
             if let Some(listening) = self.listeners.get(&listener.address) {
                 listening.policy.store(Arc::new(listener.clone()));
@@ -118,8 +215,8 @@ impl Sockets {
             }
             kept
         });
-        for (listener, gate) in fresh.listeners {
-            self.listen(listener, gate);
+        for (listener, gate, origin) in fresh.listeners {
+            self.listen(listener, gate, origin);
         }
         self.admin.retain(|(endpoint, serving)| {
             let kept = endpoints(config).contains(endpoint);
@@ -128,23 +225,25 @@ impl Sockets {
             }
             kept
         });
-        for (endpoint, socket) in fresh.admin {
+        for (endpoint, mut socket, origin) in fresh.admin {
             let (bound, stop) = (socket.address().clone(), CancellationToken::new());
             tracing::info!(address = %Endpoint::Admin(bound.clone()), "serving operators");
-            let router = pages(&endpoint);
-            self.desk.spawn(socket.serve(router, self.desk.clone(), stop.clone()));
-            self.admin.push((endpoint, Serving { bound, stop }));
+            let (copy, file) = (kept(origin, socket.copy()), socket.file());
+            let (router, open) = (pages(&endpoint), self.door.open.clone());
+            self.desk.spawn(socket.serve(router, self.desk.clone(), open, stop.clone()));
+            self.admin.push((endpoint, Serving { bound, copy, file, stop }));
         }
     }
 
-    fn listen(&mut self, listener: Listener, gate: Gate) {
+    fn listen(&mut self, listener: Listener, gate: Gate, origin: Origin) {
         let address = listener.address;
         let bound = gate.local_addr().unwrap_or(address);
+        let copy = kept(origin, gate.copy());
         let policy = Arc::new(ArcSwap::from_pointee(listener));
         let stop = CancellationToken::new();
         tracing::info!(address = %bound, "listening");
         let accepting = gate.open(&self.balancer, &self.door, &policy, &stop);
-        self.listeners.insert(address, Listening { policy, bound, stop, accepting });
+        self.listeners.insert(address, Listening { policy, bound, copy, stop, accepting });
     }
 
     /// Accepts no more clients; each is empty when its socket is closed and its queue served.
@@ -164,6 +263,16 @@ impl Sockets {
         self.desk.close();
         self.desk.clone()
     }
+}
+
+/// A socket of one's own for a successor; without it only upgrades fail, and say so.
+fn kept(origin: Origin, copy: io::Result<OwnedFd>) -> Option<OwnedFd> {
+    copy.ok().filter(|_| origin == Origin::Own)
+}
+
+fn at(address: &impl ToString) -> impl FnOnce(io::Error) -> StartFault {
+    let address = address.to_string();
+    move |error| StartFault::Bind { address, error }
 }
 
 /// The admin sockets of a configuration.

@@ -10,6 +10,7 @@ use prometheus::IntCounterVec;
 use prometheus::core::Collector;
 use serde::{Deserialize, Serialize};
 
+use super::carried::Predecessor;
 use super::discover::Name;
 use super::outcome::Trouble;
 use super::reload::Reloader;
@@ -56,6 +57,9 @@ pub struct Status {
     /// Errors answered in place of a backend since the start, by reason.
     #[serde(default)]
     pub errors: BTreeMap<String, u64>,
+    /// The processes before this one that still carry connections: none of what they have is counted above.
+    #[serde(default)]
+    pub predecessors: Vec<Predecessor>,
 }
 
 /// The configuration file and how it was last read.
@@ -282,6 +286,7 @@ impl Status {
             connections: total(&metrics.connections_active),
             placements: counts(&metrics.placements, Reason::ALL.map(Reason::label)),
             errors: counts(&metrics.errors_answered, Refusal::ALL.map(Refusal::label)),
+            predecessors: reloader.predecessors().status().await,
         }
     }
 }
@@ -380,7 +385,7 @@ fn count(gauge: i64) -> usize {
 }
 
 /// The sum of a family over all its labels.
-fn total(family: &prometheus::IntGaugeVec) -> usize {
+pub(super) fn total(family: &prometheus::IntGaugeVec) -> usize {
     let families = family.collect();
     let metrics = families.iter().flat_map(prometheus::proto::MetricFamily::get_metric);
     #[expect(clippy::cast_possible_truncation, reason = "whole numbers far below 2^52")]

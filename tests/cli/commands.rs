@@ -102,6 +102,8 @@ fn wrong_usage_exits_with_64() {
         &["route", "--config", "x", ""],
         &["status", "--admin", "https://127.0.0.1:1"],
         &["drain"],
+        &["drain", "a", "--timeout", "1s"],
+        &["ready", "a", "--wait"],
         &["completions", "klingon"],
     ] {
         let Ended { code, out, err } = here(arguments);

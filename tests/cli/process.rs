@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::fleet::{Answer, send_unix, text};
 
 /// What has not come by then never will.
-const IN_VAIN: Duration = Duration::from_secs(20);
+pub const IN_VAIN: Duration = Duration::from_secs(20);
 
 /// A folder with a configuration, an admin socket and a service manager's ear.
 pub struct Place {
@@ -37,6 +37,14 @@ impl Place {
         std::fs::write(self.folder.path().join("sessile.toml"), text).unwrap();
     }
 
+    /// Writes the file and has it read.
+    pub async fn reload(&self, text: &str) {
+        self.write(text);
+        let reload = "POST /api/v1/reload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let reloaded = send_unix(&self.admin(), reload).await;
+        assert_eq!(reloaded.status, 200, "{}", reloaded.body);
+    }
+
     /// The admin socket.
     pub fn admin(&self) -> PathBuf {
         self.folder.path().join("admin.sock")
@@ -44,7 +52,12 @@ impl Place {
 
     /// `sessile run`, not started.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_sessile")))
+    }
+
+    /// The same with the program elsewhere.
+    pub fn command_of(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         command.args(["run", "--config"]).arg(self.folder.path().join("sessile.toml"));
         let log = File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
         command.env("NOTIFY_SOCKET", self.folder.path().join("notify")).stdin(Stdio::null()).stderr(log);

@@ -200,3 +200,34 @@ fn who_is_in_a_hurry_does_not_wait() {
         fleet[0].wait_for(|state| !state.is_live("live")).await;
     });
 }
+
+#[test]
+fn closes_at_the_end_of_a_drain_are_spread() {
+    const CLIENTS: usize = 40;
+    run(async {
+        let fleet = Fleet::local(1).await;
+        let spread = fleet.text().set("timeouts.drain", "\"20s\"").set("timeouts.drain_spread", "\"20s\"");
+        let balancer = Balancer::start(&spread).await;
+        let mut clients = Vec::new();
+        for n in 0..CLIENTS {
+            let mut client = balancer.client().await;
+            // Those that have named a session, and those that have not.
+            if n % 2 == 0 {
+                client.create(&format!("s{n}")).await;
+            }
+            clients.push(client);
+        }
+        let inner = balancer.inner().clone();
+        let (server, _folder) = balancer.into_server();
+        let hurry = tokio_util::sync::CancellationToken::new();
+        let drain = tokio::spawn(server.drain(hurry.clone().cancelled_owned()));
+        until("the first close", || clients.iter_mut().any(|client| !client.is_open())).await;
+        let left = inner.tasks.len();
+        assert!(left > CLIENTS / 2, "{left} of {CLIENTS} are left when the first has gone");
+        hurry.cancel();
+        for mut client in clients {
+            assert_eq!(client.end().await, End::Fin);
+        }
+        soon(drain).await.unwrap();
+    });
+}

@@ -17,6 +17,7 @@ mod harness;
 mod health;
 mod hostile;
 mod limits;
+mod maintenance;
 mod midway;
 mod opening;
 mod placement;

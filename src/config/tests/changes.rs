@@ -69,12 +69,16 @@ idle = "1h 30m"
 drain = "0s"
 keepalive = "10s"
 user_timeout = "0s"
+drain_spread = "0s"
+upgrade = "5s"
+upgrade_drain = "1h"
 [limits]
 connections = 0
 connections_per_ip = 7
 opening_bytes = 1000000
 opening_memory = 0
 pins = 1
+old_processes = 2
 [upstream]
 connection_token = { env = "TOKEN" }
 [[backend]]

@@ -183,10 +183,10 @@ pub async fn switch(
         idle: config.timeouts.idle.map(|limit| Box::pin(sleep(limit))),
         config,
     };
-    let closing = balancer.closing.clone();
+    let (closes, peer) = (Arc::clone(balancer), switch.record.client());
     // As an errand it is looked at only when it happens, not whenever a byte moves.
     switch.errands.push(Box::pin(async move {
-        closing.cancelled_owned().await;
+        closes.closing.reaches(peer).await;
         News::Closing
     }));
     let close = poll_fn(|cx| switch.poll(cx)).await;

@@ -29,6 +29,7 @@ impl Text {
             .set("health.interval", "\"2s\"")
             .set("health.timeout", "\"2s\"")
             .set("timeouts.locate", "\"5s\"")
+            .set("timeouts.drain_spread", "\"0s\"")
     }
 
     /// Sets a key, say `timeouts.opening`, to a value as TOML writes it.

@@ -1,0 +1,92 @@
+//! The word that everything closes.
+//!
+//! Each connection hears it at a moment of its own: clients that lose their connections all at once come back all at once.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+/// The word.
+#[derive(Debug, Default)]
+pub struct Closing {
+    begun: CancellationToken,
+    at_once: CancellationToken,
+    spread: OnceLock<(Instant, Duration)>,
+}
+
+impl Closing {
+    /// From now on connections close, the last of them after `spread`.
+    pub fn begin(&self, spread: Duration) {
+        // The first word holds.
+        let (_, _) = *self.spread.get_or_init(|| (Instant::now(), spread));
+        self.begun.cancel();
+    }
+
+    /// Everything closes now.
+    pub fn at_once(&self) {
+        self.at_once.cancel();
+        self.begin(Duration::ZERO);
+    }
+
+    /// Waits until connections begin to close.
+    pub async fn begun(&self) {
+        self.begun.cancelled().await;
+    }
+
+    /// Waits until the connection of `client` is to close.
+    pub async fn reaches(&self, client: SocketAddr) {
+        self.begun.cancelled().await;
+        let Some(&(begun, spread)) = self.spread.get() else { return };
+        let Some(moment) = begun.checked_add(moment(client, spread)) else { return };
+        // In a box of its own, so that a connection has no room for it all its life.
+        Box::pin(async {
+            tokio::select! {
+                () = self.at_once.cancelled() => {}
+                () = sleep_until(moment) => {}
+            }
+        })
+        .await;
+    }
+}
+
+/// How long after the word a client's connection closes: the same however often it is asked for.
+fn moment(client: SocketAddr, spread: Duration) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    client.hash(&mut hasher);
+    let permyriad = u32::try_from(hasher.finish().checked_rem(10_000).unwrap_or(0)).unwrap_or(0);
+    spread.checked_div(10_000).unwrap_or(spread).saturating_mul(permyriad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_lie_evenly_within_the_spread() {
+        const SPREAD: Duration = Duration::from_secs(10);
+        let mut tenths = [0; 10];
+        for port in 1..=10_000 {
+            let moment = moment(SocketAddr::from(([10, 0, 0, 1], port)), SPREAD);
+            assert!(moment < SPREAD);
+            tenths[usize::try_from(moment.as_secs()).unwrap()] += 1;
+        }
+        assert!(tenths.iter().all(|count| (800..1200).contains(count)), "{tenths:?}");
+        assert_eq!(moment(SocketAddr::from(([10, 0, 0, 1], 1)), Duration::ZERO), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn at_once_outdoes_a_spread_that_has_begun() {
+        let closing = Closing::default();
+        let client = SocketAddr::from(([10, 0, 0, 1], 7));
+        let mut reached = Box::pin(closing.reaches(client));
+        assert!(futures_util::poll!(&mut reached).is_pending());
+        closing.begin(Duration::from_secs(3600));
+        assert!(futures_util::poll!(&mut reached).is_pending());
+        closing.at_once();
+        reached.await;
+    }
+}

@@ -1,0 +1,270 @@
+//! Upgrades: SIGUSR2 starts the next process with the same sockets, and no client notices.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use sessile::standin::{Disk, Standin};
+
+use crate::activation::{file, held, pass};
+use crate::process::{IN_VAIN, Place, Process, standins};
+use crate::traffic::{Client, Traffic};
+
+/// The processes of a test, one after the other: all of them end with it.
+struct Line {
+    place: Place,
+    first: Option<Process>,
+    pids: Vec<u32>,
+}
+
+impl Line {
+    fn start(place: Place, program: &Path) -> Self {
+        let command = place.command_of(program);
+        Self::begin(place, command)
+    }
+
+    fn begin(place: Place, mut command: Command) -> Self {
+        let first = Process::start(&mut command);
+        place.told("READY=1");
+        Self { place, pids: vec![first.0.id()], first: Some(first) }
+    }
+
+    fn main(&self) -> u32 {
+        self.pids[self.pids.len() - 1]
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.main().try_into().unwrap()).unwrap(), signal).unwrap();
+    }
+
+    /// Another process takes over, and the old one lets nobody in any more.
+    async fn upgrade(&mut self) {
+        self.signal(Signal::USR2);
+        let words = self.place.told("MAINPID=");
+        self.pids.push(words.trim().strip_prefix("MAINPID=").unwrap().parse().unwrap());
+        assert!(self.place.told("READY=1").contains("STATUS="));
+        // It is asked for this, and answers when it has closed its doors.
+        let status = self.place.status().await;
+        let mut known = status["predecessors"].as_array().unwrap().iter();
+        assert!(known.all(|known| known["pid"] != self.main()), "{status:#}");
+    }
+
+    /// Waits until the status is so.
+    async fn until(&self, condition: impl Fn(&Value) -> bool) {
+        let started = Instant::now();
+        loop {
+            let status = self.place.status().await;
+            if condition(&status) {
+                return;
+            }
+            assert!(started.elapsed() < IN_VAIN, "waited in vain: {status:#}\n{}", self.place.log());
+        }
+    }
+
+    async fn until_alone(&self) {
+        self.until(|status| status["predecessors"] == json!([])).await;
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        drop(self.first.take());
+        for pid in &self.pids[1..] {
+            if kill_process(Pid::from_raw((*pid).try_into().unwrap()).unwrap(), Signal::KILL).is_err() {}
+        }
+    }
+}
+
+fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_sessile"))
+}
+
+/// The binary under a name of its own, to be replaced.
+fn own_binary(folder: &Path) -> PathBuf {
+    let own = folder.join("sessile");
+    std::fs::hard_link(binary(), &own).unwrap();
+    own
+}
+
+/// Puts a script in the place of the binary.
+fn replace(program: &Path, script: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let new = program.with_extension("new");
+    std::fs::write(&new, script).unwrap();
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::rename(new, program).unwrap();
+}
+
+async fn waited(what: &str, mut until: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !until() {
+        assert!(started.elapsed() < IN_VAIN, "waited in vain until {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn upgrades_refuse_no_connection_and_end_none() {
+    const UPGRADES: usize = 4;
+    let disk = Disk::new();
+    let mut standins = Vec::new();
+    for name in ["cli-1", "cli-2"] {
+        standins.push(Standin::builder().name(name).disk(&disk).start().await.unwrap());
+    }
+    let mut line = Line::start(Place::new(&standins, ""), binary());
+    let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
+    let traffic = Arc::new(Traffic::default());
+    let coming: Vec<_> = (0..3).map(|_| traffic.open_and_close(address)).collect();
+    let mut staying = Vec::new();
+    for round in 0..=UPGRADES {
+        // One that stays comes with every process.
+        let mut client = Client::start(address).await.unwrap();
+        client.create(&format!("long-{round}")).await.unwrap();
+        staying.push(traffic.stay(client));
+        let before = traffic.opened.load(Ordering::Relaxed);
+        waited("connections come and go", || traffic.opened.load(Ordering::Relaxed) > before + 30).await;
+        if round < UPGRADES {
+            line.upgrade().await;
+        }
+    }
+    let expected: Vec<_> = line.pids[..UPGRADES].iter().map(|pid| (u64::from(*pid), 1)).collect();
+    // What came and went ends there first.
+    line.until(|status| {
+        let old = status["predecessors"].as_array().unwrap().iter();
+        let number = |value: &Value| value.as_u64().unwrap();
+        old.map(|old| (number(&old["pid"]), number(&old["connections"]))).collect::<Vec<_>>() == expected
+    })
+    .await;
+    let metrics = line.place.get("/metrics").await.body;
+    assert!(metrics.contains(&format!("\nsessile_old_processes {UPGRADES}\n")), "{metrics}");
+    assert!(metrics.contains(&format!("\nsessile_old_processes_connections_active {UPGRADES}\n")));
+    let first = line.place.get(&format!("/metrics/{}", line.pids[0])).await;
+    assert!(
+        first.body.contains("\nsessile_connections_active{listener=\"127.0.0.1:0\"} 1\n"),
+        "{}",
+        first.body
+    );
+    assert_eq!(line.place.get("/metrics/1").await.reason(), "unknown_process");
+    // What an old process carries is live, and the new one finds it there.
+    for round in 0..=UPGRADES {
+        let session = format!("long-{round}");
+        let mut second = Client::start(address).await.unwrap();
+        let resume = json!({ "sessionId": session });
+        second.call("session.resume", resume).await.unwrap();
+        let live = standins.iter().filter(|standin| standin.look(|state| state.is_live(&session))).count();
+        assert_eq!(live, 1, "{session}");
+    }
+    let exchanged = traffic.exchanged.load(Ordering::Relaxed);
+    waited("those that stay go on", || traffic.exchanged.load(Ordering::Relaxed) > exchanged + 50).await;
+    traffic.stop();
+    for client in coming {
+        client.await.unwrap().unwrap();
+    }
+    for client in staying {
+        drop(client.await.unwrap().unwrap());
+    }
+    line.until_alone().await;
+    assert!(line.first.take().unwrap().end().success(), "the first process has ended by itself");
+    line.signal(Signal::TERM);
+    line.place.told("STOPPING=1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_process_that_fails_changes_nothing() {
+    let standins = standins(1).await;
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let program = own_binary(folder.path());
+    let place = Place::new(&standins, "[timeouts]\nupgrade = '300ms'");
+    let line = Line::start(place, &program);
+    let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
+    let mut live = Client::start(address).await.unwrap();
+    live.create("live").await.unwrap();
+    for (script, why) in [
+        ("#!/bin/sh\nexit 1\n", "ended before it was ready"),
+        ("#!/bin/sh\nexit 0\n", "ended before it was ready"),
+        ("#!/bin/sh\nexec sleep 60\n", "was not ready within timeouts.upgrade"),
+        ("", "could not be started"),
+    ] {
+        match script {
+            "" => std::fs::remove_file(&program).unwrap(),
+            script => replace(&program, script),
+        }
+        line.signal(Signal::USR2);
+        let told = line.place.told("upgrade failed");
+        assert!(told.contains(why), "{script}: {told}");
+        let mut new = Client::start(address).await.unwrap();
+        new.create("new").await.unwrap();
+        live.call("ping", json!({})).await.unwrap();
+    }
+    let status = line.place.status().await;
+    assert_eq!(status["draining"], false);
+    let metrics = line.place.get("/metrics").await.body;
+    assert!(metrics.contains("\nsessile_upgrades_total{result=\"error\"} 4\n"), "{metrics}");
+    line.signal(Signal::TERM);
+    line.place.told("STOPPING=1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_process_that_refuses_the_file_changes_nothing() {
+    let standins = standins(1).await;
+    let line = Line::start(Place::new(&standins, ""), binary());
+    line.place.write("[[listener]]\nadress = 1\n");
+    line.place.told("refused");
+    line.signal(Signal::USR2);
+    assert!(line.place.told("upgrade failed").contains("ended before it was ready"));
+    assert_eq!(line.place.get("/readyz").await.status, 200);
+    line.signal(Signal::TERM);
+    line.place.told("STOPPING=1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_processes_are_bounded_told_and_ended() {
+    let standins = standins(2).await;
+    let place = Place::new(&standins, "[limits]\nold_processes = 1\n[timeouts]\ndrain = '300ms'");
+    let mut line = Line::start(place, binary());
+    let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
+    let mut live = Client::start(address).await.unwrap();
+    live.create("live").await.unwrap();
+    let drain = "POST /api/v1/backends/cli-2/drain HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    assert_eq!(crate::fleet::send_unix(&line.place.admin(), drain).await.status, 200);
+    line.upgrade().await;
+    let status = line.place.status().await;
+    assert_eq!(status["backends"][1]["state"], "drain", "what an operator has said outlasts an upgrade");
+    line.signal(Signal::USR2);
+    assert!(line.place.told("upgrade failed").contains("limits.old_processes (1) is reached"));
+    live.call("ping", json!({})).await.unwrap();
+    // The old process may be told to end: then it drains as any other.
+    let first = line.first.take().unwrap();
+    first.signal(Signal::TERM);
+    let closed = async { while live.call("ping", json!({})).await.is_ok() {} };
+    tokio::time::timeout(IN_VAIN, closed).await.unwrap();
+    assert!(first.end().success());
+    line.until_alone().await;
+    line.upgrade().await;
+    line.signal(Signal::TERM);
+    line.place.told("STOPPING=1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_systemd_passed_is_handed_on() {
+    let standins = standins(1).await;
+    let place = Place::new(&standins, "");
+    let (_held, address, socket) = held();
+    let with = file(&place, &address.to_string(), &standins);
+    place.write(&with);
+    let mut command = place.command();
+    pass(&mut command, &[("sessile.socket", socket)]);
+    let mut line = Line::begin(place, command);
+    line.upgrade().await;
+    line.upgrade().await;
+    // It is still the one that the test holds: a socket that was bound anew would be refused.
+    line.place.reload(&with.replace(&address.to_string(), crate::fleet::ANY)).await;
+    line.place.reload(&with).await;
+    Client::start(address).await.unwrap().create("s").await.unwrap();
+    line.signal(Signal::TERM);
+    line.place.told("STOPPING=1");
+}

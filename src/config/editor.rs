@@ -76,7 +76,7 @@ fn kind(section: &str, key: &str) -> Value {
             json!({ "type": "number", "minimum": 0 })
         }
         ("health", "rise" | "fall")
-        | ("limits", "connections" | "connections_per_ip" | "parked" | "pins")
+        | ("limits", "connections" | "connections_per_ip" | "parked" | "old_processes" | "pins")
         | ("discovery", "backends")
         | ("listener", "connections" | "accept_rate")
         | ("backend", "weight" | "connections") => json!({ "type": "integer", "minimum": 0 }),

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
@@ -20,8 +21,8 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use socket2::{Domain, SockAddr, Socket as RawSocket, Type};
-use tokio::io::{AsyncRead, AsyncWrite};
+use socket2::{Domain, SockAddr, SockRef, Socket as RawSocket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -253,12 +254,16 @@ impl Bound {
             tasks.spawn(async move {
                 match stream {
                     Stream::Tcp(stream) => {
-                        if begins(stream.readable(), &stop).await {
+                        let first =
+                            stream.async_io(Interest::READABLE, || SockRef::from(&stream).peek(&mut one()));
+                        if begins(first, &stop).await {
                             connection(stream, router, stop).await;
                         }
                     }
                     Stream::Unix(stream) => {
-                        if begins(stream.readable(), &stop).await {
+                        let first =
+                            stream.async_io(Interest::READABLE, || SockRef::from(&stream).peek(&mut one()));
+                        if begins(first, &stop).await {
                             connection(stream, router, stop).await;
                         }
                     }
@@ -289,15 +294,21 @@ impl Stream {
     }
 }
 
+/// Room for a byte that is looked at.
+fn one() -> [MaybeUninit<u8>; 1] {
+    [MaybeUninit::uninit()]
+}
+
 /// Whether a connection begins its first request: one that has just been made when the socket goes away gets a moment,
-/// as its peer has no way of knowing that it ought to ask the next process.
-async fn begins(readable: impl Future<Output = io::Result<()>>, stop: &CancellationToken) -> bool {
+/// as its peer has no way of knowing that it ought to ask the next process. `first` looks for a byte: that a socket is said
+/// to be readable does not mean that there is one, and a connection that is told to end before it has any is not answered.
+async fn begins(first: impl Future<Output = io::Result<usize>>, stop: &CancellationToken) -> bool {
     let too_late = async {
         stop.cancelled().await;
         sleep(GRACE).await;
     };
     tokio::select! {
-        readable = readable => readable.is_ok(),
+        first = first => first.is_ok(),
         () = too_late => false,
         () = sleep(HEAD_TIMEOUT) => false,
     }

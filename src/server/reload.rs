@@ -264,7 +264,6 @@ impl Reloader {
     }
 
     async fn attempt(self: &Arc<Self>) -> Result<Applied, Vec<Trouble>> {
-        // After an upgrade the backends of what is left are kept in step too.
         let given_away = self.inner.lock().await.sockets.are_given_away();
         let draining = &self.balancer.draining;
         if draining.is_cancelled() && !given_away {

@@ -5,8 +5,7 @@
 //! that one mistake is not reported twice.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
-use std::ops::{Range, RangeInclusive};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +13,12 @@ use regex::bytes::{Regex, RegexBuilder};
 use toml::de::{DeTable, DeValue};
 
 use super::address;
+use super::check_admin::{Socket, admin};
 use super::check_tls::{self, Own};
 use super::defaults;
 use super::model::{
-    Admin, AdminAddress, AdminState, BackendSpec, Config, Discovery, Health, Lifecycle, Limits, Listener,
-    LocatePolicy, MethodPolicy, OnDown, Openings, Placement, Resolve, Routing, Storage, Strategy, Timeouts,
-    Upstream,
+    AdminState, BackendSpec, Config, Discovery, Health, Lifecycle, Limits, Listener, LocatePolicy,
+    MethodPolicy, OnDown, Openings, Placement, Resolve, Routing, Storage, Strategy, Timeouts, Upstream,
 };
 use super::problem::{Fault, Findings};
 use super::raw::{self, Reader};
@@ -35,8 +34,6 @@ const BACKENDS_MAX: usize = 1024;
 const NAMESERVERS_MAX: usize = 8;
 const METHOD_RULES_MAX: usize = 1024;
 const PATTERN_BYTES_MAX: usize = 1024;
-const TOKEN_BYTES_MIN: usize = 16;
-const TOKEN_BYTES_MAX: usize = 1024;
 
 const SHORTEST: Duration = Duration::from_millis(10);
 const HOUR: Duration = Duration::from_hours(1);
@@ -56,14 +53,6 @@ const OPENING_MEMORY: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 40);
 const DISCOVERED: RangeInclusive<usize> = 1..=BACKENDS_MAX;
 const OLD_PROCESSES: RangeInclusive<usize> = 1..=32;
 const PINS: RangeInclusive<usize> = 1..=100_000_000;
-
-/// A socket the file asks for, and where it does.
-struct Socket {
-    what: &'static str,
-    address: SocketAddr,
-    /// `None` = nowhere: it is a default.
-    span: Option<Range<usize>>,
-}
 
 /// Reads the whole tree.
 pub(super) fn check(root: &DeTable<'_>, around: Surroundings<'_>, found: &mut Findings<'_>) -> Config {
@@ -126,57 +115,6 @@ fn listeners(
         }
     }
     listeners
-}
-
-fn admin(mut reader: Reader<'_, '_>, sockets: &mut Vec<Socket>, around: Surroundings<'_>) -> Admin {
-    let default = Admin::default();
-    let token = secret(&mut reader, "token", Plain::Refused, around);
-    if let Some(Err(fault)) = token.as_ref().map(|token| strong(token.reveal())) {
-        reader.report("token", fault);
-    }
-    let address = match reader.value("address") {
-        Some(_) => reader.take("address", |value| address::admin(values::text(value)?)),
-        None => reader.found().is_whole().then(|| default.address.clone()),
-    };
-    // A token that is written and cannot be had is reported already; one may be on a line that is no TOML.
-    let unlocked = reader.value("token").is_none() && reader.found().is_whole();
-    if let Some(address) = address.as_ref().filter(|address| unlocked && address.is_open()) {
-        reader.report("address", open_without_token(address));
-    }
-    if let Some(AdminAddress::Tcp(address)) = address {
-        sockets.push(Socket { what: "admin address", address, span: reader.span("address") });
-    }
-    let metrics_address = reader.take("metrics_address", |value| address::listening(values::text(value)?));
-    if let Some(address) = metrics_address {
-        sockets.push(Socket { what: "metrics address", address, span: reader.span("metrics_address") });
-    }
-    Admin { address: address.unwrap_or(default.address), token, metrics_address }
-}
-
-fn open_without_token(address: &AdminAddress) -> Fault {
-    let shown = match address {
-        AdminAddress::Tcp(address) => address.to_string(),
-        AdminAddress::Unix(path) => path.display().to_string(),
-    };
-    let rule = "must be a loopback address or a Unix socket path while there is no `admin.token`, not";
-    Fault::new(format!("{rule} \"{shown}\"")).help(
-        "who reaches it can take the fleet down: write `token = { file = \"PATH\" }`; Prometheus and kubelets need \
-         only `metrics_address`",
-    )
-}
-
-/// Whether a token cannot be guessed, and fits into a header.
-fn strong(token: &str) -> Result<(), Fault> {
-    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Fault::new("must be letters, digits and signs of ASCII without a space between them"));
-    }
-    match token.len() {
-        TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX => Ok(()),
-        bytes => Err(Fault::new(format!(
-            "must be {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} characters long, not {bytes}"
-        ))
-        .help("make one with `openssl rand -hex 32`")),
-    }
 }
 
 fn placement(mut reader: Reader<'_, '_>, around: Surroundings<'_>) -> Placement {

@@ -33,6 +33,7 @@ mod raw;
 mod secret;
 
 mod check_tls;
+mod check_admin;
 
 mod check;
 

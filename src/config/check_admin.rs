@@ -1,0 +1,78 @@
+//! The checks of `[admin]`: who may reach the desk, and with what.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use super::address;
+use super::model::{Admin, AdminAddress};
+use super::problem::Fault;
+use super::raw::Reader;
+use super::secret::{Plain, Surroundings, secret};
+use super::values;
+
+const TOKEN_BYTES_MIN: usize = 16;
+const TOKEN_BYTES_MAX: usize = 1024;
+
+/// A socket the file asks for, and where it does.
+pub(super) struct Socket {
+    pub(super) what: &'static str,
+    pub(super) address: SocketAddr,
+    /// `None` = nowhere: it is a default.
+    pub(super) span: Option<Range<usize>>,
+}
+
+/// Reads the section, and notes its sockets.
+pub(super) fn admin(
+    mut reader: Reader<'_, '_>,
+    sockets: &mut Vec<Socket>,
+    around: Surroundings<'_>,
+) -> Admin {
+    let default = Admin::default();
+    let token = secret(&mut reader, "token", Plain::Refused, around);
+    if let Some(Err(fault)) = token.as_ref().map(|token| strong(token.reveal())) {
+        reader.report("token", fault);
+    }
+    let address = match reader.value("address") {
+        Some(_) => reader.take("address", |value| address::admin(values::text(value)?)),
+        None => reader.found().is_whole().then(|| default.address.clone()),
+    };
+    // A token that is written and cannot be had is reported already; one may be on a line that is no TOML.
+    let unlocked = reader.value("token").is_none() && reader.found().is_whole();
+    if let Some(address) = address.as_ref().filter(|address| unlocked && address.is_open()) {
+        reader.report("address", open_without_token(address));
+    }
+    if let Some(AdminAddress::Tcp(address)) = address {
+        sockets.push(Socket { what: "admin address", address, span: reader.span("address") });
+    }
+    let metrics_address = reader.take("metrics_address", |value| address::listening(values::text(value)?));
+    if let Some(address) = metrics_address {
+        sockets.push(Socket { what: "metrics address", address, span: reader.span("metrics_address") });
+    }
+    Admin { address: address.unwrap_or(default.address), token, metrics_address }
+}
+
+fn open_without_token(address: &AdminAddress) -> Fault {
+    let shown = match address {
+        AdminAddress::Tcp(address) => address.to_string(),
+        AdminAddress::Unix(path) => path.display().to_string(),
+    };
+    let rule = "must be a loopback address or a Unix socket path while there is no `admin.token`, not";
+    Fault::new(format!("{rule} \"{shown}\"")).help(
+        "who reaches it can take the fleet down: write `token = { file = \"PATH\" }`; Prometheus and kubelets need \
+         only `metrics_address`",
+    )
+}
+
+/// Whether a token cannot be guessed, and fits into a header.
+fn strong(token: &str) -> Result<(), Fault> {
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Fault::new("must be letters, digits and signs of ASCII without a space between them"));
+    }
+    match token.len() {
+        TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX => Ok(()),
+        bytes => Err(Fault::new(format!(
+            "must be {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} characters long, not {bytes}"
+        ))
+        .help("make one with `openssl rand -hex 32`")),
+    }
+}

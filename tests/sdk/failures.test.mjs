@@ -131,7 +131,8 @@ async function withItsScout(t, at, servers) {
 
 test('a scout killed between connect and create is replaced, and the client kept', balancerOnly, async (t) => {
   const [servers, model] = await Promise.all([fleet(t, 3), Model.start(t)]);
-  const at = await Balancer.start(t, servers, { placement: { storage: 'local' } });
+  // The second client says what the first has said, and would need no scout.
+  const at = await Balancer.start(t, servers, { placement: { storage: 'local', openings: 'scouted' } });
   for (const also of ['create', 'ping, then create']) {
     const { client, scout } = await withItsScout(t, at, servers);
     await scout.kill();

@@ -17,12 +17,12 @@ use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::dial::{DialFault, reach};
-use super::frames::next_body;
+use super::frames::{Came, Passing, next_of_any_length};
 use crate::chance::stretched;
 use crate::config::{Config, Secret};
 use crate::fleet::{Answer, Ask, Backend, Health, Judge};
 use crate::net::Stream;
-use crate::wire::reply;
+use crate::wire::{Envelope, reply};
 
 /// Questions in flight on one standing connection; further ones wait in the queue.
 const IN_FLIGHT_MAX: usize = 256;
@@ -95,6 +95,7 @@ struct Line {
     backend: Arc<Backend>,
     stream: Stream,
     unread: BytesMut,
+    passing: Option<Passing>,
     next_id: u64,
     pending: HashMap<u64, oneshot::Sender<Answer>>,
 }
@@ -129,7 +130,8 @@ impl Attendant {
             let stream = reach(&self.backend, &config.timeouts).await?;
             let backend = Arc::clone(&self.backend);
             let unread = BytesMut::new();
-            let mut line = Line { backend, stream, unread, next_id: 0, pending: HashMap::new() };
+            let pending = HashMap::new();
+            let mut line = Line { backend, stream, unread, passing: None, next_id: 0, pending };
             self.greet(&mut line, config).await.map(|()| line).map_err(Miss::Said)
         };
         match timeout(config.health.timeout, greeting).await {
@@ -355,6 +357,16 @@ impl Line {
         }
     }
 
+    /// An answer was too long to be taken: who waits for it gets none, and nobody else notices.
+    fn give_up(&mut self, answer: Option<&Envelope>) {
+        tracing::warn!(backend = %self.backend.name(), "an answer to a question of sessile is too long to be taken");
+        let id = answer.and_then(|answer| str::from_utf8(answer.id.as_ref()?.raw()).ok()?.parse().ok());
+        if let Some(waiting) = id.and_then(|id: u64| self.pending.remove(&id)) {
+            self.backend.answered();
+            drop(waiting);
+        }
+    }
+
     async fn write(&mut self, frames: &[u8]) -> io::Result<()> {
         self.stream.send(frames).await
     }
@@ -375,7 +387,14 @@ impl Line {
     /// The next answer to a request of ours; everything else is dropped. Cancel-safe.
     async fn next_answer(&mut self) -> io::Result<(u64, Answer)> {
         loop {
-            let body: BytesMut = next_body(&mut self.stream, &mut self.unread).await?;
+            let came = next_of_any_length(&mut self.stream, &mut self.unread, &mut self.passing).await?;
+            let body = match came {
+                Came::Body(body) => body,
+                Came::TooLong(envelope) => {
+                    self.give_up(envelope.as_ref());
+                    continue;
+                }
+            };
             let mut frame: Value = serde_json::from_slice(&body)?;
             if frame.get("method").is_some() {
                 continue;

@@ -1,6 +1,7 @@
 //! Requests that concern the whole fleet: merged answers, providers, and what is denied.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
@@ -176,5 +177,39 @@ fn a_provider_call_that_a_server_never_answers_fails_in_time_and_its_late_answer
         let stray = client.seen.iter().find(|frame| frame.get("method").is_none());
         assert_eq!(stray, None, "one answer each");
         assert_eq!(balancer.metrics().requests_in_flight.get(), 0);
+    });
+}
+
+#[test]
+fn a_list_too_long_to_be_taken_is_left_out_and_nobody_elses_question_lost() {
+    run(async {
+        let connects = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connects);
+        let says: Says = Arc::new(move |method, _| match method {
+            "connect" => {
+                counted.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+            "session.list" => Some(json!({"result": {"sessions": [], "x": "x".repeat(5 << 20)}})),
+            _ => None,
+        });
+        let one = json!({"sessionId": "s", "modifiedTime": "2026-01-01T00:00:00Z"});
+        let other: Says = Arc::new(move |method, _| {
+            (method == "session.list").then(|| json!({"result": {"sessions": [one]}}))
+        });
+        let raws = [Raw::saying(says).await, Raw::saying(other).await];
+        // Nothing but a lost connection would make a new one meanwhile.
+        let text = Raw::text(&raws).set("health.interval", "\"30s\"").set("timeouts.locate", "\"20s\"");
+        let balancer = Balancer::start(&text).await;
+        soon(balancer.inner().until_probed()).await;
+        let before = connects.load(Ordering::Relaxed);
+        let mut client = balancer.dial().await;
+        for partial in 1..=2 {
+            let list = client.result("session.list", json!({})).await;
+            assert_eq!(list["sessions"].as_array().unwrap().len(), 1, "{list}");
+            let counted = balancer.metrics().merged_answers.with_label_values(&["partial"]).get();
+            assert_eq!(counted, partial);
+        }
+        assert_eq!(connects.load(Ordering::Relaxed), before, "the line was kept");
     });
 }

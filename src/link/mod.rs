@@ -5,6 +5,7 @@
 mod dial;
 mod frames;
 mod greet;
+mod line;
 mod query;
 
 pub use dial::{DialFault, Link, dial};

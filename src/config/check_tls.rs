@@ -24,7 +24,8 @@ use super::values;
 /// A key may not be larger; certificates, with those of many CAs, and revocation lists may.
 const KEY_BYTES_MAX: usize = 64 * 1024;
 const CERTIFICATES_BYTES_MAX: usize = 4 * 1024 * 1024;
-const REVOCATIONS_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// No file that a configuration may name is larger.
+pub const REVOCATIONS_BYTES_MAX: usize = 16 * 1024 * 1024;
 const NETWORKS_MAX: usize = 1024;
 
 /// What is written for TLS of one backend.

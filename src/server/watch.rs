@@ -88,9 +88,9 @@ fn digests(paths: &[PathBuf], hash: &Arc<RandomState>) -> impl FnOnce() -> Vec<O
     move || paths.iter().map(|path| content(path).map(|bytes| hash.hash_one(bytes.as_slice()))).collect()
 }
 
-/// What the file says, as far as a configuration may go. A pipe is not for looking at.
+/// What the file says, as far as any that is named may go. A pipe is not for looking at.
 fn content(path: &Path) -> Option<Zeroizing<Vec<u8>>> {
-    let most = u64::try_from(config::FILE_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
+    let most = u64::try_from(config::NAMED_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
     let about = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
     let room = usize::try_from(about.len().min(most).saturating_add(1)).ok()?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(room));
@@ -186,6 +186,19 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn a_change_at_the_end_of_a_large_file_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("crl.pem");
+        let mut bytes = vec![b'x'; 4 << 20];
+        fs::write(&path, &bytes).unwrap();
+        let (paths, hash) = ([path.clone()], Arc::new(RandomState::new()));
+        let before = digests(&paths, &hash)();
+        *bytes.last_mut().unwrap() = b'y';
+        fs::write(&path, &bytes).unwrap();
+        assert_ne!(before, digests(&paths, &hash)());
+    }
 
     #[test]
     fn a_folder_that_goes_while_the_watch_begins_does_not_end_it() {

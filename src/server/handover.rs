@@ -1,9 +1,10 @@
 //! What a process and its successor say to each other, over the one socket pair that both hold.
 //!
-//! First the old one says what it passes, the new one "here" with its id and then "ready", the old one "go", the new one "serving": see `successor`
-//! and `predecessors`. From then on the old one answers what it is asked (metrics, status, a backend's state), a line
-//! for a question, a line and a body for an answer. An answer carries its question's tag: one that came too late for
-//! whoever asked is passed over by whoever asks next. Whose end is closed, that process is gone.
+//! First the old one says what it passes, the new one "here" with its id and then "ready", the old one "go", the new one
+//! "serving": see `successor` and `predecessors`. From then on the old one answers what it is asked (metrics, status, a
+//! backend's state), a line for a question, a line and a body for an answer. An answer carries its question's tag: one
+//! that came too late for whoever asked, or in part, is passed over by whoever asks next. Whose end is closed, that
+//! process is gone.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -57,13 +58,15 @@ pub(super) struct Channel {
     stream: UnixStream,
     unread: BytesMut,
     asked: u64,
+    /// The head of an answer whose body has not come whole: its tag and its length.
+    coming: Option<(String, usize)>,
 }
 
 impl Channel {
     /// This process's end.
     pub(super) fn new(stream: StdUnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream: UnixStream::from_std(stream)?, unread: BytesMut::new(), asked: 0 })
+        Ok(Self { stream: UnixStream::from_std(stream)?, unread: BytesMut::new(), asked: 0, coming: None })
     }
 
     /// The same end for a successor.
@@ -98,26 +101,39 @@ impl Channel {
         Ok(serde_json::from_str(&self.line(GREETING_BYTES_MAX).await?)?)
     }
 
-    /// Asks, and waits for the answer.
+    /// Asks, and waits for the answer. Who stops waiting leaves the channel as it has to be for the next question.
     pub(super) async fn ask(&mut self, what: &str) -> io::Result<Vec<u8>> {
         self.asked = self.asked.wrapping_add(1);
         let tag = format!("{}.{}", std::process::id(), self.asked);
         self.say(&format!("{tag} {what}")).await?;
         loop {
-            let head = self.hear().await?;
-            let (answered, bytes) = head.split_once(' ').ok_or_else(|| odd("an answer without a head"))?;
-            let bytes: usize = bytes.parse().map_err(|_| odd("an answer without a length"))?;
-            if bytes > BODY_BYTES_MAX {
-                return Err(odd("an answer without end"));
-            }
-            while self.unread.len() < bytes {
-                self.fill().await?;
-            }
-            let body = self.unread.split_to(bytes);
+            let (answered, body) = self.heard().await?;
             if answered == tag {
-                return Ok(body.to_vec());
+                return Ok(body);
             }
         }
+    }
+
+    /// The next answer: its question's tag and its body. Cancel-safe.
+    async fn heard(&mut self) -> io::Result<(String, Vec<u8>)> {
+        let (tag, bytes) = match self.coming.take() {
+            Some(head) => head,
+            None => {
+                let head = self.hear().await?;
+                let (tag, bytes) = head.split_once(' ').ok_or_else(|| odd("an answer without a head"))?;
+                let bytes: usize = bytes.parse().map_err(|_| odd("an answer without a length"))?;
+                if bytes > BODY_BYTES_MAX {
+                    return Err(odd("an answer without end"));
+                }
+                (tag.to_owned(), bytes)
+            }
+        };
+        while self.unread.len() < bytes {
+            self.coming = Some((tag.clone(), bytes));
+            self.fill().await?;
+        }
+        self.coming = None;
+        Ok((tag, self.unread.split_to(bytes).to_vec()))
     }
 
     /// The next question: its tag and its words.
@@ -184,6 +200,19 @@ mod tests {
             old.answer(&tag, b"in\ntime").await.unwrap();
         };
         assert_eq!(tokio::join!(asking, answering).0, b"in\ntime");
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_which_half_came_in_time_is_passed_over_too() {
+        let (mut new, mut old) = pair();
+        new.unread.extend_from_slice(b"0.1 8\nhalf");
+        assert!(futures_util::poll!(std::pin::pin!(new.heard())).is_pending());
+        new.unread.extend_from_slice(b"more");
+        let answering = async {
+            let (tag, _) = old.question().await.unwrap();
+            old.answer(&tag, b"whole").await.unwrap();
+        };
+        assert_eq!(tokio::join!(new.ask("second"), answering).0.unwrap(), b"whole");
     }
 
     #[tokio::test]

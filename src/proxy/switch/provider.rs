@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use super::errand::{self, News};
 use super::table::At;
@@ -31,6 +32,8 @@ struct Call {
     waiting: Vec<At>,
     success: Option<Bytes>,
     failure: Option<(Bytes, Outcome)>,
+    /// Goes with it, and ends its deadline.
+    _over: oneshot::Sender<()>,
 }
 
 impl Call {
@@ -65,11 +68,12 @@ impl Switch<'_> {
         let (balancer, known) = (self.balancer.clone(), self.known());
         self.send_out(|number| errand::everyone(&balancer, number, known));
         let number = self.errand_last;
-        let call = Call { id, state, waiting: Vec::new(), success: None, failure: None };
+        let (over, is_over) = oneshot::channel();
+        let call = Call { id, state, waiting: Vec::new(), success: None, failure: None, _over: over };
         self.providers.calls.insert(number, call);
         let within = self.config.timeouts.rehome;
         self.errands.push(Box::pin(async move {
-            tokio::time::sleep(within).await;
+            drop(tokio::time::timeout(within, is_over).await);
             News::Unprovided(number)
         }));
     }

@@ -113,7 +113,8 @@ impl Balancer {
             return None;
         }
         let now = self.now();
-        let mut versions = now.members.iter().filter_map(|member| member.backend.version_if_up());
+        let up = now.members.iter().filter(|member| member.backend.is_up());
+        let mut versions = up.map(|member| member.backend.version());
         let agreed = versions.next()??;
         versions.all(|version| version.as_ref() == Some(&agreed)).then_some(agreed)
     }

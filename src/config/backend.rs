@@ -76,4 +76,9 @@ impl AdminState {
             Self::Maint => "maint",
         }
     }
+
+    /// The one of this word.
+    pub fn of(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.label() == word)
+    }
 }

@@ -217,10 +217,9 @@ impl Backend {
         self.standing.borrow().demands_token
     }
 
-    /// While it is up: the version it says it has.
-    pub fn version_if_up(&self) -> Option<Option<Arc<str>>> {
-        let standing = self.standing.borrow();
-        (standing.health == Health::Up).then(|| standing.version.clone())
+    /// The version it says it has.
+    pub fn version(&self) -> Option<Arc<str>> {
+        self.standing.borrow().version.clone()
     }
 
     /// A dial failed or an answer did not come: nothing new is placed here and nothing asked until a probe is answered.

@@ -32,6 +32,7 @@ impl Opening<'_> {
         if let Err(fault) = self.client.keep(state.bytes()) {
             return Err(self.faulty_on(fault, Some(id.clone())).await);
         }
+        // No server has looked at it, so the client is not `authenticated`: it may know what it may without a token.
         self.state.push(state);
         self.version = greeting.protocol_version;
         self.balancer.metrics.connects_recalled.inc();

@@ -178,8 +178,7 @@ async fn command(
     path: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<Json<BackendStatus>, Response> {
     let Ok(Path((name, word))) = path else { return Err(lost(&READS, &API).await) };
-    let state = AdminState::ALL.into_iter().find(|state| state.label() == word);
-    let Some(state) = state else { return Err(lost(&READS, &API).await) };
+    let Some(state) = AdminState::of(&word) else { return Err(lost(&READS, &API).await) };
     let told = reloader.command(&name, state).await;
     let snapshot = reloader.balancer().snapshot();
     let member = snapshot.named(&name).and_then(|at| snapshot.members.get(at));

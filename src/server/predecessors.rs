@@ -76,7 +76,7 @@ impl Legacy {
         }
         let mut commands = Commands::default();
         for (name, state, file) in states {
-            if let (Some(state), Some(file)) = (word(&state), word(&file)) {
+            if let (Some(state), Some(file)) = (AdminState::of(&state), AdminState::of(&file)) {
                 commands.give(&name, state, file);
             }
         }
@@ -92,10 +92,6 @@ pub(super) async fn go_ahead(channel: &mut Channel) -> io::Result<u32> {
     channel.say("ready").await?;
     let pid = timeout(WORD, channel.expect("go")).await??;
     pid.parse().map_err(io::Error::other)
-}
-
-fn word(label: &str) -> Option<AdminState> {
-    AdminState::ALL.into_iter().find(|state| state.label() == label)
 }
 
 impl Predecessors {

@@ -157,7 +157,7 @@ pub(super) async fn answer(reloader: Arc<Reloader>, mut channel: Channel) {
                 serde_json::to_vec(&Predecessor::of(&reloader).await).unwrap_or_default()
             }
             (Some("state"), Some(name), Some(word)) => {
-                if let Some(state) = AdminState::ALL.into_iter().find(|state| state.label() == word)
+                if let Some(state) = AdminState::of(word)
                     && let Err(unknown) = reloader.command(name, state).await
                 {
                     tracing::debug!(%unknown, "a state for a backend that this process does not have");

@@ -95,7 +95,7 @@ pub(super) fn leave(
             }
             Err(fault) => {
                 silent = silent.saturating_add(1);
-                if silent >= SILENT_MAX {
+                if silent >= SILENT_MAX || patience.is_some_and(|patience| started.elapsed() >= patience) {
                     return complain(&fault, json);
                 }
             }

@@ -97,12 +97,16 @@ impl Target {
             Kind::Session => sessile(path, "sessile", &config(address, "session", "off", backends)),
             Kind::Located => sessile(path, "sessile", &config(address, "connection", "always", backends)),
             Kind::Sealed => {
-                let (near, far) = sealed(path, address, backends);
+                let (near, [sealing, opening]) = sealed(path, address, backends);
                 address = near;
                 sealer = Some(
-                    sessile(path, "near", &far.0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?,
+                    sessile(path, "near", &sealing)
+                        .stdout(Stdio::null())
+                        .stderr(Stdio::null())
+                        .spawn()
+                        .ok()?,
                 );
-                sessile(path, "sessile", &far.1)
+                sessile(path, "sessile", &opening)
             }
             Kind::Naive => {
                 let mut command = Command::new(std::env::current_exe().unwrap());
@@ -208,7 +212,7 @@ pub fn config(address: SocketAddr, routing: &str, locate: &str, backends: &[Sock
 }
 
 /// Where a sessile listens that passes all it hears on to one at `address`, sealed; the configurations of both.
-fn sealed(folder: &Path, address: SocketAddr, backends: &[SocketAddr]) -> (SocketAddr, (String, String)) {
+fn sealed(folder: &Path, address: SocketAddr, backends: &[SocketAddr]) -> (SocketAddr, [String; 2]) {
     let paper = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     fs::write(folder.join("cert.pem"), paper.cert.pem()).unwrap();
     fs::write(folder.join("key.pem"), paper.signing_key.serialize_pem()).unwrap();
@@ -217,7 +221,7 @@ fn sealed(folder: &Path, address: SocketAddr, backends: &[SocketAddr]) -> (Socke
     let far = config(address, "connection", "off", backends).replace("[admin]", tls);
     let text =
         config(near, "connection", "off", &[address]) + "tls = { ca = \"cert.pem\", name = \"localhost\" }\n";
-    (near, (text, far))
+    (near, [text, far])
 }
 
 /// The command that runs sessile on `text`, kept in `folder` as `name`.

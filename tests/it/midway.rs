@@ -24,6 +24,15 @@ fn line_of(fleet: &Fleet, at: usize, method: &str, mark: &str) -> u64 {
     received.iter().find(is_it).unwrap().connection
 }
 
+/// A client with a session on each of two servers.
+async fn seated(balancer: &Balancer) -> (Client, String, String) {
+    let mut client = balancer.client().await;
+    let (one, other) = (balancer.session_at(0), balancer.session_at(1));
+    client.create(&one).await;
+    client.create(&other).await;
+    (client, one, other)
+}
+
 #[test]
 fn a_pinned_client_gets_what_there_was_and_the_end_that_its_server_made() {
     run(async {
@@ -51,10 +60,7 @@ fn with_the_switch_what_never_reached_the_client_is_only_a_lost_server() {
         for how in [Cut::Fin, Cut::Reset] {
             let fleet = Fleet::shared(2).await;
             let balancer = Balancer::start(&fleet.text().listener("routing", "\"session\"")).await;
-            let mut client = balancer.client().await;
-            let (lost, kept) = (balancer.session_at(0), balancer.session_at(1));
-            client.create(&lost).await;
-            client.create(&kept).await;
+            let (mut client, lost, kept) = seated(&balancer).await;
             fleet[0].mute(true);
             let pending = client.ask("session.send", json!({"sessionId": lost, "prompt": "x"})).await;
             until("it has arrived", || fleet[0].look(|state| state.count("session.send")) == 1).await;
@@ -72,10 +78,7 @@ fn with_the_switch_a_client_that_has_half_a_large_frame_is_let_go() {
     run(async {
         let fleet = Fleet::shared(2).await;
         let balancer = Balancer::start(&fleet.text().listener("routing", "\"session\"")).await;
-        let mut client = balancer.client().await;
-        let (lost, kept) = (balancer.session_at(0), balancer.session_at(1));
-        client.create(&lost).await;
-        client.create(&kept).await;
+        let (mut client, lost, _kept) = seated(&balancer).await;
         let piece = begun(8 << 20, 4 << 20);
         assert!(fleet[0].write(line_of(&fleet, 0, "session.create", &lost), piece.clone()));
         client.bytes(1 << 20).await;

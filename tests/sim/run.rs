@@ -342,16 +342,24 @@ impl Run {
             return;
         }
         let at = self.chance.below(self.openings.len());
-        let mut opening = self.openings.swap_remove(at);
+        let opening = self.openings.swap_remove(at);
         if self.chance.one_in(30) {
             self.say(|| format!("{} gives up", opening.session));
             return;
         }
-        let state = std::mem::replace(&mut opening.state, State::Over);
-        opening.state = match state {
+        if let State::Waiting(token) = &opening.state
+            && !token.is_cancelled()
+        {
+            return self.openings.push(opening);
+        }
+        self.go_on(opening);
+    }
+
+    /// The next step of an opening; who waits tries again.
+    fn go_on(&mut self, mut opening: Opening) {
+        opening.state = match std::mem::replace(&mut opening.state, State::Over) {
             State::Claiming => self.claim(&opening),
-            State::Waiting(token) if token.is_cancelled() => State::Claiming,
-            State::Waiting(token) => State::Waiting(token),
+            State::Waiting(_) => State::Claiming,
             State::Asking { lead, ground, asking, parts, answers } => {
                 self.ask(&opening, lead, ground, asking, parts, answers)
             }
@@ -745,22 +753,8 @@ impl Run {
         for at in 0..self.fleet.known.len() {
             self.answer(at);
         }
-        for mut opening in std::mem::take(&mut self.openings) {
-            let state = std::mem::replace(&mut opening.state, State::Over);
-            opening.state = match state {
-                State::Claiming => self.claim(&opening),
-                State::Waiting(_) => State::Claiming,
-                State::Asking { lead, ground, asking, parts, answers } => {
-                    self.ask(&opening, lead, ground, asking, parts, answers)
-                }
-                State::Trying { lead, ground, found, failed } => {
-                    self.attempt(&opening, lead, ground, found, failed)
-                }
-                State::Over => State::Over,
-            };
-            if !matches!(opening.state, State::Over) {
-                self.openings.push(opening);
-            }
+        for opening in std::mem::take(&mut self.openings) {
+            self.go_on(opening);
         }
     }
 }

@@ -22,7 +22,7 @@ impl Closing {
     /// From now on connections close, the last of them after `spread`.
     pub fn begin(&self, spread: Duration) {
         // The first word holds.
-        drop(self.spread.set((Instant::now(), spread)));
+        let (_, _) = *self.spread.get_or_init(|| (Instant::now(), spread));
         self.begun.cancel();
     }
 

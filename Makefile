@@ -89,7 +89,7 @@ soak:
 # Each fuzz target for so many seconds, one after the other. Needs cargo-fuzz (cargo install cargo-fuzz --locked) and a C++
 # compiler. What is new and worth keeping joins the corpus with `cargo fuzz cmin`.
 TIME = 60
-TARGETS = frame envelope config opening switch
+TARGETS = frame envelope config proxy opening switch
 fuzz:
 	@command -v cargo-fuzz >/dev/null || { echo "make fuzz needs cargo-fuzz: cargo install cargo-fuzz --locked" >&2; exit 1; }
 	for target in $(TARGETS); do \

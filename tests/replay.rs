@@ -41,6 +41,11 @@ fn configurations() {
     replay("config", bodies::config::run);
 }
 
+#[test]
+fn proxy_headers() {
+    replay("proxy", bodies::proxy::run);
+}
+
 /// One test: both use one balancer, one script at a time.
 #[test]
 fn connections_and_switches() {

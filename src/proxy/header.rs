@@ -13,21 +13,28 @@ const HEADER_BYTES_MAX: usize = 4096;
 const V1_BYTES_MAX: usize = 107;
 const V1: &[u8] = b"PROXY ";
 const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+/// What follows in a v2 header of a proxy that connects for itself: to see whether somebody is there, mostly.
+const V2_LOCAL: &[u8] = b"\x20";
 /// A v2 header up to the length of the rest, and where in it the length is.
 const V2_FIXED_BYTES: usize = 16;
 const V2_LENGTH: std::ops::Range<usize> = 14..16;
 
 /// Why there is no header.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub enum Fault {
+    /// The socket failed, or ended before it was whole.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// No header begins like this.
     #[error("what came is no PROXY header")]
     Malformed,
 }
 
 /// The client of whom the header at the start of `socket` speaks; `None` if the proxy connects for itself.
-pub(super) async fn read(socket: &mut TcpStream) -> Result<Option<SocketAddr>, Fault> {
+///
+/// # Errors
+/// The socket fails or ends first, or something else stands there.
+pub async fn read(socket: &mut TcpStream) -> Result<Option<SocketAddr>, Fault> {
     let mut header = Vec::new();
     loop {
         let mut next = [0; V1_BYTES_MAX];
@@ -48,7 +55,10 @@ pub(super) async fn read(socket: &mut TcpStream) -> Result<Option<SocketAddr>, F
 }
 
 /// How long the header is that begins like this, if that is known; all of `begun` belongs to it if not.
-fn length(begun: &[u8]) -> Result<Option<usize>, Fault> {
+///
+/// # Errors
+/// No header begins like this.
+pub fn length(begun: &[u8]) -> Result<Option<usize>, Fault> {
     let like = |start: &[u8]| begun.iter().zip(start).all(|(is, should)| is == should);
     if like(V2) {
         let Some(length) = begun.get(V2_LENGTH) else { return Ok(None) };
@@ -65,7 +75,15 @@ fn length(begun: &[u8]) -> Result<Option<usize>, Fault> {
     }
 }
 
-fn parse(header: &[u8]) -> Result<Option<SocketAddr>, Fault> {
+/// What a header says, which is as long as [`length`] has it.
+///
+/// # Errors
+/// It is none after all.
+pub fn parse(header: &[u8]) -> Result<Option<SocketAddr>, Fault> {
+    // The standard has it that nothing behind that word is looked at; the library wants sound addresses there.
+    if header.strip_prefix(V2).is_some_and(|rest| rest.starts_with(V2_LOCAL)) {
+        return Ok(None);
+    }
     let config = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
     match ProxyHeader::parse(header, config) {
         Ok((parsed, length)) if length == header.len() => {
@@ -94,12 +112,14 @@ mod tests {
     fn samples() -> Vec<(Vec<u8>, Option<&'static str>)> {
         let mut local = Vec::new();
         ProxyHeader::with_local().encode_v2(&mut local).unwrap();
+        let local_with_addresses = [V2, V2_LOCAL, b"\x11\0\x03any"].concat();
         vec![
             (b"PROXY TCP4 192.0.2.7 192.0.2.1 4000 443\r\n".to_vec(), Some("192.0.2.7:4000")),
             (b"PROXY TCP6 2001:db8::1 ::1 4000 1\r\n".to_vec(), Some("[2001:db8::1]:4000")),
             (b"PROXY UNKNOWN\r\n".to_vec(), None),
             (v2(), Some("[2001:db8::1]:4000")),
             (local, None),
+            (local_with_addresses, None),
         ]
     }
 

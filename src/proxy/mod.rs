@@ -5,7 +5,7 @@
 
 pub mod accept;
 pub mod admit;
-mod header;
+pub mod header;
 mod arrive;
 pub mod client;
 mod inlet;

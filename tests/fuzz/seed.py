@@ -69,6 +69,41 @@ for at, value in enumerate(["idle = '8d'", "drain = '1m 30s'", "opening = 10", "
 put("config", "limits", b"[limits]\nopening_bytes = '1MiB'\npins = 0\nparked = -1\nconnections = 1e9\n")
 put("config", "unknown", b"[placment]\nstratgy = 'consistent-hsh'\nload_factor = nan\n")
 
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+FOUR = bytes([192, 0, 2, 7, 192, 0, 2, 1, 15, 160, 1, 187])
+
+
+def v2(command, family, rest):
+    return SIGNATURE + bytes([command, family]) + len(rest).to_bytes(2, "big") + rest
+
+
+# A first byte has the bytes that come at once.
+for name, header in {
+    "four": b"PROXY TCP4 192.0.2.7 192.0.2.1 4000 443\r\n",
+    "six": b"PROXY TCP6 2001:db8::1 ::1 4000 1\r\n",
+    "mapped": b"PROXY TCP6 ::ffff:192.0.2.7 ::1 4000 1\r\n",
+    "unknown": b"PROXY UNKNOWN\r\n",
+    "unknown-more": b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n",
+    "line-feed": b"PROXY TCP4 192.0.2.7 192.0.2.1 4000 443\n",
+    "port": b"PROXY TCP4 192.0.2.7 192.0.2.1 65536 443\r\n",
+    "longest": b"PROXY UNKNOWN".ljust(105, b"f") + b"\r\n",
+    "endless": b"PROXY TCP4 ".ljust(200, b"1"),
+    "cut": b"PROXY TCP4 192.0.2.7 192",
+    "v2-four": v2(0x21, 0x11, FOUR),
+    "v2-six": v2(0x21, 0x21, bytes(range(36))),
+    "v2-tlv": v2(0x21, 0x11, FOUR + b"\x04\x00\x01x"),
+    "v2-unix": v2(0x21, 0x31, bytes(216)),
+    "v2-local": v2(0x20, 0x00, b""),
+    "v2-local-four": v2(0x20, 0x11, b"any"),
+    "v2-unspecified": v2(0x21, 0x00, b"any"),
+    "v2-short": v2(0x21, 0x21, FOUR),
+    "v2-longest": v2(0x21, 0x11, FOUR.ljust(4080, b"\0")),
+    "v2-too-long": v2(0x21, 0x11, FOUR.ljust(4081, b"\0")),
+    "v2-version": v2(0x11, 0x11, FOUR),
+    "http": b"GET / HTTP/1.1\r\n\r\n",
+}.items():
+    put("proxy", name, bytes([len(name)]) + header + b"what follows")
+
 
 def script(*steps, answers=True):
     """Steps are (kind, bytes): c for the client, b for the backend, r to rest, x and y to close either side."""

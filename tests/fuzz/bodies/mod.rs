@@ -6,3 +6,4 @@ pub mod config;
 pub mod envelope;
 pub mod frame;
 pub mod live;
+pub mod proxy;

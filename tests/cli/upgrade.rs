@@ -41,6 +41,13 @@ impl Line {
         kill_process(Pid::from_raw(self.main().try_into().unwrap()).unwrap(), signal).unwrap();
     }
 
+    /// An operator gives a backend a state.
+    async fn order(&self, backend: &str, state: &str) {
+        let head = format!("POST /api/v1/backends/{backend}/{state} HTTP/1.1");
+        let order = format!("{head}\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        assert_eq!(crate::fleet::send_unix(&self.place.admin(), &order).await.status, 200);
+    }
+
     /// Another process takes over, and the old one lets nobody in any more.
     async fn upgrade(&mut self) {
         self.signal(Signal::USR2);
@@ -173,6 +180,69 @@ async fn upgrades_refuse_no_connection_and_end_none() {
     line.place.told("STOPPING=1");
 }
 
+/// Each session is live where no hash would put it: only whoever asks the fleet finds it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_live_through_the_old_process_is_resumed_where_it_is() {
+    let disk = Disk::new();
+    let mut standins = Vec::new();
+    for name in ["cli-1", "cli-2"] {
+        standins.push(Standin::builder().name(name).disk(&disk).start().await.unwrap());
+    }
+    let mut line = Line::start(Place::new(&standins, ""), binary());
+    let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
+    let mut old_clients = Vec::new();
+    let mut sessions = Vec::new();
+    for (hashed, standin) in [("cli-1", &standins[1]), ("cli-2", &standins[0])] {
+        let mut session = String::new();
+        for number in 0.. {
+            session = format!("live-{number}");
+            let route = line.place.get(&format!("/api/v1/route?session={session}")).await.json();
+            assert_eq!(route["reason"], "hash", "{route}");
+            if route["backend"] == hashed {
+                break;
+            }
+        }
+        line.order(hashed, "drain").await;
+        let mut client = Client::start(address).await.unwrap();
+        client.create(&session).await.unwrap();
+        line.order(hashed, "ready").await;
+        assert!(standin.look(|state| state.is_live(&session)), "{session} is not by its hash");
+        old_clients.push(client);
+        sessions.push((session, standin));
+    }
+    line.upgrade().await;
+    let mut new_clients = Vec::new();
+    for (session, _) in &sessions {
+        let mut client = Client::start(address).await.unwrap();
+        client.call("session.resume", json!({ "sessionId": session })).await.unwrap();
+        new_clients.push(client);
+    }
+    for (session, home) in &sessions {
+        for standin in &standins {
+            let expected = standin.name() == home.name();
+            assert_eq!(
+                standin.look(|state| state.is_live(session)),
+                expected,
+                "{session} at {}",
+                standin.name()
+            );
+        }
+    }
+    let metrics = line.place.get("/metrics").await.body;
+    assert!(metrics.contains("\nsessile_placements_total{reason=\"located\"} 2\n"), "{metrics}");
+    for client in old_clients.iter_mut().chain(&mut new_clients) {
+        client.call("ping", json!({})).await.unwrap();
+    }
+    drop(old_clients);
+    line.until_alone().await;
+    assert!(line.first.take().unwrap().end().success());
+    for client in &mut new_clients {
+        client.call("ping", json!({})).await.unwrap();
+    }
+    line.signal(Signal::TERM);
+    line.place.told("STOPPING=1");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_process_that_fails_changes_nothing() {
     let standins = standins(1).await;
@@ -229,8 +299,7 @@ async fn old_processes_are_bounded_told_and_ended() {
     let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
     let mut live = Client::start(address).await.unwrap();
     live.create("live").await.unwrap();
-    let drain = "POST /api/v1/backends/cli-2/drain HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    assert_eq!(crate::fleet::send_unix(&line.place.admin(), drain).await.status, 200);
+    line.order("cli-2", "drain").await;
     line.upgrade().await;
     let status = line.place.status().await;
     assert_eq!(status["backends"][1]["state"], "drain", "what an operator has said outlasts an upgrade");

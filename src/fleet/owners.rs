@@ -251,10 +251,9 @@ impl Hold {
         }
         session.over()
     }
-}
 
-impl Drop for Hold {
-    fn drop(&mut self) {
+    /// Gives this part up before its time is over. What may come later, its drop included, does nothing.
+    pub fn let_go(&self) {
         let mut shard = self.owners.shard(&self.id);
         let Some(session) = shard.get_mut(&self.id) else { return };
         let State::Owned { holders, .. } = &mut session.state else { return };
@@ -269,6 +268,12 @@ impl Drop for Hold {
         self.owners.owned.fetch_sub(1, Ordering::Relaxed);
         self.owners.gauge.dec();
         self.backend.session_removed();
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.let_go();
     }
 }
 
@@ -352,6 +357,19 @@ mod tests {
         assert!(over.is_cancelled());
         let hold = lead(&owners, &id).settle(&b);
         assert!(!hold.alarm().is_cancelled());
+    }
+
+    #[test]
+    fn a_hold_let_go_of_twice_counts_once() {
+        let (owners, a, b, id) = (owners(), backend("a"), backend("b"), SessionId::new("s"));
+        let first = lead(&owners, &id).settle(&a);
+        first.let_go();
+        assert_eq!((owners.len(), a.sessions()), (0, 0));
+        let next = lead(&owners, &id).settle(&b);
+        drop(first);
+        assert!(Arc::ptr_eq(&owners.find(&id).unwrap(), &b), "another's by now");
+        assert_eq!((owners.len(), a.sessions(), b.sessions()), (1, 0, 1));
+        drop(next);
     }
 
     #[test]

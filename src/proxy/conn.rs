@@ -215,7 +215,7 @@ fn relay<'a>(
             Some(()) = OptionFuture::from(is_down) => Why::Down,
         }
     };
-    Relay::new((client, up), (&mut link.stream, down), &config.timeouts, lingers, stop)
+    Relay::new((client, up), (&mut link.stream, down), owned, &config.timeouts, lingers, stop)
 }
 
 /// Returns when the backend is down and that is to end its connections: not in a panic, which outlasts this outage for

@@ -14,11 +14,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::SetOnce;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::direction::{Direction, Fault};
 use crate::close::{At, By, Close, Why};
 use crate::config::Timeouts;
+use crate::fleet::Hold;
 use crate::net::{self, Stream};
 
 /// Carries bytes until both directions have ended, one has failed, or `stop` says why not to go on.
@@ -27,6 +29,8 @@ pub struct Relay<'a, Stop> {
     backend: &'a mut Stream,
     up: Direction<'a>,
     down: Direction<'a>,
+    /// Let go of at the backend's end: what it has left it has unloaded, however long the client takes to leave.
+    owned: &'a SetOnce<Hold>,
     /// Whose end came first.
     first_end: Option<By>,
     /// A client's end is not passed on: the backend's socket is left as it is, for whoever keeps it.
@@ -52,6 +56,7 @@ impl<'a, Stop: Future<Output = Why>> Relay<'a, Stop> {
     pub fn new(
         (client, up): (&'a mut Stream, Direction<'a>),
         (backend, down): (&'a mut Stream, Direction<'a>),
+        owned: &'a SetOnce<Hold>,
         timeouts: &Timeouts,
         lingers: bool,
         stop: Stop,
@@ -65,6 +70,7 @@ impl<'a, Stop: Future<Output = Why>> Relay<'a, Stop> {
             backend,
             up,
             down,
+            owned,
             first_end: None,
             lingers,
             half_close,
@@ -90,6 +96,9 @@ impl<'a, Stop: Future<Output = Why>> Relay<'a, Stop> {
                     self.first_end = Some(by);
                     if self.lingers && by == By::Client {
                         return Poll::Ready(fin(by));
+                    }
+                    if let (By::Backend, Some(hold)) = (by, self.owned.get()) {
+                        hold.let_go();
                     }
                     self.half_closed = self.half_close.map(|limit| Box::pin(sleep(limit)));
                 }

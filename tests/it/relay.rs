@@ -52,6 +52,25 @@ async fn drink_some(stream: &mut TcpStream, count: usize) -> Vec<u8> {
 }
 
 #[test]
+fn a_backend_that_has_left_owns_the_session_no_more_while_its_client_stays() {
+    run(async {
+        let mut wire = Wire::start().await;
+        let balancer = Balancer::start(&wire.text()).await;
+        let (mut client, mut home) = wire.pair(&balancer).await;
+        assert_eq!(balancer.owner("s").as_deref(), Some("wire"));
+        home.shutdown().await.unwrap();
+        assert_eq!(client.next().await, Err(End::Fin));
+        until("the owner is free", || balancer.owner("s").is_none()).await;
+        assert_eq!(balancer.active(), 1, "the client has not closed");
+        // A second one is not held up by the first, and the first takes nothing with it when it goes.
+        let (_second, _home) = wire.pair(&balancer).await;
+        drop(client);
+        until("it is counted", || balancer.closed("backend", "relay", "fin") == 1).await;
+        assert_eq!(balancer.owner("s").as_deref(), Some("wire"));
+    });
+}
+
+#[test]
 fn a_reset_is_passed_on_as_a_reset() {
     run(async {
         let mut wire = Wire::start().await;

@@ -108,8 +108,9 @@ async fn relayed(client: Side, backend: Side, first: [usize; 2], tapped: bool) {
         up.tap(Looks);
         down.tap(Looks);
     }
-    let never = std::future::pending::<Why>();
-    let relay = Relay::new((&mut far_client, up), (&mut far_backend, down), &World::timeouts(), false, never);
+    let (owned, never) = (SetOnce::new(), std::future::pending::<Why>());
+    let relay =
+        Relay::new((&mut far_client, up), (&mut far_backend, down), &owned, &World::timeouts(), false, never);
     let (close, at_client, at_backend) = tokio::join!(
         relay,
         act(near_client, client, from_client.clone()),
@@ -151,10 +152,11 @@ fn bulk_goes_through_a_pipe_that_is_given_back_when_there_is_none() {
             (pair().await, pair().await);
         let up = Direction::new(Bytes::new(), Tally::to_backend(&world.record, &world.backend));
         let down = Direction::new(Bytes::new(), Tally::to_client(&world.record, &world.backend));
-        let timeouts = World::timeouts();
+        let (owned, timeouts) = (SetOnce::new(), World::timeouts());
         let mut relay = Relay::new(
             (&mut far_client, up),
             (&mut far_backend, down),
+            &owned,
             &timeouts,
             false,
             std::future::pending::<Why>(),
@@ -197,7 +199,9 @@ fn a_buffer_that_has_been_sent_is_given_back() {
         let up = Direction::new(first[0].clone(), Tally::to_backend(&world.record, &world.backend));
         let down = Direction::new(first[1].clone(), Tally::to_client(&world.record, &world.backend));
         let (client, backend) = ((&mut far_client, up), (&mut far_backend, down));
-        let relay = Relay::new(client, backend, &World::timeouts(), false, std::future::pending::<Why>());
+        let owned = SetOnce::new();
+        let relay =
+            Relay::new(client, backend, &owned, &World::timeouts(), false, std::future::pending::<Why>());
         let read = async {
             for mut side in [near_client, near_backend] {
                 side.read_exact(&mut [0; 500]).await.unwrap();

@@ -284,6 +284,9 @@ impl Switch<'_> {
             if !panic {
                 let stranded = self.table.strand(at);
                 self.answer_lost(&stranded);
+                if let Some(upstream) = self.upstreams.get_mut(&at) {
+                    upstream.births = 0;
+                }
             }
             self.attend(at);
             return Ok(());

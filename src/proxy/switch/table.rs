@@ -65,8 +65,8 @@ pub(super) struct Table {
     lost: HashSet<SessionId>,
     /// Sessions that the client has named and is through with: what is broadcast about them may still be news to it.
     past: HashSet<SessionId>,
-    /// Requests that were answered for an upstream which may still answer them.
-    stranded: HashSet<(At, Id)>,
+    /// Requests that were answered for an upstream which may still answer them, and whether that would name a session.
+    stranded: HashMap<(At, Id), bool>,
 }
 
 /// What a lost upstream leaves behind.
@@ -81,7 +81,8 @@ pub(super) struct Wreck {
 impl Table {
     /// Whether one client asks for too much.
     pub(super) fn is_full(&self) -> bool {
-        self.flights.len() >= FLIGHTS_MAX || self.sessions.len() >= SESSIONS_MAX
+        self.flights.len().saturating_add(self.stranded.len()) >= FLIGHTS_MAX
+            || self.sessions.len() >= SESSIONS_MAX
     }
 
     /// The session that this errand was to place will not be.
@@ -141,16 +142,20 @@ impl Table {
 
     /// Takes off the requests on an upstream that name no session; should it answer them after all, that is too late.
     pub(super) fn strand(&mut self, at: At) -> Vec<Id> {
-        let stranded =
-            self.flights.extract_if(|_, flight| flight.at == at && flight.session.is_none() && !flight.born);
-        let ids: Vec<Id> = stranded.map(|(id, _)| id).collect();
-        self.stranded.extend(ids.iter().map(|id| (at, id.clone())));
-        ids
+        let stranded = self.flights.extract_if(|_, flight| flight.at == at && flight.session.is_none());
+        let stranded: Vec<(Id, bool)> = stranded.map(|(id, flight)| (id, flight.born)).collect();
+        self.stranded.extend(stranded.iter().map(|(id, born)| ((at, id.clone()), *born)));
+        stranded.into_iter().map(|(id, _)| id).collect()
     }
 
     /// Whether an answer comes after the client was told that none would.
-    pub(super) fn is_too_late(&mut self, at: At, id: &Id) -> bool {
-        !self.stranded.is_empty() && self.stranded.remove(&(at, id.clone()))
+    pub(super) fn is_too_late(&self, at: At, id: &Id) -> bool {
+        !self.stranded.is_empty() && self.stranded.contains_key(&(at, id.clone()))
+    }
+
+    /// Notes such an answer: whether it may name a session. `None` if it is in time.
+    pub(super) fn arrive_late(&mut self, at: At, id: &Id) -> Option<bool> {
+        if self.stranded.is_empty() { None } else { self.stranded.remove(&(at, id.clone())) }
     }
 
     /// A new number for a server request.
@@ -229,7 +234,7 @@ impl Table {
     pub(super) fn wreck(&mut self, at: At) -> Wreck {
         let ids = self.flights.extract_if(|_, flight| flight.at == at).map(|(id, _)| id).collect();
         self.asked.retain(|_, asked| asked.at != at);
-        self.stranded.retain(|(upstream, _)| *upstream != at);
+        self.stranded.retain(|(upstream, _), _| *upstream != at);
         self.inferences.retain(|_, upstream| *upstream != at);
         self.inferences_by_age.retain(|request| self.inferences.contains_key(request));
         let there = |seat: &Seat| matches!(seat, Seat::Seated { at: upstream, .. } if *upstream == at);

@@ -242,6 +242,12 @@ impl Switch<'_> {
     /// An answer has passed: what it changes.
     fn answered(&mut self, at: At, envelope: &Envelope) {
         let Some(id) = &envelope.id else { return };
+        if let Some(born) = self.table.arrive_late(at, id) {
+            if let (true, Field::Is(session)) = (born, &envelope.result_session) {
+                self.disown(at, session);
+            }
+            return;
+        }
         let outcome = if envelope.is_error { Outcome::Error(envelope.error_code) } else { Outcome::Success };
         let Some(flight) = self.table.arrive(id, outcome) else { return };
         self.landed(&flight, outcome);
@@ -285,6 +291,15 @@ impl Switch<'_> {
             hold.set_alarm(upstream.alarm());
         }
         self.table.sessions.insert(session, Seat::Seated { at, hold, attached: true, flights: 0 });
+    }
+
+    /// A session was born for a client that has been told it was not: nobody would ever let go of it.
+    fn disown(&mut self, at: At, session: &SessionId) {
+        let params = json!({ "sessionId": session.as_str() });
+        let destroy = json!({ "jsonrpc": "2.0", "id": "sessile-disown", "method": "session.destroy", "params": params });
+        self.push_up(at, reply::frame(destroy.to_string().as_bytes()).into());
+        // The upstream's turn to be written to is over.
+        self.barred = true;
     }
 
     /// A backend is lost: what it owed is answered, and who waits for a turn's end is told. The client's other sessions

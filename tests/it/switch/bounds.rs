@@ -235,3 +235,32 @@ fn on_a_server_that_is_down_only_what_is_of_its_sessions_waits() {
         assert_eq!(balancer.metrics().requests_in_flight.get(), 0);
     });
 }
+
+#[test]
+fn a_birth_on_a_server_that_is_down_is_answered_and_a_session_born_too_late_is_let_go() {
+    run(async {
+        let fleet = Fleet::shared(1).await;
+        let text = switched(&fleet).set("health.interval", "\"300ms\"").set("health.timeout", "\"300ms\"");
+        // The only server is down: no reason to doubt that here.
+        let text = text.set("health.panic_threshold", "0");
+        let balancer = Balancer::start(&text.set("health.fall", "2").set("health.rise", "1")).await;
+        let mut client = balancer.client().await;
+        let kept = balancer.session_at(0);
+        client.create(&kept).await;
+        fleet[0].mute(true);
+        let birth = client.ask("session.create", json!({})).await;
+        assert_eq!(refusal(&client.answer(birth).await), sessile(-32057, "backend_lost"));
+        client.seen.clear();
+        fleet[0].mute(false);
+        balancer.until_health("a", Health::Up).await;
+        fleet[0].wait_for(|state| state.count("session.destroy") == 1).await;
+        client.turn(&kept).await;
+        assert_eq!(fleet[0].live_sessions(), std::slice::from_ref(&kept), "the late one is live nowhere");
+        assert_eq!(balancer.inner().owners.len(), 1, "nor does anybody own it");
+        let answers: Vec<_> = client.seen.iter().filter(|frame| frame.get("method").is_none()).collect();
+        assert!(answers.is_empty(), "answered before: {answers:?}");
+        assert_eq!(balancer.metrics().requests_in_flight.get(), 0);
+        let again = client.result("session.create", json!({})).await;
+        assert_eq!(balancer.owner(again["sessionId"].as_str().unwrap()).as_deref(), Some("a"));
+    });
+}

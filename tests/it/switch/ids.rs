@@ -207,6 +207,41 @@ fn broadcasts_about_a_session_one_is_through_with_are_still_heard() {
 }
 
 #[test]
+fn what_requests_take_is_counted_by_their_class() {
+    run(async {
+        let mut raws = Raw::several(1).await;
+        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
+        let params = json!({"sessionId": sessions[0]});
+        for method in
+            ["session.send", "session.resume", "session.getMessages", "session.abort", "session.send"]
+        {
+            let id = client.ask(method, params.clone()).await;
+            let asked = lines[0].asked(method).await;
+            lines[0].reply(&asked, json!({})).await;
+            client.answer(id).await;
+        }
+        client.ask("session.send", params).await;
+        lines[0].asked("session.send").await;
+        let text = String::from_utf8(balancer.metrics().text()).unwrap();
+        let classes = [
+            ("create", 1),
+            ("send", 2),
+            ("resume", 1),
+            ("read", 1),
+            ("other", 1),
+            ("ping", 0),
+            ("connect", 0),
+        ];
+        for (class, count) in classes {
+            let line = format!("sessile_request_duration_seconds_count{{class=\"{class}\"}} {count}\n");
+            assert!(text.contains(&line), "{line}{text}");
+        }
+        assert_eq!(balancer.metrics().requests_in_flight.get(), 1, "the last has no answer yet");
+    });
+}
+
+#[test]
 fn errors_are_counted_by_their_code() {
     run(async {
         let mut raws = Raw::several(1).await;

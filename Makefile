@@ -1,8 +1,8 @@
 # Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
 
-.PHONY: test lint need-node need-python need-systemd need-browser need-promtool need-openssl unit netem netem-some sdk page observability bench soak fuzz audit deb clean
+.PHONY: test lint need-node need-python need-systemd need-browser need-promtool need-openssl unit netem netem-some sdk page observability polkit bench soak fuzz audit deb clean
 
-test: need-node need-python need-systemd need-browser need-promtool need-openssl lint unit netem-some page observability sdk
+test: need-node need-python need-systemd need-browser need-promtool need-openssl lint unit netem-some page observability polkit sdk
 
 # Says what is missing instead of skipping what it was for.
 need-node:
@@ -67,6 +67,10 @@ page: tests/page/node_modules/.package-lock.json
 # The rules, the dashboard and the metrics, as Prometheus sees them.
 observability:
 	cd tests/observability && SESSILE_BIN=$(CURDIR)/target/debug/sessile node --test
+
+# The rule that lets sessile restart servers: who may do what.
+polkit:
+	cd tests/polkit && node --test
 
 tests/page/node_modules/.package-lock.json: tests/page/package-lock.json
 	cd tests/page && npm ci

@@ -35,5 +35,8 @@ mod traffic;
 #[path = "cli/upgrade.rs"]
 mod upgrade;
 
+#[path = "cli/restart.rs"]
+mod restart;
+
 #[path = "cli/leave.rs"]
 mod leave;

@@ -14,6 +14,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::address;
 use super::check_admin::{Socket, admin};
+use super::check_restart;
 use super::check_tls::{self, Own};
 use super::defaults;
 use super::model::{
@@ -27,7 +28,7 @@ use super::schema::{
 };
 use super::secret::{Plain, Surroundings, secret};
 use super::tls::BackendTls;
-use super::values::{self, Quantity, Size};
+use super::values::{self, Quantity, SHORTEST, Size, UP_TO_AN_HOUR};
 
 const LISTENERS_MAX: usize = 64;
 const BACKENDS_MAX: usize = 1024;
@@ -35,11 +36,9 @@ const NAMESERVERS_MAX: usize = 8;
 const METHOD_RULES_MAX: usize = 1024;
 const PATTERN_BYTES_MAX: usize = 1024;
 
-const SHORTEST: Duration = Duration::from_millis(10);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 const WEEK: Duration = Duration::from_hours(7 * 24);
-const UP_TO_AN_HOUR: RangeInclusive<Duration> = SHORTEST..=HOUR;
 const PROBES_IN_A_ROW: RangeInclusive<u32> = 1..=100;
 const WEIGHTS: RangeInclusive<u32> = 1..=100;
 const LOAD_FACTORS: RangeInclusive<f64> = 1.0..=100.0;
@@ -168,6 +167,7 @@ fn health(mut reader: Reader<'_, '_>) -> Health {
         rise: reader.bounded("rise", default.rise, &PROBES_IN_A_ROW),
         fall: reader.bounded("fall", default.fall, &PROBES_IN_A_ROW),
         panic_threshold: reader.or_off("panic_threshold", default.panic_threshold, &PANIC_THRESHOLDS),
+        restart: check_restart::restart(&mut reader),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::model::{
     Admin, AdminAddress, Discovery, Health, Lifecycle, Limits, Listener, LocatePolicy, MethodPolicy, OnDown,
-    Openings, Placement, Routing, Secret, Storage, Strategy, Timeouts,
+    Openings, Placement, Restart, Routing, Secret, Storage, Strategy, Timeouts,
 };
 
 /// The weight of a backend that names none.
@@ -101,6 +101,18 @@ impl Default for Health {
             rise: 2,
             fall: 3,
             panic_threshold: Some(0.5),
+            restart: Restart::default(),
+        }
+    }
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self {
+            command: None,
+            after: Duration::from_secs(30),
+            interval: Duration::from_mins(5),
+            timeout: Duration::from_mins(1),
         }
     }
 }

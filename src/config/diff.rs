@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::model::{
     Admin, AdminAddress, AdminState, BackendSpec, Config, Discovery, Health, Limits, Listener, Placement,
-    Proxies, Resolve, Secret, Timeouts, Upstream,
+    Proxies, Resolve, Restart, RestartCommand, Secret, Timeouts, Upstream,
 };
 use super::tls::{BackendTls, ListenerTls};
 use super::values::{Quantity, Size};
@@ -231,13 +231,20 @@ fn placement(changes: &mut Vec<Change>, old: &Placement, new: &Placement) {
 }
 
 fn health(changes: &mut Vec<Change>, old: &Health, new: &Health) {
-    let Health { interval, timeout, rise, fall, panic_threshold } = *new;
+    let Health { interval, timeout, rise, fall, panic_threshold, restart } = new;
     setting(changes, "health.interval", old.interval.show(), interval.show());
     setting(changes, "health.timeout", old.timeout.show(), timeout.show());
     setting(changes, "health.rise", old.rise.show(), rise.show());
     setting(changes, "health.fall", old.fall.show(), fall.show());
     let threshold = or_off::<f64>;
-    setting(changes, "health.panic_threshold", threshold(old.panic_threshold), threshold(panic_threshold));
+    setting(changes, "health.panic_threshold", threshold(old.panic_threshold), threshold(*panic_threshold));
+    let Restart { command, after, interval, timeout } = restart;
+    let shown =
+        |command: &Option<RestartCommand>| command.as_ref().map_or("none".to_owned(), RestartCommand::show);
+    setting(changes, "health.restart_command", shown(&old.restart.command), shown(command));
+    setting(changes, "health.restart_after", old.restart.after.show(), after.show());
+    setting(changes, "health.restart_interval", old.restart.interval.show(), interval.show());
+    setting(changes, "health.restart_timeout", old.restart.timeout.show(), timeout.show());
 }
 
 fn timeouts(changes: &mut Vec<Change>, old: &Timeouts, new: &Timeouts) {

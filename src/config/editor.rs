@@ -61,7 +61,9 @@ fn kind(section: &str, key: &str) -> Value {
         ("placement", "on_down") => words(OnDown::ALL, OnDown::label),
         ("backend", "resolve") => words(Resolve::ALL, Resolve::label),
         ("backend", "state") => words(&AdminState::ALL, AdminState::label),
-        ("listener", "methods_allow" | "methods_deny") | ("discovery", "nameservers") => {
+        ("listener", "methods_allow" | "methods_deny")
+        | ("discovery", "nameservers")
+        | ("health", "restart_command") => {
             json!({ "type": "array", "items": { "type": "string" } })
         }
         ("listener", "tls") => nested(&LISTENER_TLS, &["cert", "key"]),
@@ -88,7 +90,7 @@ fn kind(section: &str, key: &str) -> Value {
         }),
         ("timeouts", _)
         | ("placement", "slow_start")
-        | ("health", "interval" | "timeout")
+        | ("health", "interval" | "timeout" | "restart_after" | "restart_interval" | "restart_timeout")
         | ("discovery", "ttl_min" | "ttl_max" | "timeout") => {
             json!({ "type": "string", "pattern": "^(0| *([0-9]+ *[A-Za-zµ]+ *)+)$" })
         }

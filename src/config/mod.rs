@@ -14,6 +14,8 @@ pub mod tls;
 
 mod backend;
 
+mod restart;
+
 pub mod model;
 
 mod defaults;
@@ -34,6 +36,7 @@ mod secret;
 
 mod check_tls;
 mod check_admin;
+mod check_restart;
 
 mod check;
 

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 pub use super::backend::{AdminState, BackendSpec, Discovery, Resolve};
+pub use super::restart::{Restart, RestartCommand};
 use super::tls::{BackendTls, ListenerTls};
 
 /// One configuration file, understood.
@@ -245,6 +246,8 @@ pub struct Health {
     pub fall: u32,
     /// The share of backends (0 to 1) that must be up for probes to be believed in everything; `None` = any.
     pub panic_threshold: Option<f64>,
+    /// What is done about backends that stay down.
+    pub restart: Restart,
 }
 
 /// Deadlines; `None` = unlimited where 0 is allowed in the file.

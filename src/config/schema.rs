@@ -51,7 +51,17 @@ pub(super) static PLACEMENT: Section = Section {
 pub(super) static HEALTH: Section = Section {
     name: "health",
     repeated: false,
-    keys: &["interval", "timeout", "rise", "fall", "panic_threshold"],
+    keys: &[
+        "interval",
+        "timeout",
+        "rise",
+        "fall",
+        "panic_threshold",
+        "restart_command",
+        "restart_after",
+        "restart_interval",
+        "restart_timeout",
+    ],
 };
 pub(super) static TIMEOUTS: Section = Section {
     name: "timeouts",

@@ -13,6 +13,11 @@ use toml::de::DeValue;
 use super::problem::Fault;
 use super::schema::{listed, nearest, shown};
 
+/// The least that is worth a timer.
+pub(super) const SHORTEST: Duration = Duration::from_millis(10);
+/// The bounds of most deadlines.
+pub(super) const UP_TO_AN_HOUR: RangeInclusive<Duration> = SHORTEST..=Duration::from_hours(1);
+
 /// Something with an order, a zero and bounds.
 pub(super) trait Quantity: Copy + PartialOrd + Default {
     /// Reads it, without regard to bounds.

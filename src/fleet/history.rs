@@ -22,6 +22,11 @@ impl History {
         probes.push_back(took);
     }
 
+    /// Whether the last one was answered.
+    pub fn is_answered(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).back().is_some_and(Option::is_some)
+    }
+
     /// The last ones, the oldest first; `None` = not answered.
     pub fn probes(&self) -> Vec<Option<Duration>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
@@ -42,5 +47,8 @@ mod tests {
         assert_eq!(probes.len(), PROBES_MAX);
         assert_eq!((probes[0], probes[1]), (None, Some(Duration::from_millis(3))));
         assert_eq!(probes.last(), Some(&Some(Duration::from_millis(61))));
+        assert!(history.is_answered() && !History::default().is_answered());
+        history.note(None);
+        assert!(!history.is_answered());
     }
 }

@@ -11,6 +11,7 @@ pub mod greetings;
 pub mod owners;
 pub mod panic;
 pub mod pins;
+pub mod restarts;
 pub mod ring;
 pub mod warmth;
 
@@ -23,5 +24,6 @@ pub use history::{History, PROBES_MAX};
 pub use owners::{Claim, Hold, Lead, Owners};
 pub use panic::is_panic;
 pub use pins::Pins;
+pub use restarts::{Patient, Restarts};
 pub use ring::Ring;
 pub use warmth::{WARM, warmth};

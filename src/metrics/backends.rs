@@ -24,6 +24,7 @@ pub(super) struct Families {
     connect_duration: HistogramVec,
     connect_failures: IntCounterVec,
     health_changes: IntCounterVec,
+    restarts: IntCounterVec,
     last_probe: GaugeVec,
     certificate_expiry: IntGaugeVec,
 }
@@ -86,6 +87,12 @@ impl Families {
                 "Times that probes brought it up or down.",
                 &["backend", "to"],
             )?,
+            restarts: counters(
+                r,
+                "backend_restarts_total",
+                "Times that restart_command was run for it.",
+                &["backend", "result"],
+            )?,
             last_probe: gauges(r, "backend_last_probe_seconds", "Of the last answered probe.", &b)?,
             certificate_expiry: int_gauges(
                 r,
@@ -125,6 +132,11 @@ impl BackendSeries {
     /// Probes have brought it `to` "up" or "down".
     pub fn health_changed(&self, to: &'static str) {
         self.families.health_changes.with_label_values(&[&*self.name, to]).inc();
+    }
+
+    /// `restart_command` was run for it, and how that ended: "success", "failure" or "timeout".
+    pub fn restarted(&self, result: &'static str) {
+        self.families.restarts.with_label_values(&[&*self.name, result]).inc();
     }
 
     /// The state in force, as one series per state.
@@ -179,6 +191,9 @@ impl Drop for BackendSeries {
         }
         for to in ["up", "down"] {
             drop(f.health_changes.remove_label_values(&[name, to]));
+        }
+        for result in ["success", "failure", "timeout"] {
+            drop(f.restarts.remove_label_values(&[name, result]));
         }
         for result in ["success", "failure"] {
             drop(f.probes.remove_label_values(&[name, result]));

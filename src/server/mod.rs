@@ -12,6 +12,7 @@ mod predecessors;
 pub mod reload;
 mod discover;
 mod members;
+mod restart;
 mod succession;
 pub mod carried;
 pub mod status;

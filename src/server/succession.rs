@@ -1,14 +1,19 @@
 //! What a process gets from the one before it, and gives to the one after it.
 
 use std::io;
+use std::sync::Arc;
 
 use super::reload::Reloader;
+use super::restart::restart;
 use super::sockets::Heirlooms;
 
 impl Reloader {
-    /// Lets clients and operators in.
+    /// Lets clients and operators in. From now on it is this process that restarts backends.
     pub async fn open(&self) {
         self.inner.lock().await.sockets.open();
+        let restarting = restart(Arc::clone(self.balancer()), self.generation());
+        let stop = self.stop.clone();
+        self.attendants.spawn(async move { stop.run_until_cancelled(restarting).await });
     }
 
     /// Its sockets once more.

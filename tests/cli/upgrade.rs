@@ -15,14 +15,14 @@ use crate::process::{IN_VAIN, Place, Process, standins};
 use crate::traffic::{Client, Traffic};
 
 /// The processes of a test, one after the other: all of them end with it.
-struct Line {
-    place: Place,
+pub struct Line {
+    pub place: Place,
     first: Option<Process>,
-    pids: Vec<u32>,
+    pub pids: Vec<u32>,
 }
 
 impl Line {
-    fn start(place: Place, program: &Path) -> Self {
+    pub fn start(place: Place, program: &Path) -> Self {
         let command = place.command_of(program);
         Self::begin(place, command)
     }
@@ -37,7 +37,7 @@ impl Line {
         self.pids[self.pids.len() - 1]
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_raw(self.main().try_into().unwrap()).unwrap(), signal).unwrap();
     }
 
@@ -49,7 +49,7 @@ impl Line {
     }
 
     /// Another process takes over, and the old one lets nobody in any more.
-    async fn upgrade(&mut self) {
+    pub async fn upgrade(&mut self) {
         self.signal(Signal::USR2);
         let words = self.place.told("MAINPID=");
         self.pids.push(words.trim().strip_prefix("MAINPID=").unwrap().parse().unwrap());
@@ -72,7 +72,7 @@ impl Line {
         }
     }
 
-    async fn until_alone(&self) {
+    pub async fn until_alone(&self) {
         self.until(|status| status["predecessors"] == json!([])).await;
     }
 }
@@ -86,7 +86,7 @@ impl Drop for Line {
     }
 }
 
-fn binary() -> &'static Path {
+pub fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_sessile"))
 }
 

@@ -24,6 +24,7 @@ mod placement;
 mod proxied;
 mod relay;
 mod reload;
+mod restart;
 mod switch;
 mod tls;
 mod tokens;

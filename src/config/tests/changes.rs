@@ -59,6 +59,10 @@ timeout = "100ms"
 rise = 1
 fall = 1
 panic_threshold = 0
+restart_command = ["restart-it", "{name}", "a \"b\""]
+restart_after = "1m"
+restart_interval = "10m"
+restart_timeout = "5s"
 [timeouts]
 opening = "1m"
 connect = "1s"
@@ -130,11 +134,20 @@ fn any_backends() -> impl Draw<Value = Vec<BackendSpec>> {
     })
 }
 
+fn any_restart() -> impl Draw<Value = Restart> {
+    let command = proptest::option::of(proptest::collection::vec("[ab\", ]{1,3}", 1..4));
+    (command, 1u64..3).prop_map(|(words, seconds)| Restart {
+        command: words.and_then(RestartCommand::new),
+        after: Duration::from_secs(seconds),
+        ..Restart::default()
+    })
+}
+
 fn any_config() -> impl Draw<Value = Config> {
     let token = prop_oneof![Just(None), "[ab]".prop_map(|text| Some(Secret::new(text)))];
     let ports = proptest::collection::btree_set(1u16..5, 1..4);
-    (any_backends(), ports, token, any::<bool>(), 1u64..4).prop_map(
-        |(backends, ports, token, deny, seconds)| {
+    (any_backends(), ports, token, any::<bool>(), 1u64..4, any_restart()).prop_map(
+        |(backends, ports, token, deny, seconds, restart)| {
             let deny = if deny { MethodPolicy::default().deny } else { BTreeSet::new() };
             let methods = MethodPolicy::new(BTreeSet::new(), deny);
             let listener = |port| Listener {
@@ -144,7 +157,7 @@ fn any_config() -> impl Draw<Value = Config> {
             };
             Config {
                 listeners: ports.into_iter().map(listener).collect(),
-                health: Health { interval: Duration::from_secs(seconds), ..Health::default() },
+                health: Health { interval: Duration::from_secs(seconds), restart, ..Health::default() },
                 upstream: Upstream { connection_token: token, tls: None },
                 backends,
                 ..sound_with("")

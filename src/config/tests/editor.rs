@@ -105,6 +105,7 @@ fn every_key_is_described_and_takes_what_the_checks_take() {
         "'cli:1'",
         "'/run/s.sock'",
         "['a.b']",
+        "['systemctl', 'restart', 'copilot-cli@{name}.service']",
         "['10.0.0.1:53']",
         "[1]",
         "{ env = 'TOKEN' }",

@@ -116,8 +116,14 @@ fn example_shows_the_defaults() {
 /// The example with the keys that have no default written too.
 pub(super) fn example_in_full() -> String {
     let text = fs::read_to_string(conf("example.toml")).unwrap();
-    let keys =
-        ["# token =", "# metrics_address =", "# affinity_pattern =", "# connection_token =", "# tls ="];
+    let keys = [
+        "# token =",
+        "# metrics_address =",
+        "# affinity_pattern =",
+        "# restart_command =",
+        "# connection_token =",
+        "# tls =",
+    ];
     keys.iter().fold(text, |text, key| {
         assert!(text.contains(key), "{key}");
         text.replace(key, key.trim_start_matches("# "))

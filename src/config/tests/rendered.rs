@@ -160,6 +160,16 @@ fn renders_patterns() {
 }
 
 #[test]
+fn renders_commands() {
+    let command = |words: &str| rendered(&format!("{SOUND}[health]\nrestart_command = {words}\n"));
+    assert_snapshot!(command("[]"));
+    assert_snapshot!(command("'systemctl restart x'"));
+    assert_snapshot!(command("['', 'restart', 'copilot-cli@{nmae}', 7, 'ä{', '{{name}}']"));
+    assert_snapshot!(command("['/opt/{name}/restart']\nrestart_after = '0s'\nrestart_timeout = '2h'"));
+    assert_snapshot!(command("[\n  'bin/restart',\n  \"a\\u0000b\",\n]"));
+}
+
+#[test]
 fn renders_method_rules() {
     assert_snapshot!(rendered(
         "[[listener]]\nmethods_allow = 'plugins.list'\nmethods_deny = ['a.*.b', 7]\n[[backend]]\nname = 'a'\naddress = 'a:1'\n"

@@ -117,6 +117,13 @@ impl Dns {
     }
 }
 
+/// An SRV record whose target no host may have, and the name under which it is asked for.
+pub fn odd_srv(weight: u16, port: u16, labels: &[&str]) -> (RData, String) {
+    let target = Name::from_labels(labels.iter().map(|label| label.as_bytes())).unwrap();
+    let asked = target.to_ascii().to_ascii_lowercase().trim_end_matches('.').to_owned();
+    (RData::SRV(SRV::new(0, weight, port, target)), asked)
+}
+
 /// An SRV record.
 pub fn srv(weight: u16, port: u16, target: &str) -> RData {
     RData::SRV(SRV::new(0, weight, port, Name::from_ascii(target).unwrap()))

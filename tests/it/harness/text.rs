@@ -38,6 +38,12 @@ impl Text {
         self
     }
 
+    /// Leaves a key out.
+    pub fn unset(mut self, key: &str) -> Self {
+        self.settings.remove(key);
+        self
+    }
+
     /// Sets a key of the listener.
     pub fn listener(mut self, key: &str, value: impl Into<String>) -> Self {
         self.listener.insert(key.to_owned(), value.into());

@@ -6,12 +6,17 @@
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
 /// Connections that a worker may carry more than another before it hands new ones over.
 const SLACK: usize = 8;
+
+/// A timer that is due before all others makes tokio wake its own loop, by a system call. Every connection sets some, and
+/// most are due later than this.
+const TICK: Duration = Duration::from_millis(500);
 
 /// The threads.
 #[derive(Debug)]
@@ -34,7 +39,11 @@ impl Workers {
             workers.runtimes.push(runtime.handle().clone());
             let stop = workers.stop.clone();
             let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-                runtime.block_on(stop.cancelled());
+                runtime.block_on(stop.run_until_cancelled(async {
+                    loop {
+                        tokio::time::sleep(TICK).await;
+                    }
+                }));
                 // Drops every task, without waiting for a resolver that may never answer.
                 runtime.shutdown_background();
             })?;

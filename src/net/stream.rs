@@ -149,12 +149,16 @@ impl AsyncWrite for Stream {
 /// If the peer is gone already.
 pub fn prepare(socket: &Socket, timeouts: &Timeouts) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    socket.set_keepalive(timeouts.keepalive.is_some())?;
-    if let Some(idle) = timeouts.keepalive {
-        let interval = idle.checked_div(KEEPALIVE_PROBES).unwrap_or(idle).max(Duration::from_secs(1));
-        let keepalive =
-            TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(KEEPALIVE_PROBES);
-        socket.set_tcp_keepalive(&keepalive)?;
+    match timeouts.keepalive {
+        Some(idle) => {
+            let interval = idle.checked_div(KEEPALIVE_PROBES).unwrap_or(idle).max(Duration::from_secs(1));
+            let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval);
+            socket.set_tcp_keepalive(&match timeouts.user_timeout {
+                Some(_) => keepalive,
+                None => keepalive.with_retries(KEEPALIVE_PROBES),
+            })?;
+        }
+        None => socket.set_keepalive(false)?,
     }
     socket.set_tcp_user_timeout(timeouts.user_timeout)
 }

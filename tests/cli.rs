@@ -14,6 +14,9 @@ mod fleet;
 #[path = "cli/process.rs"]
 mod process;
 
+#[path = "it/harness/papers.rs"]
+mod papers;
+
 #[path = "cli/admin.rs"]
 mod admin;
 
@@ -37,6 +40,9 @@ mod upgrade;
 
 #[path = "cli/restart.rs"]
 mod restart;
+
+#[path = "cli/sealed.rs"]
+mod sealed;
 
 #[path = "cli/leave.rs"]
 mod leave;

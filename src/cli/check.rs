@@ -45,9 +45,15 @@ fn summary(config: &Config) -> String {
         AdminAddress::Tcp(address) => address.to_string(),
         AdminAddress::Unix(path) => path.display().to_string(),
     };
-    if admin.token.is_some() {
-        desk.push_str(" with a token");
-    }
+    let locks = match (&admin.tls, &admin.token) {
+        (None, None) => "",
+        (None, Some(_)) => " with a token",
+        (Some(tls), None) if tls.is_mutual() => " with TLS that demands certificates",
+        (Some(tls), Some(_)) if tls.is_mutual() => " with TLS that demands certificates, and a token",
+        (Some(_), None) => " with TLS",
+        (Some(_), Some(_)) => " with TLS and a token",
+    };
+    desk.push_str(locks);
     if let Some(address) = admin.metrics_address {
         desk.push_str(&format!(", metrics on {address}"));
     }

@@ -17,12 +17,16 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::terminal::plain;
+use super::{Key, sealed};
+use crate::config::{self, BackendTls};
 use crate::server::status::Failed;
 
 /// Where the admin socket is if nobody says otherwise.
 pub(super) const DEFAULT: &str = "http://127.0.0.1:9321";
 /// The environment variable that holds the admin token itself.
 pub(super) const TOKEN: &str = "SESSILE_ADMIN_TOKEN";
+/// The reason of who speaks TLS and is asked in the clear.
+pub(super) const PLAIN: &str = "tls";
 const TOKEN_FILE_BYTES_MAX: u64 = 64 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A reload with a thousand backends builds a large ring.
@@ -34,6 +38,8 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 pub(super) enum Admin {
     /// Host and port.
     Tcp(String),
+    /// Host and port, under TLS.
+    Tls(String),
     /// A path.
     Unix(PathBuf),
 }
@@ -42,23 +48,22 @@ impl FromStr for Admin {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const FORMS: &str = "write http://HOST:PORT or unix:/PATH";
+        const FORMS: &str = "write http://HOST:PORT, https://HOST:PORT or unix:/PATH";
         if let Some(path) = text.strip_prefix("unix:") {
             let path = path.strip_prefix("//").unwrap_or(path);
             let sound = path.starts_with('/') && path.len() > 1;
             return if sound { Ok(Self::Unix(path.into())) } else { Err(FORMS.into()) };
         }
-        if text.starts_with("https://") {
-            return Err("the admin socket does not speak TLS: write http://".into());
-        }
-        let authority = text.strip_prefix("http://").unwrap_or(text);
+        let sealed = text.strip_prefix("https://");
+        let authority = sealed.or_else(|| text.strip_prefix("http://")).unwrap_or(text);
         let authority = authority.strip_suffix('/').unwrap_or(authority);
         let sound = authority.rsplit_once(':').is_some_and(|(host, port)| {
             let bare = !host.contains(':') || host.starts_with('[') && host.ends_with(']');
             let clean = host.bytes().all(|byte| byte.is_ascii_graphic() && !b"/@?#\\".contains(&byte));
             !host.is_empty() && bare && clean && port.parse::<u16>().is_ok()
         });
-        if sound { Ok(Self::Tcp(authority.to_owned())) } else { Err(FORMS.into()) }
+        let kind = if sealed.is_some() { Self::Tls } else { Self::Tcp };
+        if sound { Ok(kind(authority.to_owned())) } else { Err(FORMS.into()) }
     }
 }
 
@@ -66,6 +71,7 @@ impl fmt::Display for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(authority) => write!(f, "http://{authority}"),
+            Self::Tls(authority) => write!(f, "https://{authority}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -76,15 +82,19 @@ impl fmt::Display for Admin {
 pub(super) struct Desk {
     admin: Admin,
     authorization: Option<HeaderValue>,
+    /// `None` = no CA is named.
+    tls: Option<BackendTls>,
 }
 
 impl Desk {
-    /// The socket at `admin`. The token is in `file`, or else in the environment, or there is none.
+    /// The socket at `admin`. The token is in the file that `key` names, or else in the environment, or there is none.
     ///
     /// # Errors
-    /// A token that is named and cannot be had.
-    pub(super) fn new(admin: Admin, file: Option<&Path>) -> Result<Self, String> {
-        let token = match file {
+    /// A token or a file of TLS that is named and cannot be had.
+    pub(super) fn new(admin: Admin, key: &Key) -> Result<Self, String> {
+        let pair = key.cert.as_deref().zip(key.key.as_deref());
+        let tls = key.ca.as_deref().map(|ca| config::towards_admin(ca, key.peer.as_deref(), pair));
+        let token = match key.token_file.as_deref() {
             Some(file) => {
                 let shown = plain(&file.display().to_string());
                 let text = read(file).map_err(|error| format!("the token file {shown}: {error}"))?;
@@ -100,7 +110,7 @@ impl Desk {
             value.set_sensitive(true);
             Ok::<_, String>(value)
         };
-        Ok(Self { admin, authorization: token.map(header).transpose()? })
+        Ok(Self { admin, authorization: token.map(header).transpose()?, tls: tls.transpose()? })
     }
 }
 
@@ -133,6 +143,10 @@ impl fmt::Display for Fault {
                 let message = plain(&why.error.message);
                 write!(f, "{message}\n  give its file with --token-file, or the token itself in {TOKEN}")
             }
+            Self::Refused { why, .. } if why.error.reason == PLAIN => {
+                let message = plain(&why.error.message);
+                write!(f, "{message}\n  write --admin https://HOST:PORT, and --ca")
+            }
             Self::Refused { why, .. } => f.write_str(&plain(&why.error.message)),
         }
     }
@@ -158,6 +172,14 @@ async fn exchange(desk: &Desk, method: Method, path: &str) -> Result<Bytes, Faul
         Admin::Tcp(authority) => {
             let stream = dial(admin, TcpStream::connect(authority)).await?;
             talk(desk, stream, authority, method, path).await
+        }
+        Admin::Tls(authority) => {
+            let stream = dial(admin, TcpStream::connect(authority)).await?;
+            let tls = desk.tls.as_ref().ok_or_else(|| Fault::Silent("no CA is named".into()))?;
+            let shaking = timeout(CONNECT_TIMEOUT, sealed::shake(tls, authority, stream)).await;
+            let sealed = shaking.unwrap_or_else(|_| Err("does not shake hands in time".into()));
+            let sealed = sealed.map_err(|why| Fault::Silent(format!("{admin} {why}")))?;
+            talk(desk, sealed, authority, method, path).await
         }
         Admin::Unix(file) => {
             let stream = dial(admin, UnixStream::connect(file)).await?;
@@ -199,7 +221,10 @@ async fn talk(
         request = request.header(AUTHORIZATION, authorization);
     }
     let request = request.body(Body::empty()).map_err(|e| odd(&e))?;
-    let answer = sender.send_request(request).await.map_err(|e| odd(&e))?;
+    let answer = sender.send_request(request).await.map_err(|error| match sealed::why(&error) {
+        Some(why) => Fault::Silent(format!("{desk} {why}")),
+        None => odd(&error),
+    })?;
     let status = answer.status();
     let body = to_bytes(Body::new(answer.into_body()), ANSWER_BYTES_MAX).await.map_err(|e| odd(&e))?;
     carried.abort();
@@ -238,12 +263,22 @@ mod tests {
         let unix = Ok(Admin::Unix("/run/s.sock".into()));
         assert_eq!("unix:/run/s.sock".parse(), unix);
         assert_eq!("unix:///run/s.sock".parse(), unix);
-        for wrong in
-            ["", "http://", "127.0.0.1", "http://h:99999", "unix:run", "unix:", "::1:9321", "http://a@b:1"]
-        {
+        for wrong in [
+            "",
+            "http://",
+            "https://",
+            "https://http://a:1",
+            "127.0.0.1",
+            "http://h:99999",
+            "unix:run",
+            "unix:",
+            "::1:9321",
+            "http://a@b:1",
+        ] {
             assert!(wrong.parse::<Admin>().is_err(), "{wrong}");
         }
-        assert!("https://127.0.0.1:9321".parse::<Admin>().is_err_and(|why| why.contains("TLS")));
+        assert_eq!("https://a.test:9321/".parse(), Ok(Admin::Tls("a.test:9321".to_owned())));
+        assert_eq!("https://[::1]:9321".parse(), Ok(Admin::Tls("[::1]:9321".to_owned())));
     }
 
     #[test]

@@ -28,6 +28,9 @@ the admin socket, instead of \-\-admin
 SESSILE_ADMIN_TOKEN_FILE, SESSILE_ADMIN_TOKEN
 the file with the admin token, instead of \-\-token\-file, or the token itself
 .TP
+SESSILE_ADMIN_CA, SESSILE_ADMIN_CERT, SESSILE_ADMIN_KEY, SESSILE_ADMIN_NAME
+for https://, instead of \-\-ca, \-\-cert, \-\-key and \-\-name
+.TP
 SESSILE_LOG
 how much is logged: error, warn, info (the default), debug or trace, also for single modules, as in
 \(dqwarn,sessile::proxy=debug\(dq

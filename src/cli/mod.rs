@@ -3,6 +3,7 @@
 mod terminal;
 mod check;
 mod run;
+mod sealed;
 mod client;
 mod shown;
 mod remote;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -53,7 +55,7 @@ enum Command {
         /// The configuration file
         #[arg(long, value_name = "FILE", env = "SESSILE_CONFIG", required_unless_present = "admin")]
         config: Option<PathBuf>,
-        /// The admin socket of a running balancer: http://HOST:PORT or unix:/PATH
+        /// The admin socket of a running balancer: http://HOST:PORT, https://HOST:PORT or unix:/PATH
         #[arg(long, value_name = "URL")]
         admin: Option<Admin>,
         #[command(flatten)]
@@ -107,7 +109,7 @@ struct File {
 
 #[derive(Debug, Args)]
 struct Remote {
-    /// The admin socket: http://HOST:PORT or unix:/PATH
+    /// The admin socket: http://HOST:PORT, https://HOST:PORT or unix:/PATH
     #[arg(long, value_name = "URL", env = "SESSILE_ADMIN", default_value = client::DEFAULT)]
     admin: Admin,
     #[command(flatten)]
@@ -122,6 +124,18 @@ struct Key {
     /// The file that holds the admin token, if the balancer demands one; else SESSILE_ADMIN_TOKEN is the token itself
     #[arg(long, value_name = "FILE", env = "SESSILE_ADMIN_TOKEN_FILE")]
     token_file: Option<PathBuf>,
+    /// Who must have signed the balancer's certificate, as PEM: for https://
+    #[arg(long, value_name = "FILE", env = "SESSILE_ADMIN_CA")]
+    ca: Option<PathBuf>,
+    /// The certificate to show, as PEM, if the balancer demands one
+    #[arg(long, value_name = "FILE", env = "SESSILE_ADMIN_CERT", requires_all = ["key", "ca"])]
+    cert: Option<PathBuf>,
+    /// Its private key, as PEM, without a passphrase
+    #[arg(long, value_name = "FILE", env = "SESSILE_ADMIN_KEY", requires = "cert")]
+    key: Option<PathBuf>,
+    /// The name that the balancer's certificate must have, if not the host in --admin
+    #[arg(id = "peer", long = "name", value_name = "NAME", env = "SESSILE_ADMIN_NAME", requires = "ca")]
+    peer: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -187,10 +201,23 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Does something at an admin socket, with its token in hand.
-fn at(remote: Remote, act: impl FnOnce(&Desk, bool) -> ExitCode) -> ExitCode {
-    match Desk::new(remote.admin, remote.key.token_file.as_deref()) {
-        Ok(desk) => act(&desk, remote.json),
+/// Does something at an admin socket, with what opens it in hand.
+fn at(Remote { admin, key, json }: Remote, act: impl FnOnce(&Desk, bool) -> ExitCode) -> ExitCode {
+    let misused = match (&admin, &key.ca) {
+        (Admin::Tls(_), None) => {
+            "https:// needs --ca: the file of who signed the balancer's certificate".into()
+        }
+        // Who names a CA does not mean to send a token in the clear.
+        (Admin::Tcp(authority), Some(_)) => format!("--ca is for TLS: write --admin https://{authority}"),
+        _ => String::new(),
+    };
+    if !misused.is_empty() {
+        let error = Line::command().error(ErrorKind::ArgumentConflict, misused);
+        drop(error.print());
+        return ExitCode::from(USAGE);
+    }
+    match Desk::new(admin, &key) {
+        Ok(desk) => act(&desk, json),
         Err(why) => {
             terminal::err(&format!("sessile: {why}\n"));
             ExitCode::FAILURE

@@ -8,7 +8,7 @@ use hyper::{Method, StatusCode};
 use serde::Serialize;
 
 use super::check;
-use super::client::{Desk, Fault, ask, encoded};
+use super::client::{Desk, Fault, PLAIN, ask, encoded};
 use super::terminal::{Table, err, out};
 use crate::config::{AdminState, Config, Resolve, Strategy};
 use crate::fleet::{Candidate, Decision, Facts, Found, Ring, WARM, decide};
@@ -124,18 +124,18 @@ pub(super) fn online(desk: &Desk, json: bool, ids: &[String]) -> ExitCode {
             Ok(Ok(Route { backend, reason, .. })) => {
                 ways.push(Way { session: id.clone(), backend: Some(backend), reason });
             }
-            Err(fault @ Fault::Refused { status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. }) => {
-                err(&format!("sessile: {fault}\n"));
-                return ExitCode::FAILURE;
-            }
-            Err(Fault::Refused { why, .. }) => {
+            Err(Fault::Refused {
+                status: StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_REQUEST,
+                why,
+                ..
+            }) if why.error.reason != PLAIN => {
                 ways.push(Way { session: id.clone(), backend: None, reason: why.error.reason });
             }
             Ok(Err(error)) => {
                 err(&format!("sessile: {desk} answered something else: {error}\n"));
                 return ExitCode::FAILURE;
             }
-            Err(fault @ Fault::Silent(_)) => {
+            Err(fault) => {
                 err(&format!("sessile: {fault}\n"));
                 return ExitCode::FAILURE;
             }

@@ -24,7 +24,7 @@ use super::model::{
 use super::problem::{Fault, Findings};
 use super::raw::{self, Reader};
 use super::schema::{
-    ADMIN, BACKEND, DISCOVERY, HEALTH, LIMITS, LISTENER, PLACEMENT, TIMEOUTS, UPSTREAM, shown,
+    ADMIN, BACKEND, DISCOVERY, HEALTH, LIMITS, LISTENER, LISTENER_TLS, PLACEMENT, TIMEOUTS, UPSTREAM, shown,
 };
 use super::secret::{Plain, Surroundings, secret};
 use super::tls::BackendTls;
@@ -97,7 +97,7 @@ fn listeners(
         let deny = reader.list("methods_deny", METHOD_RULES_MAX, address::method_rule).map(rules);
         let deny = deny.unwrap_or_else(|| defaults::METHODS_DENIED.map(str::to_owned).into());
         let methods = MethodPolicy::new(allow.unwrap_or_default(), deny);
-        let tls = check_tls::listener(&mut reader, around);
+        let tls = check_tls::served(&LISTENER_TLS, &mut reader, around);
         let proxy_protocol = check_tls::proxies(&mut reader);
         if let Some(address) = address {
             sockets.push(Socket { what: "listener", address, span: reader.span("address") });

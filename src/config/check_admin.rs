@@ -3,10 +3,15 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use toml::Spanned;
+use toml::de::DeValue;
+
 use super::address;
+use super::check_tls;
 use super::model::{Admin, AdminAddress};
 use super::problem::Fault;
 use super::raw::Reader;
+use super::schema::ADMIN_TLS;
 use super::secret::{Plain, Surroundings, secret};
 use super::values;
 
@@ -36,10 +41,22 @@ pub(super) fn admin(
         Some(_) => reader.take("address", |value| address::admin(values::text(value)?)),
         None => reader.found().is_whole().then(|| default.address.clone()),
     };
-    // A token that is written and cannot be had is reported already; one may be on a line that is no TOML.
-    let unlocked = reader.value("token").is_none() && reader.found().is_whole();
+    let tls = check_tls::served(&ADMIN_TLS, &mut reader, around);
+    if let (Some(_), Some(AdminAddress::Unix(_))) = (reader.value("tls"), &address) {
+        let fault = Fault::new("needs an IP address in `admin.address`, not the path of a Unix socket");
+        reader.report(
+            "tls",
+            fault.help("a Unix socket needs no TLS: only the balancer's own user can open it"),
+        );
+    }
+    // What is written and cannot be had is reported already; it may be on a line that is no TOML.
+    let mutual = match reader.value("tls").map(Spanned::get_ref) {
+        Some(DeValue::Table(tls)) => tls.contains_key("client_ca"),
+        _ => false,
+    };
+    let unlocked = reader.value("token").is_none() && !mutual && reader.found().is_whole();
     if let Some(address) = address.as_ref().filter(|address| unlocked && address.is_open()) {
-        reader.report("address", open_without_token(address));
+        reader.report("address", open_to_all(address));
     }
     if let Some(AdminAddress::Tcp(address)) = address {
         sockets.push(Socket { what: "admin address", address, span: reader.span("address") });
@@ -48,18 +65,19 @@ pub(super) fn admin(
     if let Some(address) = metrics_address {
         sockets.push(Socket { what: "metrics address", address, span: reader.span("metrics_address") });
     }
-    Admin { address: address.unwrap_or(default.address), token, metrics_address }
+    Admin { address: address.unwrap_or(default.address), tls, token, metrics_address }
 }
 
-fn open_without_token(address: &AdminAddress) -> Fault {
+fn open_to_all(address: &AdminAddress) -> Fault {
     let shown = match address {
         AdminAddress::Tcp(address) => address.to_string(),
         AdminAddress::Unix(path) => path.display().to_string(),
     };
-    let rule = "must be a loopback address or a Unix socket path while there is no `admin.token`, not";
+    let rule = "must be a loopback address or a Unix socket path while there is neither `token` nor `tls` with \
+                `client_ca`, not";
     Fault::new(format!("{rule} \"{shown}\"")).help(
-        "who reaches it can take the fleet down: write `token = { file = \"PATH\" }`; Prometheus and kubelets need \
-         only `metrics_address`",
+        "who reaches it can take the fleet down: write `token = { file = \"PATH\" }`, or demand certificates; \
+         Prometheus and kubelets need only `metrics_address`",
     )
 }
 

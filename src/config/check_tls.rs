@@ -1,7 +1,8 @@
 //! Reads `tls = { … }` and `proxy_protocol = { … }` tables. The files of TLS are read and tried out while the
-//! configuration is checked.
+//! configuration is checked; and so are those that a command names, which asks an admin port.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
@@ -16,7 +17,7 @@ use super::model::Proxies;
 use super::pem;
 use super::problem::Fault;
 use super::raw::Reader;
-use super::schema::{BACKEND_TLS, LISTENER_PROXY, LISTENER_TLS, Section, UPSTREAM_TLS, shown};
+use super::schema::{BACKEND_TLS, LISTENER_PROXY, Section, UPSTREAM_TLS, shown};
 use super::secret::Surroundings;
 use super::tls::{BackendTls, Identity, ListenerTls, Trust};
 use super::values;
@@ -61,11 +62,15 @@ pub(super) fn proxies(outer: &mut Reader<'_, '_>) -> Option<Proxies> {
     Some(Proxies { trusted })
 }
 
-/// TLS of a listener; `None` if there is none or it is wrong, which is then reported.
-pub(super) fn listener(outer: &mut Reader<'_, '_>, around: Surroundings<'_>) -> Option<Arc<ListenerTls>> {
+/// TLS of a listener or of the admin port, as `section`; `None` if there is none or it is wrong, which is then reported.
+pub(super) fn served(
+    section: &'static Section,
+    outer: &mut Reader<'_, '_>,
+    around: Surroundings<'_>,
+) -> Option<Arc<ListenerTls>> {
     let (table, span) = table(outer)?;
     let mark = outer.mark();
-    let mut reader = Reader::new(&LISTENER_TLS, table, span, outer.found());
+    let mut reader = Reader::new(section, table, span, outer.found());
     let chain = reader.require("cert", |value| certificates(value, around));
     let key = reader.require("key", |value| key(value, around));
     let ca = reader.take("client_ca", |value| certificates(value, around));
@@ -112,11 +117,7 @@ fn towards(
     let mark = outer.mark();
     let mut reader = Reader::new(section, table, span, outer.found());
     let ca = reader.require("ca", |value| certificates(value, around));
-    let name = reader.take("name", |value| {
-        let text = values::text(value)?;
-        let name = ServerName::try_from(text.to_owned());
-        name.map_err(|_| Fault::new(format!("must be a host name or an IP address, not \"{}\"", shown(text))))
-    });
+    let name = reader.take("name", |value| server_name(values::text(value)?).map_err(Fault::new));
     let chain = reader.take("cert", |value| certificates(value, around));
     let key = reader.take("key", |value| key(value, around));
     for (one, other) in [("cert", "key"), ("key", "cert")] {
@@ -136,6 +137,39 @@ fn towards(
             None
         }
     }
+}
+
+/// TLS towards an admin port, of the files that `--ca`, `--cert` and `--key` name.
+///
+/// # Errors
+/// What is wrong with which of them.
+pub fn towards_admin(
+    ca: &Path,
+    name: Option<&str>,
+    pair: Option<(&Path, &Path)>,
+) -> Result<BackendTls, String> {
+    let fault = |option, path: &Path, why| {
+        format!("{option} takes the file \"{}\", which {why}", shown(&path.display().to_string()))
+    };
+    let certificates = |option, path: &Path| {
+        let read = parsed(path, CERTIFICATES_BYTES_MAX, pem::certificates);
+        read.map_err(|why| fault(option, path, why))
+    };
+    let name = name.map(server_name).transpose().map_err(|why| format!("--name {why}"))?;
+    let identity = match pair {
+        Some((cert, key)) => {
+            let chain = certificates("--cert", cert)?;
+            let secret = parsed(key, KEY_BYTES_MAX, pem::key).map_err(|why| fault("--key", key, why))?;
+            Some(Identity::new(chain, secret).map_err(|why| fault("--key", key, why.to_owned()))?)
+        }
+        None => None,
+    };
+    BackendTls::new(certificates("--ca", ca)?, name, identity).map_err(|why| fault("--ca", ca, why))
+}
+
+fn server_name(text: &str) -> Result<ServerName<'static>, String> {
+    let name = ServerName::try_from(text.to_owned());
+    name.map_err(|_| format!("must be a host name or an IP address, not \"{}\"", shown(text)))
 }
 
 fn table<'r>(outer: &mut Reader<'r, '_>) -> Option<(&'r DeTable<'r>, Range<usize>)> {
@@ -166,7 +200,7 @@ fn key(value: &DeValue<'_>, around: Surroundings<'_>) -> Result<Arc<dyn rustls::
     from_file(value, KEY_BYTES_MAX, around, pem::key)
 }
 
-/// What `parse` makes of the file that `value` names. The text is wiped: it may be a key.
+/// What `parse` makes of the file that `value` names.
 fn from_file<T>(
     value: &DeValue<'_>,
     bytes_max: usize,
@@ -174,8 +208,11 @@ fn from_file<T>(
     parse: impl Fn(&str) -> Result<T, String>,
 ) -> Result<T, Fault> {
     let path = values::text(value)?;
-    let fault = |why: &str| Fault::new(format!("takes the file \"{}\", which {why}", shown(path)));
-    let whole = around.path(path)?;
-    let text = file::read(&whole, bytes_max).map_err(|why| fault(&why))?;
-    parse(&Zeroizing::new(text)).map_err(|why| fault(&why))
+    parsed(&around.path(path)?, bytes_max, parse)
+        .map_err(|why| Fault::new(format!("takes the file \"{}\", which {why}", shown(path))))
+}
+
+/// What `parse` makes of a file. The text is wiped: it may be a key.
+fn parsed<T>(path: &Path, bytes_max: usize, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, String> {
+    file::read(path, bytes_max).and_then(|text| parse(&Zeroizing::new(text)))
 }

@@ -73,7 +73,7 @@ impl Default for Listener {
 impl Default for Admin {
     fn default() -> Self {
         let address = AdminAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9321));
-        Self { address, token: None, metrics_address: None }
+        Self { address, tls: None, token: None, metrics_address: None }
     }
 }
 

@@ -76,9 +76,9 @@ pub enum Change {
         /// Rules that went.
         removed: BTreeSet<String>,
     },
-    /// Something of the TLS of a listener or a backend.
+    /// Something of the TLS of a listener, a backend or the admin port.
     Tls {
-        /// "listener 0.0.0.0:4321".
+        /// "listener 0.0.0.0:4321", "admin".
         whose: String,
         /// "certificate replaced".
         what: &'static str,
@@ -190,7 +190,7 @@ fn backends(changes: &mut Vec<Change>, old: &[BackendSpec], new: &[BackendSpec])
 }
 
 fn admin(changes: &mut Vec<Change>, old: &Admin, new: &Admin) {
-    let Admin { address, token, metrics_address } = new;
+    let Admin { address, tls, token, metrics_address } = new;
     let text = |address: &AdminAddress| match address {
         AdminAddress::Tcp(address) => address.to_string(),
         AdminAddress::Unix(path) => path.display().to_string(),
@@ -198,6 +198,9 @@ fn admin(changes: &mut Vec<Change>, old: &Admin, new: &Admin) {
     let or_none =
         |address: Option<SocketAddr>| address.map_or("none".to_owned(), |address| address.to_string());
     setting(changes, "admin.address", text(&old.address), text(address));
+    if let Some(what) = tls_change(old.tls.as_deref(), tls.as_deref(), ListenerTls::change_from) {
+        changes.push(Change::Tls { whose: "admin".to_owned(), what });
+    }
     secret(changes, "admin.token", old.token.as_ref(), token.as_ref());
     setting(changes, "admin.metrics_address", or_none(old.metrics_address), or_none(*metrics_address));
 }

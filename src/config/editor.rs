@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::model::{
     AdminState, Lifecycle, LocatePolicy, OnDown, Openings, Resolve, Routing, Storage, Strategy,
 };
-use super::schema::{BACKEND_TLS, LISTENER_PROXY, LISTENER_TLS, SECTIONS, Section, UPSTREAM_TLS};
+use super::schema::{ADMIN_TLS, BACKEND_TLS, LISTENER_PROXY, LISTENER_TLS, SECTIONS, Section, UPSTREAM_TLS};
 
 const EXAMPLE: &str = include_str!("../../conf/example.toml");
 
@@ -67,6 +67,7 @@ fn kind(section: &str, key: &str) -> Value {
             json!({ "type": "array", "items": { "type": "string" } })
         }
         ("listener", "tls") => nested(&LISTENER_TLS, &["cert", "key"]),
+        ("admin", "tls") => nested(&ADMIN_TLS, &["cert", "key"]),
         ("listener", "proxy_protocol") => {
             json!({ "anyOf": [nested(&LISTENER_PROXY, &["trusted"]), { "const": false }] })
         }

@@ -49,7 +49,7 @@ pub mod editor;
 #[cfg(test)]
 mod tests;
 
-pub use check_tls::REVOCATIONS_BYTES_MAX as NAMED_BYTES_MAX;
+pub use check_tls::{REVOCATIONS_BYTES_MAX as NAMED_BYTES_MAX, towards_admin};
 pub use defaults::{METHODS_DENIED, STATE_METHODS};
 pub use diff::{Change, diff};
 pub use editor::json_schema;

@@ -77,6 +77,9 @@ impl Config {
                 listener.tls.clone_from(&known.tls);
             }
         }
+        if self.admin.tls == old.admin.tls {
+            self.admin.tls.clone_from(&old.admin.tls);
+        }
         for backend in &mut self.backends {
             let known = old.backends.iter().find(|known| known.name == backend.name);
             if let Some(known) = known.filter(|known| known.tls == backend.tls) {
@@ -126,7 +129,10 @@ pub struct MethodPolicy {
 pub struct Admin {
     /// Everything, reads and writes.
     pub address: AdminAddress,
-    /// What everybody must show at `address`, who wants more than the empty page; always there if it is open.
+    /// Spoken at `address`, which is then no Unix socket.
+    pub tls: Option<Arc<ListenerTls>>,
+    /// What everybody must show at `address`, who wants more than the empty page. If it is open, this is there, or `tls`
+    /// demands certificates, or both.
     pub token: Option<Secret>,
     /// `/metrics`, `/healthz` and `/readyz` only.
     pub metrics_address: Option<SocketAddr>,
@@ -142,7 +148,7 @@ pub enum AdminAddress {
 }
 
 impl AdminAddress {
-    /// Whether others than this machine can reach it: then nothing is told or done without a token.
+    /// Whether others than this machine can reach it: then nothing is told or done without a token or a certificate.
     pub fn is_open(&self) -> bool {
         matches!(self, Self::Tcp(address) if !address.ip().to_canonical().is_loopback())
     }

@@ -32,7 +32,7 @@ pub(super) static LISTENER: Section = Section {
     ],
 };
 pub(super) static ADMIN: Section =
-    Section { name: "admin", repeated: false, keys: &["address", "token", "metrics_address"] };
+    Section { name: "admin", repeated: false, keys: &["address", "tls", "token", "metrics_address"] };
 pub(super) static PLACEMENT: Section = Section {
     name: "placement",
     repeated: false,
@@ -106,6 +106,8 @@ pub(super) static BACKEND: Section = Section {
 /// Tables within those.
 pub(super) static LISTENER_TLS: Section =
     Section { name: "listener.tls", repeated: false, keys: &["cert", "key", "client_ca", "crl"] };
+pub(super) static ADMIN_TLS: Section =
+    Section { name: "admin.tls", repeated: false, keys: LISTENER_TLS.keys };
 pub(super) static LISTENER_PROXY: Section =
     Section { name: "listener.proxy_protocol", repeated: false, keys: &["trusted"] };
 pub(super) static UPSTREAM_TLS: Section =

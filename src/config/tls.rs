@@ -34,7 +34,7 @@ pub(super) struct Trust {
     pub(super) crl: Vec<CertificateRevocationListDer<'static>>,
 }
 
-/// TLS of a listener.
+/// TLS of a listener, or of the admin port.
 #[derive(Clone)]
 pub struct ListenerTls {
     chain: Vec<CertificateDer<'static>>,
@@ -43,7 +43,7 @@ pub struct ListenerTls {
     verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
-/// TLS towards a backend.
+/// TLS towards a backend, or from a command to an admin port.
 #[derive(Clone)]
 pub struct BackendTls {
     ca: Vec<CertificateDer<'static>>,
@@ -108,6 +108,16 @@ impl ListenerTls {
         } else {
             None
         }
+    }
+
+    /// Whether clients must show a certificate.
+    pub fn is_mutual(&self) -> bool {
+        self.trust.is_some()
+    }
+
+    /// Whether who got in by `other` gets in by this.
+    pub fn trusts_like(&self, other: &Self) -> bool {
+        self.trust == other.trust
     }
 
     /// What a handshake needs.

@@ -36,9 +36,9 @@ pub struct Metrics {
     log_lines_lost: IntCounter,
     /// Connections open now.
     pub connections_active: IntGaugeVec,
-    /// TLS handshakes of clients that failed.
+    /// TLS handshakes of clients and operators that failed.
     pub tls_handshake_failures: IntCounterVec,
-    /// Until when listeners' certificates count.
+    /// Until when the certificates of listeners and of the admin port count.
     tls_certificate_expiry: IntGaugeVec,
     /// Connections that have not named a session yet.
     pub openings_active: IntGauge,
@@ -139,13 +139,13 @@ impl Metrics {
             tls_handshake_failures: counters(
                 r,
                 "tls_handshake_failures_total",
-                "TLS handshakes of clients that failed, and why.",
+                "TLS handshakes of clients and operators that failed, and why.",
                 &["listener", "why"],
             )?,
             tls_certificate_expiry: int_gauges(
                 r,
                 "tls_certificate_expiry_timestamp_seconds",
-                "When the first certificate of a listener's chain expires.",
+                "When the first certificate of a listener's or the admin port's chain expires.",
                 &["listener"],
             )?,
             openings_active: int_gauge(
@@ -201,7 +201,7 @@ impl Metrics {
             admin_denied: counters(
                 r,
                 "admin_denied_total",
-                "Admin requests without a good token, or from a foreign page.",
+                "Admin requests without a good token, from a foreign page, or by an outdated connection.",
                 &["why"],
             )?,
             discovery_lookups: counters(r, "discovery_lookups_total", "Names looked up.", &["result"])?,

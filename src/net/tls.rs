@@ -3,6 +3,7 @@
 //! What a FIN is to a plain socket, `close_notify` is to this one: it is sent before the FIN, also when the socket is just
 //! dropped, and a FIN without it counts as a reset, because anybody on the way could have sent that.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::ops::DerefMut;
 use std::pin::Pin;
@@ -79,6 +80,14 @@ impl Sealed {
     /// Waits for bytes, an end or a fault, and leaves them to be read.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         Pin::new(&mut self.stream).poll_fill_buf(cx).map_err(cut_off)
+    }
+
+    /// Waits for the first byte, or for an end.
+    ///
+    /// # Errors
+    /// The peer does not like our papers, or the connection broke.
+    pub async fn arrival(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_fill(cx).map_ok(|_| ())).await
     }
 
     /// Takes bytes that [`poll_fill`](Self::poll_fill) has shown.

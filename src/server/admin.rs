@@ -15,8 +15,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 
+use super::endpoint::Endpoint;
 use super::guard::{self, Lock};
-use super::http::Endpoint;
 use super::outcome::Trouble;
 use super::page;
 use super::reload::Reloader;

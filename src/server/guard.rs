@@ -1,32 +1,34 @@
-//! Who may use the admin socket: whoever shows the token, and without one whoever can reach the socket, which is then
-//! on loopback or behind the mode of a file.
+//! Who may use the admin socket: whoever shows the token, if there is one, through TLS that demanded a certificate, if
+//! there is that; and without both whoever can reach the socket, which is then on loopback or behind the mode of a file.
 //!
 //! The one who could turn the key unseen is a web page in the operator's browser: by a form or a script that posts to
 //! loopback, or, to read as well, by a DNS name that is made to point there. So what the API is asked is refused if the
 //! request names a foreign `Origin`, or a `Host` that such a name could have come as. With a token any `Host` will do: no
-//! foreign page knows the token, and browsers never add it by themselves.
+//! foreign page knows the token, and browsers never add it by themselves. Certificates they do add, but not for a name that
+//! the balancer's own certificate does not have; so under TLS any `Host` will do as well, but no `Origin` in the clear.
 //!
-//! The token is looked up for every request, so that a new one holds from its reload on.
+//! Token and trust are looked up for every request, so that new ones hold from their reload on.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, HOST, HeaderName, ORIGIN, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderName, ORIGIN, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use subtle::ConstantTimeEq as _;
 
+use super::http::Seal;
 use super::reload::Reloader;
 use super::status::Failed;
-use crate::config::{AdminAddress, Secret};
+use crate::config::{Admin, AdminAddress, Secret};
 
 /// Browsers say with it whose page a request comes from, even where they leave `Origin` out.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// What one admin socket checks requests against.
+/// What one admin socket checks requests against, beside what the configuration in force demands.
 #[derive(Debug)]
 pub(super) struct Lock {
     address: AdminAddress,
@@ -42,6 +44,20 @@ enum Denied {
     NoToken,
     /// It shows a wrong one.
     WrongToken,
+    /// Its connection began before the TLS that is in force.
+    Outdated,
+}
+
+/// Who gets in now.
+#[derive(Clone, Copy)]
+struct Rules<'a> {
+    /// Where the socket is.
+    address: &'a AdminAddress,
+    token: Option<&'a Secret>,
+    /// What `request` came through, if it is TLS.
+    seal: Option<&'a Seal>,
+    /// Whether TLS demanded a certificate of it.
+    proven: bool,
 }
 
 impl Lock {
@@ -50,15 +66,16 @@ impl Lock {
         Self { address, reloader: Arc::clone(reloader) }
     }
 
-    /// Runs `check` with the token in force.
+    /// Runs `check` with what is in force.
     fn check(
         &self,
         request: &Request,
-        check: impl Fn(&AdminAddress, Option<&Secret>, &Request) -> Result<(), Denied>,
+        check: impl Fn(Rules<'_>, &Request) -> Result<(), Denied>,
     ) -> Result<(), Box<Response>> {
         let balancer = self.reloader.balancer();
-        let token = balancer.now().config.admin.token.clone();
-        check(&self.address, token.as_ref(), request).map_err(|denied| {
+        let config = Arc::clone(&balancer.now().config);
+        let rules = Rules::of(&self.address, &config.admin, request.extensions().get());
+        rules.and_then(|rules| check(rules, request)).map_err(|denied| {
             balancer.metrics.admin_denied.with_label_values(&[denied.label()]).inc();
             Box::new(denied.response())
         })
@@ -79,13 +96,28 @@ pub(super) async fn token_and_origin(
     request: Request,
     next: Next,
 ) -> Response {
-    let both = |address: &AdminAddress, token: Option<&Secret>, request: &Request| {
-        is_own(address, token, request)?;
-        has_token(address, token, request)
+    let both = |rules: Rules<'_>, request: &Request| {
+        is_own(rules, request)?;
+        has_token(rules, request)
     };
     match lock.check(&request, both) {
         Ok(()) => next.run(request).await,
         Err(refusal) => *refusal,
+    }
+}
+
+impl<'a> Rules<'a> {
+    /// What `admin` demands of a request that came through `seal`. One whose connection is older than the trust that is in
+    /// force has to come again: it may not get in any more.
+    fn of(address: &'a AdminAddress, admin: &'a Admin, seal: Option<&'a Seal>) -> Result<Self, Denied> {
+        let proven = match (&admin.tls, seal) {
+            (None, _) => false,
+            (Some(now), Some(Seal(then))) if Arc::ptr_eq(now, then) || now.trusts_like(then) => {
+                now.is_mutual()
+            }
+            (Some(_), _) => return Err(Denied::Outdated),
+        };
+        Ok(Self { address, token: admin.token.as_ref(), seal, proven })
     }
 }
 
@@ -95,6 +127,7 @@ impl Denied {
         match self {
             Self::Foreign => "foreign",
             Self::NoToken | Self::WrongToken => "token",
+            Self::Outdated => "outdated",
         }
     }
 
@@ -115,20 +148,30 @@ impl Denied {
                 StatusCode::UNAUTHORIZED,
                 "this is not the token that `admin.token` in the configuration in force names",
             ),
+            Self::Outdated => (
+                StatusCode::MISDIRECTED_REQUEST,
+                "the TLS of the admin socket has changed since this connection began: ask again on a new one",
+            ),
         };
-        let reason = if self == Self::Foreign { "foreign" } else { "unauthorized" };
+        let reason = match self {
+            Self::Foreign => "foreign",
+            Self::NoToken | Self::WrongToken => "unauthorized",
+            Self::Outdated => "outdated",
+        };
         let mut response = (status, Json(Failed::new(reason, message))).into_response();
-        if status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(WWW_AUTHENTICATE, CHALLENGE);
-        }
+        match self {
+            Self::Foreign => None,
+            Self::NoToken | Self::WrongToken => response.headers_mut().insert(WWW_AUTHENTICATE, CHALLENGE),
+            Self::Outdated => response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close")),
+        };
         response
     }
 }
 
-fn has_token(address: &AdminAddress, token: Option<&Secret>, request: &Request) -> Result<(), Denied> {
-    let Some(token) = token else {
+fn has_token(rules: Rules<'_>, request: &Request) -> Result<(), Denied> {
+    let Some(token) = rules.token else {
         // A socket that was locked until the last reload and is just being closed.
-        return if address.is_open() { Err(Denied::NoToken) } else { Ok(()) };
+        return if rules.address.is_open() && !rules.proven { Err(Denied::NoToken) } else { Ok(()) };
     };
     let shown = match only(request.headers(), &AUTHORIZATION) {
         Ok(Some(value)) => value,
@@ -143,22 +186,27 @@ fn has_token(address: &AdminAddress, token: Option<&Secret>, request: &Request) 
     if bool::from(equal) { Ok(()) } else { Err(Denied::WrongToken) }
 }
 
-fn is_own(address: &AdminAddress, token: Option<&Secret>, request: &Request) -> Result<(), Denied> {
+fn is_own(rules: Rules<'_>, request: &Request) -> Result<(), Denied> {
     let headers = request.headers();
     let one = |name| only(headers, name).map_err(|()| Denied::Foreign);
     let (host, origin, site) = (one(&HOST)?, one(&ORIGIN)?, one(&SEC_FETCH_SITE)?);
     // In a request line, an authority outranks the header.
     let host = request.uri().authority().map(|authority| authority.as_str()).or(host);
     let same_origin = origin.is_none_or(|origin| {
-        let authority = origin.split_once("://").map(|(_, authority)| authority);
-        authority.is_some() && authority.map(str::to_lowercase) == host.map(str::to_lowercase)
+        // A page in the clear may be whose the network is, and browsers show certificates for it.
+        let safe = |scheme: &str| rules.seal.is_none() || scheme.eq_ignore_ascii_case("https");
+        origin.split_once("://").is_some_and(|(scheme, authority)| {
+            safe(scheme) && host.is_some_and(|host| host.eq_ignore_ascii_case(authority))
+        })
     });
     // "none": typed by a person.
     let same_site = site.is_none_or(|site| matches!(site, "same-origin" | "none"));
-    let host_is_own = match address {
+    let host_is_own = match rules.address {
         // No page reaches a Unix socket, and its clients put anything there.
         AdminAddress::Unix(_) => true,
-        AdminAddress::Tcp(_) => token.is_some() || host.is_some_and(is_loopback),
+        AdminAddress::Tcp(_) => {
+            rules.token.is_some() || rules.seal.is_some() || host.is_some_and(is_loopback)
+        }
     };
     if same_origin && same_site && host_is_own { Ok(()) } else { Err(Denied::Foreign) }
 }
@@ -212,8 +260,12 @@ mod tests {
         AdminAddress::Unix("/run/sessile.sock".into())
     }
 
+    fn rules<'a>(address: &'a AdminAddress, token: Option<&'a Secret>) -> Rules<'a> {
+        Rules { address, token, seal: None, proven: false }
+    }
+
     fn own(address: &AdminAddress, headers: &[(&HeaderName, &str)]) -> bool {
-        is_own(address, None, &request(headers)).is_ok()
+        is_own(rules(address, None), &request(headers)).is_ok()
     }
 
     #[test]
@@ -302,17 +354,17 @@ mod tests {
     fn with_a_token_any_host_will_do_but_no_other_origin() {
         let token = Secret::new("0123456789abcdef".into());
         let host = (&HOST, "sessile.example:9321");
-        let own = |headers: &[_]| is_own(&open(), Some(&token), &request(headers)).is_ok();
+        let own = |headers: &[_]| is_own(rules(&open(), Some(&token)), &request(headers)).is_ok();
         assert!(own(&[host]) && own(&[host, (&ORIGIN, "http://sessile.example:9321")]));
         assert!(!own(&[host, (&ORIGIN, "http://evil.example")]));
         assert!(!own(&[host, (&SEC_FETCH_SITE, "cross-site")]));
-        assert!(is_own(&open(), None, &request(&[host])).is_err());
+        assert!(is_own(rules(&open(), None), &request(&[host])).is_err());
     }
 
     #[test]
     fn only_the_whole_token_opens() {
         let token = Secret::new("0123456789abcdef".into());
-        let ask = |headers: &[_]| has_token(&tcp(), Some(&token), &request(headers));
+        let ask = |headers: &[_]| has_token(rules(&tcp(), Some(&token)), &request(headers));
         let show = |value| ask(&[(&AUTHORIZATION, value)]);
         for good in ["Bearer 0123456789abcdef", "bearer 0123456789abcdef", "BEARER  0123456789abcdef "] {
             assert_eq!(show(good), Ok(()), "{good}");
@@ -336,8 +388,8 @@ mod tests {
 
     #[test]
     fn an_open_socket_without_a_token_serves_nobody() {
-        assert_eq!(has_token(&open(), None, &request(&[])), Err(Denied::NoToken));
-        assert_eq!(has_token(&tcp(), None, &request(&[])), Ok(()));
-        assert_eq!(has_token(&unix(), None, &request(&[])), Ok(()));
+        assert_eq!(has_token(rules(&open(), None), &request(&[])), Err(Denied::NoToken));
+        assert_eq!(has_token(rules(&tcp(), None), &request(&[])), Ok(()));
+        assert_eq!(has_token(rules(&unix(), None), &request(&[])), Ok(()));
     }
 }

@@ -1,41 +1,35 @@
-//! Admin sockets: how they are bound, and how HTTP is served on them.
+//! How HTTP is served on admin sockets, in the clear or under TLS.
 //!
-//! Everything a peer can hold is bounded: connections, the bytes of a request's head, the time it takes to send one, and
-//! the age of a connection, so that neither a slow reader nor a scraper that never hangs up keeps a place for ever. No
-//! route reads a body, so there is none to bound here.
+//! Everything a peer can hold is bounded: connections, the time of a handshake, the bytes of a request's head, the time it
+//! takes to send one, and the age of a connection, so that neither a slow reader nor a scraper that never hangs up keeps a
+//! place for ever. No route reads a body, so there is none to bound here.
 
-use std::fmt;
-use std::fs;
 use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use socket2::{Domain, SockAddr, SockRef, Socket as RawSocket, Type};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{AdminAddress, Timeouts};
-use crate::net;
-use crate::systemd::{Passed, Purpose};
+use super::endpoint::{Bound, Stream};
+use crate::balancer::Balancer;
+use crate::config::ListenerTls;
+use crate::net::{self, Sealed, farewell, handshake_fault};
 
 /// Connections served at the same time, for each socket; a further one is told so and closed.
 pub const CONNECTIONS_MAX: usize = 64;
-/// For the whole head of a request, and between two requests of a connection.
+/// For the first byte, for a handshake, for the whole head of a request, and between two requests of a connection.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Head of a request; hyper takes no less than 8 KiB.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -45,273 +39,132 @@ const AGE_MAX: Duration = Duration::from_secs(120);
 const GRACE: Duration = Duration::from_secs(2);
 /// After an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
-const BACKLOG: i32 = 128;
 const BUSY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n\
     {\"error\":{\"reason\":\"limit\",\"message\":\"too many connections to this admin socket\"}}";
+/// For who speaks plain HTTP where TLS is spoken.
+const PLAIN: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n\
+    {\"error\":{\"reason\":\"tls\",\"message\":\"this admin socket speaks TLS: ask it with https://\"}}";
+/// The first byte of every TLS connection, and of no HTTP request.
+const HANDSHAKE: u8 = 0x16;
+/// The admin port among the listeners that metrics and logs name by their addresses.
+pub const LABEL: &str = "admin";
 
-/// One admin socket of a configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    /// Everything, reads and writes.
-    Admin(AdminAddress),
-    /// `/metrics`, `/healthz` and `/readyz` only.
-    Metrics(SocketAddr),
-}
+/// The TLS that a request came through; without one it came in the clear.
+#[derive(Clone, Debug)]
+pub(super) struct Seal(pub(super) Arc<ListenerTls>);
 
-impl Endpoint {
-    /// What a socket unit calls it.
-    pub fn purpose(&self) -> Purpose {
-        match self {
-            Self::Admin(_) => Purpose::Admin,
-            Self::Metrics(_) => Purpose::Metrics,
-        }
+/// Serves from `open` until `stop`; requests at hand are answered then. TLS is what `sealed` has in force when a connection
+/// begins; without it there is none.
+pub(super) async fn serve(
+    socket: Bound,
+    router: Router,
+    sealed: Option<Arc<Balancer>>,
+    tasks: TaskTracker,
+    open: CancellationToken,
+    stop: CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    if !open.is_cancelled() && stop.run_until_cancelled(open.cancelled()).await.is_none() {
+        return;
     }
-
-    /// Where to bind.
-    pub fn address(&self) -> AdminAddress {
-        match self {
-            Self::Admin(address) => address.clone(),
-            Self::Metrics(address) => AdminAddress::Tcp(*address),
-        }
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.address() {
-            AdminAddress::Tcp(address) => address.fmt(f),
-            AdminAddress::Unix(path) => path.display().fmt(f),
-        }
-    }
-}
-
-/// A bound socket on which nobody is served yet. Dropped, it is as if it had never been.
-#[derive(Debug)]
-pub(super) struct Bound {
-    socket: Socket,
-    address: AdminAddress,
-    /// `None` = there is none, or it is not this process's.
-    file: Option<SocketFile>,
-}
-
-#[derive(Debug)]
-enum Socket {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-/// The name of a Unix socket in the file system; removed with the socket, unless another has taken its place.
-#[derive(Debug)]
-pub(super) struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl SocketFile {
-    /// The file of a socket that another process has bound; `None` if there is none.
-    pub(super) fn of(address: &AdminAddress) -> Option<Self> {
-        let AdminAddress::Unix(path) = address else { return None };
-        identity(path).ok().map(|identity| Self { path: path.clone(), identity })
-    }
-
-    /// Another process serves there now, and removes it.
-    pub(super) fn leave(mut self) {
-        self.path = PathBuf::new();
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity)
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            tracing::warn!(path = %self.path.display(), %error, "the admin socket's file stays behind");
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
-}
-
-/// Binds and listens. A Unix socket is this user's alone (mode 0600); a file left behind by a process that is gone is
-/// replaced, a socket on which somebody listens is not.
-///
-/// # Errors
-/// Whatever the kernel says, or who has the path.
-pub(super) fn bind(address: &AdminAddress) -> io::Result<Bound> {
-    match address {
-        AdminAddress::Tcp(address) => {
-            let listener = TcpListener::from_std(net::listen(*address, &Timeouts::default())?)?;
-            let address = AdminAddress::Tcp(listener.local_addr()?);
-            Ok(Bound { socket: Socket::Tcp(listener), address, file: None })
-        }
-        AdminAddress::Unix(path) => {
-            make_way(path)?;
-            let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
-            socket.set_nonblocking(true)?;
-            socket.bind(&SockAddr::unix(path)?)?;
-            let file = SocketFile { path: path.clone(), identity: identity(path)? };
-            // Nobody can connect before `listen`, so nobody gets in before the mode is set.
-            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-            socket.listen(BACKLOG)?;
-            let listener = UnixListener::from_std(socket.into())?;
-            Ok(Bound { socket: Socket::Unix(listener), address: address.clone(), file: Some(file) })
-        }
-    }
-}
-
-/// Takes over a socket that listens already. Its file, if it has one, is not this process's yet.
-///
-/// # Errors
-/// The kernel has no room to watch another socket.
-pub(super) fn adopt(socket: Passed) -> io::Result<Bound> {
-    match socket {
-        Passed::Tcp(socket) => {
-            let listener = TcpListener::from_std(socket)?;
-            let address = AdminAddress::Tcp(listener.local_addr()?);
-            Ok(Bound { socket: Socket::Tcp(listener), address, file: None })
-        }
-        Passed::Unix(socket) => {
-            let path = socket.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
-            let listener = UnixListener::from_std(socket)?;
-            Ok(Bound { socket: Socket::Unix(listener), address: AdminAddress::Unix(path), file: None })
-        }
-    }
-}
-
-/// Removes a socket file that nobody listens on any more.
-fn make_way(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-        Ok(file) if !file.file_type().is_socket() => {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
-        }
-        Ok(_) => {}
-    }
-    match StdUnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        Err(error) => Err(error),
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there")),
-    }
-}
-
-impl Bound {
-    /// Where it is bound; differs from what was asked for where that says port 0.
-    pub(super) fn address(&self) -> &AdminAddress {
-        &self.address
-    }
-
-    /// Another descriptor of the same socket, for a successor.
-    ///
-    /// # Errors
-    /// No descriptor to spare.
-    pub(super) fn copy(&self) -> io::Result<OwnedFd> {
-        match &self.socket {
-            Socket::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
-            Socket::Unix(listener) => listener.as_fd().try_clone_to_owned(),
-        }
-    }
-
-    /// The name in the file system, to be kept as long as the socket is to be found.
-    pub(super) fn file(&mut self) -> Option<SocketFile> {
-        self.file.take()
-    }
-
-    /// Serves from `open` until `stop`; requests at hand are answered then.
-    pub(super) async fn serve(
-        self,
-        router: Router,
-        tasks: TaskTracker,
-        open: CancellationToken,
-        stop: CancellationToken,
-    ) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        if !open.is_cancelled() && stop.run_until_cancelled(open.cancelled()).await.is_none() {
-            return;
-        }
-        while let Some(accepted) = stop.run_until_cancelled(self.socket.accept()).await {
-            let stream = match accepted {
-                Ok(stream) => stream,
-                Err(error) => {
-                    tracing::debug!(%error, "an admin connection could not be accepted");
-                    sleep(PAUSE).await;
-                    continue;
-                }
-            };
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                stream.turn_away();
+    while let Some(accepted) = stop.run_until_cancelled(socket.accept()).await {
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "an admin connection could not be accepted");
+                sleep(PAUSE).await;
                 continue;
-            };
-            let (router, stop) = (router.clone(), stop.clone());
-            tasks.spawn(async move {
-                match stream {
-                    Stream::Tcp(stream) => {
-                        let first =
-                            stream.async_io(Interest::READABLE, || SockRef::from(&stream).peek(&mut one()));
-                        if begins(first, &stop).await {
-                            connection(stream, router, stop).await;
-                        }
-                    }
-                    Stream::Unix(stream) => {
-                        let first =
-                            stream.async_io(Interest::READABLE, || SockRef::from(&stream).peek(&mut one()));
-                        if begins(first, &stop).await {
-                            connection(stream, router, stop).await;
-                        }
+            }
+        };
+        let tls = sealed.as_ref().and_then(|balancer| balancer.now().config.admin.tls.clone());
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            // Under TLS nobody would understand it.
+            if tls.is_none() {
+                turn_away(stream);
+            }
+            continue;
+        };
+        let (router, sealed, stop) = (router.clone(), sealed.clone(), stop.clone());
+        tasks.spawn(async move {
+            match (stream, sealed, tls) {
+                (Stream::Tcp(stream), Some(balancer), Some(tls)) => {
+                    if let Some(sealed) = seal(stream, &tls, &balancer, &stop).await {
+                        connection(sealed, router.layer(Extension(Seal(tls))), stop).await;
                     }
                 }
-                drop(place);
-            });
-        }
+                (Stream::Tcp(stream), ..) => {
+                    if let Some(Ok(_)) = first(stream.peek(&mut [0]), &stop).await {
+                        connection(stream, router, stop).await;
+                    }
+                }
+                (Stream::Unix(stream), ..) => {
+                    // That a socket is said to be readable does not mean that there is a byte.
+                    let look = || SockRef::from(&stream).peek(&mut [MaybeUninit::uninit()]);
+                    if let Some(Ok(_)) = first(stream.async_io(Interest::READABLE, look), &stop).await {
+                        connection(stream, router, stop).await;
+                    }
+                }
+            }
+            drop(place);
+        });
     }
 }
 
-impl Socket {
-    async fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
-            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
-        }
-    }
+/// Says what fits into an empty socket buffer, and waits for nothing.
+fn turn_away(stream: Stream) {
+    let said = match stream {
+        Stream::Tcp(stream) => stream.into_std().and_then(|mut stream| stream.write(BUSY)),
+        Stream::Unix(stream) => stream.into_std().and_then(|mut stream| stream.write(BUSY)),
+    };
+    tracing::debug!(?said, "an admin connection over the limit was closed");
 }
 
-impl Stream {
-    /// Says what fits into an empty socket buffer, and waits for nothing.
-    fn turn_away(self) {
-        let said = match self {
-            Self::Tcp(stream) => stream.into_std().and_then(|mut stream| stream.write(BUSY)),
-            Self::Unix(stream) => stream.into_std().and_then(|mut stream| stream.write(BUSY)),
-        };
-        tracing::debug!(?said, "an admin connection over the limit was closed");
-    }
-}
-
-/// Room for a byte that is looked at.
-fn one() -> [MaybeUninit<u8>; 1] {
-    [MaybeUninit::uninit()]
-}
-
-/// Whether a connection begins its first request: one that has just been made when the socket goes away gets a moment,
-/// as its peer has no way of knowing that it ought to ask the next process. `first` looks for a byte: that a socket is said
-/// to be readable does not mean that there is one, and a connection that is told to end before it has any is not answered.
-async fn begins(first: impl Future<Output = io::Result<usize>>, stop: &CancellationToken) -> bool {
+/// What a peer does first, if it comes in time. A connection that has just been made when the socket goes away gets a
+/// moment, as its peer has no way of knowing that it ought to ask the next process; and one that is told to end before it
+/// has a byte of a request is not answered, so that byte has to be waited for.
+async fn first<T>(what: impl Future<Output = T>, stop: &CancellationToken) -> Option<T> {
     let too_late = async {
         stop.cancelled().await;
         sleep(GRACE).await;
     };
     tokio::select! {
-        first = first => first.is_ok(),
-        () = too_late => false,
-        () = sleep(HEAD_TIMEOUT) => false,
+        what = what => Some(what),
+        () = too_late => None,
+        () = sleep(HEAD_TIMEOUT) => None,
     }
+}
+
+/// A connection whose handshake is done and whose first request begins; those whose handshake fails are counted.
+async fn seal(
+    stream: TcpStream,
+    tls: &ListenerTls,
+    balancer: &Balancer,
+    stop: &CancellationToken,
+) -> Option<Sealed> {
+    let (client, mut byte) = (stream.peer_addr().ok(), [0]);
+    // Whoever only tries the port, and hangs up, has not begun a handshake.
+    if !matches!(first(stream.peek(&mut byte), stop).await, Some(Ok(1))) {
+        return None;
+    }
+    let (why, error, left) = if byte == [HANDSHAKE] {
+        // Boxed: a handshake is large and short.
+        match first(Box::pin(Sealed::accept(tls, stream)), stop).await {
+            Some(Ok(mut sealed)) => return first(sealed.arrival(), stop).await?.ok().map(|()| sealed),
+            Some(Err((error, left))) => (handshake_fault(&error), error, left),
+            None => ("timeout", io::ErrorKind::TimedOut.into(), None),
+        }
+    } else {
+        ("no_tls", stream.try_write(PLAIN).err().unwrap_or(io::ErrorKind::InvalidData.into()), Some(stream))
+    };
+    balancer.metrics.tls_handshake_failures.with_label_values(&[LABEL, why]).inc();
+    tracing::info!(listener = LABEL, ?client, why, %error, "TLS handshake failed");
+    if let Some(left) = left {
+        // What was said must not be lost to an RST.
+        farewell(net::Stream::Plain(left)).await;
+    }
+    None
 }
 
 async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router, stop: CancellationToken) {
@@ -339,45 +192,5 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router,
         Some(Ok(())) => {}
         Some(Err(error)) => tracing::debug!(%error, "an admin connection failed"),
         None => tracing::debug!("an admin connection was cut off"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_stale_socket_file_is_replaced_and_a_live_one_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("admin.sock");
-        let address = AdminAddress::Unix(path.clone());
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(path.exists(), "stale");
-        let bound = bind(&address).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(bind(&address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        assert!(StdUnixStream::connect(&path).is_ok(), "the first is unharmed");
-        drop(bound);
-        assert!(!path.exists(), "what was never served leaves nothing behind");
-    }
-
-    #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("precious");
-        fs::write(&path, "data").unwrap();
-        assert!(bind(&AdminAddress::Unix(path.clone())).is_err());
-        assert_eq!(fs::read_to_string(&path).unwrap(), "data");
-    }
-
-    #[tokio::test]
-    async fn a_file_that_took_the_sockets_place_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("admin.sock");
-        let bound = bind(&AdminAddress::Unix(path.clone())).unwrap();
-        fs::rename(&path, folder.path().join("elsewhere")).unwrap();
-        fs::write(&path, "another's").unwrap();
-        drop(bound);
-        assert!(path.exists());
     }
 }

@@ -3,6 +3,7 @@
 //! Starting is reloading from empty. A reload is *prepare*, which may fail and is not seen, then *commit*, which cannot
 //! fail. Stopping is draining: nothing new is accepted, what is there goes on, and the last word is a deadline's.
 
+mod endpoint;
 pub mod http;
 pub mod outcome;
 mod headline;
@@ -37,8 +38,8 @@ use crate::systemd::Inherited;
 use handover::Channel;
 use headline::headline;
 
+pub use endpoint::Endpoint;
 pub use handover::{DETACH, FOLLOW, STAGE};
-pub use http::Endpoint;
 pub use outcome::{Applied, StartFault, Trouble, Unknown};
 pub use process::{Stops, run};
 pub use reload::Reloader;

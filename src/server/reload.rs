@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::discover::Groups;
+use super::endpoint::Endpoint;
 use super::headline::headline;
-use super::http::Endpoint;
+use super::http;
 use super::members::Fleet;
 use super::outcome::{Applied, Last, StartFault, Trouble, Unknown};
 use super::predecessors::Predecessors;
@@ -315,6 +316,8 @@ impl Reloader {
             let expiry = tls.as_ref().and_then(|tls| tls.expiry());
             self.balancer.metrics.certificate_expires(&address.to_string(), expiry);
         }
+        let expiry = config.admin.tls.as_ref().and_then(|tls| tls.expiry());
+        self.balancer.metrics.certificate_expires(http::LABEL, expiry);
         inner.sockets.commit(&config, sockets, |endpoint| (self.pages)(self, endpoint));
         self.generation.send_replace(generation);
         generation

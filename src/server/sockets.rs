@@ -16,7 +16,8 @@ use socket2::SockRef;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::http::{self, Bound, Endpoint, SocketFile};
+use super::endpoint::{self, Bound, Endpoint, SocketFile};
+use super::http;
 use super::outcome::StartFault;
 use crate::balancer::Balancer;
 use crate::config::{AdminAddress, Config, Listener, Timeouts};
@@ -191,8 +192,8 @@ impl Sockets {
             AdminAddress::Unix(_) => |passed| matches!(passed, Passed::Unix(_)),
         };
         match self.inherited.take(endpoint.purpose(), &endpoint.to_string(), family)? {
-            Some((socket, origin)) => Ok((http::adopt(socket)?, origin)),
-            None => Ok((http::bind(&endpoint.address())?, Origin::Own)),
+            Some((socket, origin)) => Ok((endpoint::adopt(socket)?, origin)),
+            None => Ok((endpoint::bind(&endpoint.address())?, Origin::Own)),
         }
     }
 
@@ -230,7 +231,9 @@ impl Sockets {
             tracing::info!(address = %Endpoint::Admin(bound.clone()), "serving operators");
             let (copy, file) = (kept(origin, socket.copy()), socket.file());
             let (router, open) = (pages(&endpoint), self.door.open.clone());
-            self.desk.spawn(socket.serve(router, self.desk.clone(), open, stop.clone()));
+            let sealed = endpoint.may_be_sealed().then(|| Arc::clone(&self.balancer));
+            let serving = http::serve(socket, router, sealed, self.desk.clone(), open, stop.clone());
+            self.desk.spawn(serving);
             self.admin.push((endpoint, Serving { bound, copy, file, stop }));
         }
     }

@@ -10,16 +10,15 @@ use tokio::task::spawn_blocking;
 use crate::fleet::{ANY, Fleet, text};
 
 /// How a command ended.
-struct Ended {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Ended {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
-fn sessile(folder: &Path, arguments: &[&str]) -> Ended {
+pub fn sessile(folder: &Path, arguments: &[&str]) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
-    for name in
-        ["SESSILE_CONFIG", "SESSILE_ADMIN", "SESSILE_ADMIN_TOKEN", "SESSILE_ADMIN_TOKEN_FILE", "SESSILE_LOG"]
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"SESSILE_"))
     {
         command.env_remove(name);
     }
@@ -101,6 +100,8 @@ fn wrong_usage_exits_with_64() {
         &["route", "--config", "x"],
         &["route", "--config", "x", ""],
         &["status", "--admin", "https://127.0.0.1:1"],
+        &["status", "--admin", "127.0.0.1:1", "--ca", "ca.pem"],
+        &["status", "--admin", "https://127.0.0.1:1", "--ca", "ca.pem", "--cert", "client.pem"],
         &["drain"],
         &["drain", "a", "--timeout", "1s"],
         &["ready", "a", "--wait"],

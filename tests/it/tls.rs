@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,62 +10,34 @@ use hickory_resolver::proto::rr::RecordType;
 use serde_json::json;
 use sessile::fleet::Health;
 use sessile::server::status::Status;
-use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{ClientConfig, HandshakeKind};
 
 use crate::harness::dns::{Dns, Say, srv};
-use crate::harness::papers::{Authority, Paper, over, shake};
+use crate::harness::papers::{Authority, Office};
 use crate::harness::*;
 
-/// A folder with the papers of a balancer called `localhost`, and who signs.
-struct Office {
-    folder: TempDir,
-    ca: Authority,
-    /// A client's.
-    paper: Paper,
+/// A handshake with who calls itself `localhost`.
+async fn shake(address: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+    let socket = TcpStream::connect(address).await.unwrap();
+    let connector = TlsConnector::from(Arc::clone(config));
+    soon(connector.connect("localhost".try_into().unwrap(), socket)).await
 }
 
-impl Office {
-    fn new() -> Self {
-        let (folder, ca) = (TempDir::new().unwrap(), Authority::new("good"));
-        ca.paper("localhost", 1).write(folder.path(), "server");
-        let paper = ca.paper("client", 2);
-        paper.write(folder.path(), "client");
-        fs::write(folder.path().join("ca.pem"), &ca.pem).unwrap();
-        fs::write(folder.path().join("crl.pem"), ca.crl(&[])).unwrap();
-        Self { folder, ca, paper }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.path().join(name).display().to_string()
-    }
-
-    /// `{ one = "…/FILE", … }`.
-    fn tls(&self, files: &[(&str, &str)]) -> String {
-        let keys: Vec<_> =
-            files.iter().map(|(key, file)| format!("{key} = \"{}\"", self.path(file))).collect();
-        format!("{{ {} }}", keys.join(", "))
-    }
-
-    fn server(&self) -> String {
-        self.tls(&[("cert", "server.pem"), ("key", "server.key")])
-    }
-
-    fn mutual(&self) -> String {
-        self.tls(&[
-            ("cert", "server.pem"),
-            ("key", "server.key"),
-            ("client_ca", "ca.pem"),
-            ("crl", "crl.pem"),
-        ])
-    }
-
-    fn client(&self) -> Arc<ClientConfig> {
-        self.ca.client(Some(&self.paper), &[&TLS13])
-    }
+/// A client over what has been sealed, by way of a socket of its own.
+async fn over(mut sealed: TlsStream<TcpStream>) -> Client {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut far, _) = listener.accept().await.unwrap();
+    tokio::spawn(async move {
+        // Whatever ends it is seen by the client.
+        drop(tokio::io::copy_bidirectional(&mut far, &mut sealed).await);
+    });
+    Client::over(near.into_std().unwrap())
 }
 
 /// A handshake, and what the server says once it has looked at what it was shown.

@@ -111,6 +111,24 @@ fn files_of_tls_that_cannot_be_used_say_why() {
 }
 
 #[test]
+fn tls_that_demands_certificates_is_a_lock_of_the_admin_port() {
+    let folder = conf_with_papers();
+    let pair = "cert = 'tls/server.pem', key = 'tls/server.key'";
+    let open = |tls: &str| told(&folder, &format!("[admin]\naddress = '0.0.0.0:9321'\ntls = {{ {tls} }}"));
+    assert_eq!(open(&format!("{pair}, client_ca = 'tls/ca.pem', crl = 'tls/crl.pem'")), [""; 0]);
+    let alone = open(pair);
+    assert!(alone.len() == 1 && alone[0].starts_with("`admin.address` must be a loopback"), "{alone:?}");
+    // That a CA cannot be had is one problem, not two.
+    let lost = open(&format!("{pair}, client_ca = 'tls/none.pem'"));
+    assert_eq!(lost, ["`admin.tls.client_ca` takes the file \"tls/none.pem\", which does not exist"]);
+    let near = |address: &str| told(&folder, &format!("[admin]\naddress = '{address}'\ntls = {{ {pair} }}"));
+    assert_eq!(near("127.0.0.1:9321"), [""; 0]);
+    let path = near("/run/sessile.sock");
+    assert_eq!(path, ["`admin.tls` needs an IP address in `admin.address`, not the path of a Unix socket"]);
+    assert_eq!(open("cert = 'tls/server.pem'").len(), 2, "no key, and open");
+}
+
+#[test]
 fn every_file_that_is_named_is_known_even_if_it_is_not_there() {
     let folder = conf_with_papers();
     fs::remove_file(folder.path().join("tls/server.key")).unwrap();

@@ -122,7 +122,8 @@ fn an_open_admin_address_needs_a_token() {
     for open in ["0.0.0.0:9321", "[::]:9321", "10.0.0.1:9321"] {
         let address = format!("[admin]\naddress = '{open}'\n");
         let messages = messages_with(&address);
-        let rule = "must be a loopback address or a Unix socket path while there is no `admin.token`, not";
+        let rule = "must be a loopback address or a Unix socket path while there is neither `token` nor `tls` with \
+                    `client_ca`, not";
         assert_eq!(messages, [format!("`admin.address` {rule} \"{open}\"")]);
         let locked = sound_with(&format!("{address}token = {{ env = 'ADMIN_TOKEN' }}"));
         assert_eq!(locked.admin.token.unwrap().reveal(), "0123456789abcdef");

@@ -1,7 +1,6 @@
-//! Certificates, good and bad, and clients that show them.
+//! Certificates, good and bad, and what clients show of them.
 
-use std::io;
-use std::net::SocketAddr;
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,18 +10,64 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::client::TlsStream;
-use tokio_rustls::{TlsConnector, rustls};
-
-use super::Client;
+use tempfile::TempDir;
+use tokio_rustls::rustls;
 
 /// A certificate authority.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// Its certificate.
     pub pem: String,
+}
+
+/// A folder with the papers of a balancer called `localhost`, and who signs.
+pub struct Office {
+    pub folder: TempDir,
+    pub ca: Authority,
+    /// A client's.
+    pub paper: Paper,
+}
+
+impl Office {
+    pub fn new() -> Self {
+        let (folder, ca) = (TempDir::new().unwrap(), Authority::new("good"));
+        ca.paper("localhost", 1).write(folder.path(), "server");
+        let paper = ca.paper("client", 2);
+        paper.write(folder.path(), "client");
+        fs::write(folder.path().join("ca.pem"), &ca.pem).unwrap();
+        fs::write(folder.path().join("crl.pem"), ca.crl(&[])).unwrap();
+        Self { folder, ca, paper }
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// `{ one = "…/FILE", … }`.
+    pub fn tls(&self, files: &[(&str, &str)]) -> String {
+        let keys: Vec<_> =
+            files.iter().map(|(key, file)| format!("{key} = \"{}\"", self.path(file))).collect();
+        format!("{{ {} }}", keys.join(", "))
+    }
+
+    pub fn server(&self) -> String {
+        self.tls(&[("cert", "server.pem"), ("key", "server.key")])
+    }
+
+    pub fn mutual(&self) -> String {
+        self.tls(&[
+            ("cert", "server.pem"),
+            ("key", "server.key"),
+            ("client_ca", "ca.pem"),
+            ("crl", "crl.pem"),
+        ])
+    }
+
+    pub fn client(&self) -> Arc<ClientConfig> {
+        self.ca.client(Some(&self.paper), &[&TLS13])
+    }
 }
 
 /// A certificate and its key, as PEM.
@@ -104,26 +149,7 @@ impl Authority {
 impl Paper {
     /// Writes it as `NAME.pem` and `NAME.key`.
     pub fn write(&self, folder: &Path, name: &str) {
-        std::fs::write(folder.join(format!("{name}.pem")), &self.cert).unwrap();
-        std::fs::write(folder.join(format!("{name}.key")), &self.key).unwrap();
+        fs::write(folder.join(format!("{name}.pem")), &self.cert).unwrap();
+        fs::write(folder.join(format!("{name}.key")), &self.key).unwrap();
     }
-}
-
-/// A handshake with who calls itself `localhost`.
-pub async fn shake(address: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
-    let socket = TcpStream::connect(address).await.unwrap();
-    let connector = TlsConnector::from(Arc::clone(config));
-    super::soon(connector.connect("localhost".try_into().unwrap(), socket)).await
-}
-
-/// A client over what has been sealed, by way of a socket of its own.
-pub async fn over(mut sealed: TlsStream<TcpStream>) -> Client {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (mut far, _) = listener.accept().await.unwrap();
-    tokio::spawn(async move {
-        // Whatever ends it is seen by the client.
-        drop(tokio::io::copy_bidirectional(&mut far, &mut sealed).await);
-    });
-    Client::over(near.into_std().unwrap())
 }

@@ -1,6 +1,6 @@
 # Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
 
-.PHONY: test lint need-node need-python need-systemd need-browser need-promtool need-openssl unit netem netem-some sdk page observability polkit bench soak fuzz audit deb clean
+.PHONY: test lint need-node need-python need-systemd need-browser need-promtool need-openssl unit netem netem-some sdk page observability polkit bench soak fuzz audit deb try-deb clean
 
 test: need-node need-python need-systemd need-browser need-promtool need-openssl lint unit netem-some page observability polkit sdk
 
@@ -109,7 +109,7 @@ audit:
 # A package to try: dpkg-deb --contents target/debian/*.deb
 deb:
 	@command -v cargo-deb >/dev/null || { \
-	  echo "make deb needs cargo-deb: cargo install cargo-deb" >&2; exit 1; }
+	  echo "make deb needs cargo-deb: cargo install cargo-deb --locked" >&2; exit 1; }
 	cargo build --release --locked
 	mkdir -p target/package
 	target/release/sessile man > target/package/sessile.1
@@ -119,6 +119,10 @@ deb:
 	target/release/sessile schema > target/package/sessile.schema.json
 	gzip -9n < CHANGELOG.md > target/package/changelog.gz
 	cargo deb --no-build --locked
+
+# Installs it here, looks at it, and purges it. Needs root, and a Debian without a sessile.
+try-deb: deb
+	sh tests/deb.sh target/debian/*.deb
 
 clean:
 	rm -rf target tests/page/node_modules tests/sdk/node_modules tests/sdk/.venv bench/.venv

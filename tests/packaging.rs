@@ -154,6 +154,30 @@ fn what_the_debian_package_takes_from_the_source_is_there() {
     assert!(text("packaging/debian/changelog").starts_with(&version), "{version}");
 }
 
+/// cargo-deb takes the units that have the package's name, and nothing else from their folder.
+#[test]
+fn everything_for_systemd_is_in_the_debian_package() {
+    let manifest = text("Cargo.toml");
+    for line in ["unit-name = \"sessile\"", "unit-scripts = \"systemd\""] {
+        assert!(manifest.contains(&format!("\n{line}\n")), "{line}");
+    }
+    let mut count = 0;
+    for entry in fs::read_dir(root().join("systemd")).unwrap() {
+        let file = entry.unwrap().file_name().into_string().unwrap();
+        let is_unit = ["sessile.service", "sessile.socket"].contains(&file.as_str());
+        let is_asset = manifest.contains(&format!("[\"systemd/{file}\", "));
+        assert!(is_unit != is_asset, "{file}");
+        count += 1;
+    }
+    assert!(count >= 3, "{count}");
+    let installed = text("tests/deb.sh");
+    let assets = manifest.split_once("\nassets = [").unwrap().1.split_once("\n]").unwrap().0;
+    for line in assets.lines().filter(|line| line.contains('"')) {
+        let target = line.split('"').nth(3).unwrap();
+        assert!(installed.contains(&format!("  /{target}")), "tests/deb.sh does not look for {target}");
+    }
+}
+
 #[test]
 fn the_service_reads_no_file_that_was_not_checked_and_does_not_try_a_bad_one_again() {
     let unit = text("systemd/sessile.service");

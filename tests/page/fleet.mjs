@@ -70,13 +70,14 @@ export class Server {
 
 /** A balancer in front of servers called cli-1, cli-2, … */
 export class Balancer {
-  static async start(servers, { token, admin = '127.0.0.1:0', names } = {}) {
+  static async start(servers, { token, tls, admin = '127.0.0.1:0', names } = {}) {
     const made = new Balancer();
     made.folder = mkdtempSync(join(tmpdir(), 'sessile-page-'));
     made.file = join(made.folder, 'sessile.toml');
     made.servers = servers;
     made.names = names ?? servers.map((_, at) => `cli-${at + 1}`);
     made.head = `[[listener]]\naddress = "127.0.0.1:0"\n[admin]\naddress = "${admin}"\n`;
+    if (tls) made.head += `tls = ${tls}\n`;
     if (token) {
       writeFileSync(join(made.folder, 'token'), token);
       made.head += 'token = { file = "token" }\n';
@@ -101,7 +102,7 @@ export class Balancer {
         }
       });
     });
-    made.origin = `http://127.0.0.1:${made.port}`;
+    made.origin = `${tls ? 'https' : 'http'}://127.0.0.1:${made.port}`;
     return made;
   }
 

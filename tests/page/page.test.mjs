@@ -5,6 +5,7 @@ import { once } from 'node:events';
 import { after, before, test } from 'node:test';
 import { launch, open } from './browser.mjs';
 import { Balancer, Server } from './fleet.mjs';
+import { Papers } from '../sdk/lib/papers.mjs';
 
 const timeout = 60000;
 let browser;
@@ -65,6 +66,22 @@ test('latencies are drawn from before the page was opened, failures among them',
   const page = await opened(t, balancer);
   await page.waitForSelector('.spark .miss', { state: 'attached' });
   assert.match(await page.locator('.spark svg').getAttribute('aria-label'), /^Latency of the last \d+ probes: now .+ failed$/);
+});
+
+test('under TLS the page asks with the certificate that the browser was given', { timeout }, async (t) => {
+  const papers = new Papers();
+  const server = papers.sign('server', 'serverAuth');
+  const client = papers.sign('client', 'clientAuth');
+  const tls = `{ cert = "${server.cert}", key = "${server.key}", client_ca = "${papers.path('ca.pem')}" }`;
+  const balancer = await fleet(t, 1, { tls, admin: '0.0.0.0:0' });
+  const shown = { origin: balancer.origin, certPath: client.cert, keyPath: client.key };
+  const page = await opened(t, balancer, { ignoreHTTPSErrors: true, clientCertificates: [shown] });
+  await says(page, '#condition', 'The backend is up.');
+  await row(page, 'cli-1').getByRole('button', { name: 'drain' }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'Drain' }).click();
+  await toned(page, 'cli-1', 'slow');
+  assert.deepEqual(page.complaints, []);
+  await assert.rejects(opened(t, balancer, { ignoreHTTPSErrors: true, drawn: false }), /ERR_/);
 });
 
 test('a backend is drained and put back by keyboard alone', { timeout }, async (t) => {

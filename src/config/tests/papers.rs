@@ -123,6 +123,15 @@ fn tls_that_demands_certificates_is_a_lock_of_the_admin_port() {
     assert_eq!(lost, ["`admin.tls.client_ca` takes the file \"tls/none.pem\", which does not exist"]);
     let near = |address: &str| told(&folder, &format!("[admin]\naddress = '{address}'\ntls = {{ {pair} }}"));
     assert_eq!(near("127.0.0.1:9321"), [""; 0]);
+    let load = |tls: &str| {
+        let path = folder.path().join("sessile.toml");
+        parse_in(&format!("[admin]\n{tls}\n{SOUND}"), "o", &path, &environment).unwrap()
+    };
+    let (before, after) = (load(""), load(&format!("tls = {{ {pair} }}")));
+    assert_eq!(
+        diff(&before, &after).iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["admin: TLS begun"]
+    );
     let path = near("/run/sessile.sock");
     assert_eq!(path, ["`admin.tls` needs an IP address in `admin.address`, not the path of a Unix socket"]);
     assert_eq!(open("cert = 'tls/server.pem'").len(), 2, "no key, and open");

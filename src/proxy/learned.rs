@@ -7,10 +7,35 @@ use std::time::Instant;
 
 use super::client::Frame;
 use super::opening::Opening;
+use crate::balancer::Balancer;
 use crate::close::Close;
-use crate::config::Openings;
+use crate::config::{Config, Openings};
+use crate::fleet::Greeting;
 use crate::link::StateFrame;
 use crate::wire::Head;
+
+/// What the fleet has answered to this `connect`, if it would answer the same again.
+pub(super) fn recall(balancer: &Balancer, config: &Config, connect: &StateFrame) -> Option<Greeting> {
+    let version = agreed_version(balancer, config)?;
+    let greeting = balancer.greetings.recall(connect.body(), connect.id(), &version, Instant::now())?;
+    balancer.metrics.connects_recalled.inc();
+    Some(greeting)
+}
+
+/// Remembers the body with which a server has answered a `connect`.
+pub(super) fn learn(balancer: &Balancer, config: &Config, connect: &StateFrame, answer: &[u8]) {
+    if let Some(version) = agreed_version(balancer, config) {
+        balancer.greetings.learn(connect.body(), connect.id(), answer, &version, Instant::now());
+    }
+}
+
+/// The one version that all servers have, if answers are learned.
+fn agreed_version(balancer: &Balancer, config: &Config) -> Option<Arc<str>> {
+    match config.placement.openings {
+        Openings::Learned => balancer.agreed_version(),
+        Openings::Scouted => None,
+    }
+}
 
 impl Opening<'_> {
     /// Answers a first `connect` from memory; false if a scout has to.
@@ -24,18 +49,14 @@ impl Opening<'_> {
             return Ok(false);
         }
         let body = frame.bytes.get(frame.body_at..).unwrap_or_default();
-        let greeting = self
-            .agreed_version()
-            .and_then(|version| self.balancer.greetings.recall(body, id, &version, Instant::now()));
-        let Some(greeting) = greeting else { return Ok(false) };
         let state = StateFrame::new(body, "connect", id.clone());
+        let Some(greeting) = recall(self.balancer, &self.config, &state) else { return Ok(false) };
         if let Err(fault) = self.client.keep(state.bytes()) {
             return Err(self.faulty_on(fault, Some(id.clone())).await);
         }
         // No server has looked at it, so the client is not `authenticated`: it may know what it may without a token.
         self.state.push(state);
         self.version = greeting.protocol_version;
-        self.balancer.metrics.connects_recalled.inc();
         self.carried_down(greeting.frame.len());
         self.client.send(&greeting.frame).await?;
         Ok(true)
@@ -43,20 +64,10 @@ impl Opening<'_> {
 
     /// Remembers what a scout answered to a `connect`, if it was all in one piece.
     pub(super) fn learn(&self, connect: &StateFrame, answer: &[u8]) {
-        if let Some(version) = self.agreed_version()
-            && let Ok(Some(head)) = Head::read(answer)
+        if let Ok(Some(head)) = Head::read(answer)
             && head.frame_bytes() == answer.len()
         {
-            let body = answer.get(head.head_bytes..).unwrap_or_default();
-            self.balancer.greetings.learn(connect.body(), connect.id(), body, &version, Instant::now());
-        }
-    }
-
-    /// The one version that all servers have, if answers are learned.
-    fn agreed_version(&self) -> Option<Arc<str>> {
-        match self.config.placement.openings {
-            Openings::Learned => self.balancer.agreed_version(),
-            Openings::Scouted => None,
+            learn(self.balancer, &self.config, connect, answer.get(head.head_bytes..).unwrap_or_default());
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Where each frame of the client goes.
 
+use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
 use super::errand::{self, News};
@@ -11,6 +12,7 @@ use crate::link::StateFrame;
 use crate::metrics::{Class, Outcome};
 use crate::place::{Refused, addresses};
 use crate::proxy::inlet::Frame;
+use crate::proxy::learned;
 use crate::wire::envelope::Field;
 use crate::wire::{Id, Named, Refusal, reply};
 
@@ -188,6 +190,15 @@ impl Switch<'_> {
                 let message = "the client's state is larger than limits.opening_bytes";
                 return self.refuse(Some(&id), &plain(Refusal::Limit, message));
             }
+            if state.is_connect()
+                && self.is_new()
+                && let Some(greeting) = learned::recall(&self.balancer, &self.config, &state)
+            {
+                // No server has looked at it, so the client is not `authenticated`.
+                Arc::make_mut(&mut self.state).push(state);
+                self.version = greeting.protocol_version;
+                return self.say_own(greeting.frame);
+            }
             let answers = self.any_up();
             let others: Vec<At> = self.upstreams.keys().copied().filter(|at| Some(*at) != answers).collect();
             for at in others {
@@ -198,6 +209,11 @@ impl Switch<'_> {
             self.busy = Some(Box::new((id, state)));
         }
         self.forward_any(frame);
+    }
+
+    /// Whether no server has been told anything of this client, nor is one being looked for.
+    fn is_new(&self) -> bool {
+        self.upstreams.is_empty() && self.scouting.is_none() && self.state.is_empty()
     }
 
     /// From now on the state request has `timeouts.rehome` to be answered.

@@ -17,6 +17,7 @@ use crate::metrics::Outcome;
 use crate::net::Stream;
 use crate::place::Refused;
 use crate::proxy::inlet::{Frame, Inlet, Piece};
+use crate::proxy::learned;
 use crate::proxy::park::{Parked, park};
 use crate::proxy::queue::Queue;
 use crate::wire::envelope::Field;
@@ -173,6 +174,11 @@ impl Switch<'_> {
                     self.speaker = Some(at);
                 }
                 if !partial && frame.envelope.method.is_none() {
+                    if let Some(busy) = &self.busy
+                        && busy.1.is_connect()
+                    {
+                        learned::learn(&self.balancer, &self.config, &busy.1, frame.body());
+                    }
                     self.answered(at, &frame.envelope);
                 }
             }

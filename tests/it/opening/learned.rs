@@ -66,6 +66,32 @@ fn a_scout_that_is_needed_later_hears_the_connect_first() {
 }
 
 #[test]
+fn a_client_of_many_servers_is_answered_from_memory_too_and_each_server_is_greeted_first() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = taught(&fleet.text().listener("routing", "\"session\"")).await;
+        assert_eq!(greeted(&fleet), 1);
+        let mut client = balancer.dial().await;
+        client.write(connect("0")).await;
+        let answer = client.frame().await;
+        assert_eq!((&answer["id"], &answer["result"]["protocolVersion"]), (&json!(0), &json!(3)), "{answer}");
+        assert_eq!((greeted(&fleet), links(&balancer)), (1, 0), "no server was asked");
+        for at in 0..2 {
+            let session = balancer.session_at(at);
+            client.create(&session).await;
+            assert_eq!(fleet.home(&session), at);
+            assert_eq!(greeted(&fleet), 2 + at);
+        }
+        assert_eq!(balancer.metrics().connects_recalled.get(), 1);
+        // One that is repeated is no first one, and servers are told.
+        client.write(connect("1000")).await;
+        client.answer(1000).await;
+        until("all are told", || greeted(&fleet) == 5).await;
+        assert_eq!(balancer.metrics().connects_recalled.get(), 1);
+    });
+}
+
+#[test]
 fn servers_of_two_versions_are_always_asked() {
     run(async {
         let fleet = Fleet::built(2, |at, builder| builder.version(format!("1.{at}"))).await;

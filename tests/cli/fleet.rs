@@ -167,7 +167,8 @@ pub async fn send_unix(path: &Path, bytes: &str) -> Answer {
     exchange(UnixStream::connect(path).await.unwrap(), bytes).await
 }
 
-async fn exchange(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, bytes: &str) -> Answer {
+/// The same, or the rest of them, over what is connected.
+pub async fn exchange(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, bytes: &str) -> Answer {
     stream.write_all(bytes.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();

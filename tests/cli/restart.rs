@@ -69,14 +69,16 @@ async fn after_an_upgrade_only_the_new_process_restarts() {
     let away = if home == 0 { 1 } else { 0 };
     standins[away].zombie(true);
     let series = format!("sessile_backend_probes_total{{backend=\"cli-{}\",result=\"failure\"}} ", away + 1);
-    // Long after either would have restarted it.
-    for page in ["/metrics".to_owned(), format!("/metrics/{}", line.pids[0])] {
-        found(&line.place, async || {
-            let metrics = line.place.get(&page).await.body;
-            let failed = metrics.lines().find_map(|line| line.strip_prefix(&series))?;
-            (failed.parse::<u64>().unwrap() > 20).then_some(())
-        })
+    found(&line.place, async || std::fs::read_to_string(&runs).ok().filter(|runs| runs.ends_with('\n')))
         .await;
+    // Long after the other one would have restarted it too.
+    for page in ["/metrics".to_owned(), format!("/metrics/{}", line.pids[0])] {
+        let failed = async || {
+            let metrics = line.place.get(&page).await.body;
+            metrics.lines().find_map(|line| line.strip_prefix(&series)?.parse::<u64>().ok())
+        };
+        let before = failed().await.unwrap();
+        found(&line.place, async || failed().await.filter(|failed| *failed > before + 20)).await;
     }
     assert_eq!(std::fs::read_to_string(&runs).unwrap(), format!("{}\n", line.pids[1]));
     drop(live);

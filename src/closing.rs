@@ -38,18 +38,21 @@ impl Closing {
     }
 
     /// Waits until the connection of `client` is to close.
-    pub async fn reaches(&self, client: SocketAddr) {
-        self.begun.cancelled().await;
-        let Some(&(begun, spread)) = self.spread.get() else { return };
-        let Some(moment) = begun.checked_add(moment(client, spread)) else { return };
-        // In a box of its own, so that a connection has no room for it all its life.
-        Box::pin(async {
-            tokio::select! {
-                () = self.at_once.cancelled() => {}
-                () = sleep_until(moment) => {}
-            }
-        })
-        .await;
+    #[expect(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice, in every connection")]
+    pub fn reaches(&self, client: SocketAddr) -> impl Future<Output = ()> + Send {
+        async move {
+            self.begun.cancelled().await;
+            let Some(&(begun, spread)) = self.spread.get() else { return };
+            let Some(moment) = begun.checked_add(moment(client, spread)) else { return };
+            // In a box of its own, so that a connection has no room for it all its life.
+            Box::pin(async {
+                tokio::select! {
+                    () = self.at_once.cancelled() => {}
+                    () = sleep_until(moment) => {}
+                }
+            })
+            .await;
+        }
     }
 }
 

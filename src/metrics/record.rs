@@ -53,6 +53,11 @@ impl Record {
         self.client
     }
 
+    /// The session that it was placed for.
+    pub fn session(&self) -> Option<&SessionId> {
+        self.session.as_ref()
+    }
+
     /// The connection has a home; its opening is over. With routing by session, only the first one is on record.
     pub fn placed(&mut self, session: Option<SessionId>, backend: &Arc<str>, reason: &'static str) {
         if self.placed.is_some() {

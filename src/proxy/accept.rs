@@ -202,11 +202,9 @@ fn admit(
         }
         // Two kinds of tasks, so that neither is as large as the other.
         Ok(place) if listener.routing == Routing::Session => {
-            tasks.spawn_on(switched(balancer, listener, Stream::Plain(socket), record, place), &worker)
+            tasks.spawn_on(switched(balancer, Stream::Plain(socket), record, place), &worker)
         }
-        Ok(place) => {
-            tasks.spawn_on(connection(balancer, listener, Stream::Plain(socket), record, place), &worker)
-        }
+        Ok(place) => tasks.spawn_on(connection(balancer, Stream::Plain(socket), record, place), &worker),
         Err(limit) => {
             let Ok(told) = Arc::clone(&door.turned_away).try_acquire_owned() else {
                 return record.settle(Close::new(By::Balancer, At::Accept, Why::Limit));

@@ -27,7 +27,7 @@ pub struct Admitted {
     admission: Arc<Admission>,
     /// `None` until it is known.
     address: Option<IpAddr>,
-    listener: SocketAddr,
+    listener: Arc<Listener>,
 }
 
 impl Admission {
@@ -38,7 +38,7 @@ impl Admission {
     pub fn admit(
         self: &Arc<Self>,
         ip: Option<IpAddr>,
-        listener: &Listener,
+        listener: &Arc<Listener>,
         limits: &Limits,
     ) -> Result<Admitted, &'static str> {
         let through = listener.address;
@@ -56,7 +56,7 @@ impl Admission {
         }
         counts.by_listener.insert(through, of_listener.saturating_add(1));
         counts.all = counts.all.saturating_add(1);
-        Ok(Admitted { admission: Arc::clone(self), address, listener: through })
+        Ok(Admitted { admission: Arc::clone(self), address, listener: Arc::clone(listener) })
     }
 }
 
@@ -72,6 +72,11 @@ impl Counts {
 }
 
 impl Admitted {
+    /// Through which the client came.
+    pub fn listener(&self) -> &Arc<Listener> {
+        &self.listener
+    }
+
     /// Counts the place for the client at `ip`, now that it is known.
     ///
     /// # Errors
@@ -93,7 +98,7 @@ impl Drop for Admitted {
         if let Some(address) = self.address {
             give_back(&mut counts.by_address, address);
         }
-        give_back(&mut counts.by_listener, self.listener);
+        give_back(&mut counts.by_listener, self.listener.address);
     }
 }
 
@@ -134,8 +139,8 @@ mod tests {
     #[test]
     fn places_are_counted_by_all_and_by_address() {
         let admission = Arc::new(Admission::default());
-        let listener = Listener { connections: Some(2), ..Listener::default() };
-        let other = Listener { address: "127.0.0.1:1".parse().unwrap(), ..Listener::default() };
+        let listener = Arc::new(Listener { connections: Some(2), ..Listener::default() });
+        let other = Arc::new(Listener { address: "127.0.0.1:1".parse().unwrap(), ..Listener::default() });
         let (a, b, c) =
             ("10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
         let limits = limits(3, 1);
@@ -160,7 +165,7 @@ mod tests {
     fn who_a_proxy_names_counts_from_then_on() {
         let admission = Arc::new(Admission::default());
         let (a, limits) = ("10.0.0.1".parse().unwrap(), limits(2, 1));
-        let listener = Listener::default();
+        let listener = Arc::default();
         let mut first = admission.admit(None, &listener, &limits).unwrap();
         first.count_for(a, &limits).unwrap();
         let mut second = admission.admit(None, &listener, &limits).unwrap();

@@ -20,7 +20,7 @@ use crate::net::{self, Stream};
 const FULL_READS: u8 = 2;
 
 /// Bytes that a direction may move before others of its thread have their turn.
-const TURN_BYTES: usize = 1024 * 1024;
+const TURN_BYTES: u32 = 1024 * 1024;
 
 /// One direction.
 pub struct Direction<'a> {
@@ -34,7 +34,7 @@ pub struct Direction<'a> {
     full_reads: u8,
     /// Moved since the last time of asking, and in this turn.
     moved: bool,
-    turn: usize,
+    turn: u32,
     stage: Stage,
 }
 
@@ -213,7 +213,7 @@ impl<'a> Direction<'a> {
 
     fn passed(&mut self, bytes: usize) {
         self.moved |= bytes > 0;
-        self.turn = self.turn.saturating_add(bytes);
+        self.turn = self.turn.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
         self.tally.add(bytes);
     }
 }

@@ -10,11 +10,11 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::SetOnce;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::direction::{Direction, Fault};
@@ -30,7 +30,7 @@ pub struct Relay<'a, Stop> {
     up: Direction<'a>,
     down: Direction<'a>,
     /// Let go of at the backend's end: what it has left it has unloaded, however long the client takes to leave.
-    owned: &'a SetOnce<Hold>,
+    owned: &'a OnceLock<Hold>,
     /// Whose end came first.
     first_end: Option<By>,
     /// A client's end is not passed on: the backend's socket is left as it is, for whoever keeps it.
@@ -38,7 +38,7 @@ pub struct Relay<'a, Stop> {
     half_close: Option<Duration>,
     /// Runs from the first end on.
     half_closed: Option<Pin<Box<Sleep>>>,
-    idle: Option<Idle>,
+    idle: Option<Box<Idle>>,
     /// In a set of its own it is looked at only when it happens, not whenever a byte moves. Boxed, because a set has room for
     /// one more than are in it.
     stop: FuturesUnordered<Pin<Box<Stop>>>,
@@ -56,13 +56,13 @@ impl<'a, Stop: Future<Output = Why>> Relay<'a, Stop> {
     pub fn new(
         (client, up): (&'a mut Stream, Direction<'a>),
         (backend, down): (&'a mut Stream, Direction<'a>),
-        owned: &'a SetOnce<Hold>,
+        owned: &'a OnceLock<Hold>,
         timeouts: &Timeouts,
         lingers: bool,
         stop: Stop,
     ) -> Self {
-        let idle =
-            timeouts.idle.map(|limit| Idle { limit, moved: Instant::now(), timer: Box::pin(sleep(limit)) });
+        let idle = |limit| Box::new(Idle { limit, moved: Instant::now(), timer: Box::pin(sleep(limit)) });
+        let idle = timeouts.idle.map(idle);
         let stop = FuturesUnordered::from_iter([Box::pin(stop)]);
         let half_close = timeouts.half_close;
         Self {

@@ -31,7 +31,7 @@ async fn relayed<T>(
     let up = Direction::new(Bytes::from_static(b"first"), Tally::to_backend(&record, &backend));
     let down = Direction::new(Bytes::new(), Tally::to_client(&record, &backend));
     let carry = async {
-        let (owned, timeouts) = (SetOnce::new(), Timeouts::default());
+        let (owned, timeouts) = (OnceLock::new(), Timeouts::default());
         let (client, backend) = ((&mut client, up), (&mut link, down));
         let close = Relay::new(client, backend, &owned, &timeouts, false, pending()).await;
         drop(link);

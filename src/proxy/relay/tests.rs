@@ -108,7 +108,7 @@ async fn relayed(client: Side, backend: Side, first: [usize; 2], tapped: bool) {
         up.tap(Looks);
         down.tap(Looks);
     }
-    let (owned, never) = (SetOnce::new(), std::future::pending::<Why>());
+    let (owned, never) = (OnceLock::new(), std::future::pending::<Why>());
     let relay =
         Relay::new((&mut far_client, up), (&mut far_backend, down), &owned, &World::timeouts(), false, never);
     let (close, at_client, at_backend) = tokio::join!(
@@ -152,7 +152,7 @@ fn bulk_goes_through_a_pipe_that_is_given_back_when_there_is_none() {
             (pair().await, pair().await);
         let up = Direction::new(Bytes::new(), Tally::to_backend(&world.record, &world.backend));
         let down = Direction::new(Bytes::new(), Tally::to_client(&world.record, &world.backend));
-        let (owned, timeouts) = (SetOnce::new(), World::timeouts());
+        let (owned, timeouts) = (OnceLock::new(), World::timeouts());
         let mut relay = Relay::new(
             (&mut far_client, up),
             (&mut far_backend, down),
@@ -199,7 +199,7 @@ fn a_buffer_that_has_been_sent_is_given_back() {
         let up = Direction::new(first[0].clone(), Tally::to_backend(&world.record, &world.backend));
         let down = Direction::new(first[1].clone(), Tally::to_client(&world.record, &world.backend));
         let (client, backend) = ((&mut far_client, up), (&mut far_backend, down));
-        let owned = SetOnce::new();
+        let owned = OnceLock::new();
         let relay =
             Relay::new(client, backend, &owned, &World::timeouts(), false, std::future::pending::<Why>());
         let read = async {

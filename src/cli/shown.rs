@@ -191,6 +191,19 @@ fn notes(backend: &BackendStatus) -> Vec<(String, Tone)> {
         let tone = if backend.health == "up" { Tone::Faint } else { Tone::Bad };
         notes.push((format!("last failed probe{ago}: {error}"), tone));
     }
+    if let (Some(result), Some(ago)) =
+        (backend.restart_result.as_deref(), backend.restart_seconds.map(seconds))
+    {
+        let times = backend.restarts;
+        notes.push(match result {
+            "running" => (format!("restart_command has been running for {ago}"), Tone::Slow),
+            _ => {
+                let tone = if result == "success" { Tone::Faint } else { Tone::Bad };
+                let s = if times == 1 { "" } else { "s" };
+                (format!("restart_command run {times} time{s}, the last {ago} ago: {result}"), tone)
+            }
+        });
+    }
     notes
 }
 
@@ -274,6 +287,9 @@ mod tests {
             probe_seconds: Some(0.000_31),
             connections: 12,
             sessions: 3,
+            restarts: 0,
+            restart_result: None,
+            restart_seconds: None,
             leaving: false,
         }
     }
@@ -290,6 +306,9 @@ mod tests {
             version: None,
             probe_seconds: None,
             connections: 0,
+            restarts: 2,
+            restart_result: Some("timeout".into()),
+            restart_seconds: Some(75.0),
             ..backend("cli-3")
         };
         let cold = BackendStatus { warmth: Some(40), ..backend("cli-4") };
@@ -409,6 +428,28 @@ mod tests {
         };
         let known = Status { backends: vec![found], discovery: vec![name], ..sample() };
         insta::assert_snapshot!(status(&known, Look::default()));
+    }
+
+    #[test]
+    fn restarts_are_told_as_they_went() {
+        let told = |restarts, result: &str| {
+            let result = Some(result.into());
+            notes(&BackendStatus {
+                restarts,
+                restart_result: result,
+                restart_seconds: Some(3.4),
+                ..backend("a")
+            })
+        };
+        assert_eq!(told(1, "running"), [("restart_command has been running for 3s".into(), Tone::Slow)]);
+        assert_eq!(
+            told(1, "success"),
+            [("restart_command run 1 time, the last 3s ago: success".into(), Tone::Faint)]
+        );
+        assert_eq!(
+            told(4, "failure"),
+            [("restart_command run 4 times, the last 3s ago: failure".into(), Tone::Bad)]
+        );
     }
 
     #[test]

@@ -1,21 +1,33 @@
-//! What the last probes of a backend took: a short memory for whoever opens the status page when it is too late to have
-//! watched.
+//! What the last probes of a backend took, and how its last restart went: a short memory for whoever opens the status page
+//! when it is too late to have watched.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Probes remembered; with the default interval the last two minutes.
 pub const PROBES_MAX: usize = 60;
 
-/// A ring of probes.
+/// The last probes and restarts.
 #[derive(Debug, Default)]
-pub struct History(Mutex<VecDeque<Option<Duration>>>);
+pub struct History {
+    probes: Mutex<VecDeque<Option<Duration>>>,
+    restarts: Mutex<Restarted>,
+}
+
+/// How often a backend was restarted, and how the last time went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restarted {
+    /// Commands that were begun for it.
+    pub count: u64,
+    /// When the last one began or, once it has, ended; and how: "running", "success", "failure" or "timeout".
+    pub last: Option<(Instant, &'static str)>,
+}
 
 impl History {
     /// A probe was answered after so long, or not at all.
     pub fn note(&self, took: Option<Duration>) {
-        let mut probes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
         if probes.len() == PROBES_MAX {
             probes.pop_front();
         }
@@ -24,12 +36,30 @@ impl History {
 
     /// Whether the last one was answered.
     pub fn is_answered(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).back().is_some_and(Option::is_some)
+        self.probes.lock().unwrap_or_else(PoisonError::into_inner).back().is_some_and(Option::is_some)
     }
 
     /// The last ones, the oldest first; `None` = not answered.
     pub fn probes(&self) -> Vec<Option<Duration>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+        self.probes.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    /// Its restart begins.
+    pub fn restart_begun(&self) {
+        let mut restarts = self.restarts.lock().unwrap_or_else(PoisonError::into_inner);
+        restarts.count = restarts.count.saturating_add(1);
+        restarts.last = Some((Instant::now(), "running"));
+    }
+
+    /// That restart is over, and ended so.
+    pub fn restart_ended(&self, result: &'static str) {
+        let mut restarts = self.restarts.lock().unwrap_or_else(PoisonError::into_inner);
+        restarts.last = Some((Instant::now(), result));
+    }
+
+    /// Its restarts.
+    pub fn restarted(&self) -> Restarted {
+        *self.restarts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -20,7 +20,7 @@ pub use commands::Commands;
 pub use decide::{Candidate, Decision, Facts, Found, Reason, decide};
 pub use greetings::{Greeting, Greetings};
 pub use health::{Health, Judge};
-pub use history::{History, PROBES_MAX};
+pub use history::{History, PROBES_MAX, Restarted};
 pub use owners::{Claim, Hold, Lead, Owners};
 pub use panic::is_panic;
 pub use pins::Pins;

@@ -74,11 +74,12 @@ async fn look(balancer: &Balancer, restarts: &mut Restarts) {
     };
     let down_seconds = patient.down_since.map_or(0, |since| now.saturating_duration_since(since).as_secs());
     tracing::warn!(backend = %backend.name(), down_seconds, program, "a backend stays down and is restarted");
+    backend.history().restart_begun();
     let ended = run(program, &arguments, rules.timeout).await;
     let over = Instant::now();
     restarts.over(patient, over);
     let seconds = over.saturating_duration_since(now).as_secs_f64();
-    backend.series().restarted(match ended {
+    let result = match ended {
         Ended::Exited(status, _) if status.success() => {
             tracing::info!(backend = %backend.name(), seconds, "restart_command succeeded");
             "success"
@@ -95,7 +96,9 @@ async fn look(balancer: &Balancer, restarts: &mut Restarts) {
             tracing::error!(backend = %backend.name(), seconds, "restart_command took too long and was killed");
             "timeout"
         }
-    });
+    };
+    backend.history().restart_ended(result);
+    backend.series().restarted(result);
 }
 
 /// What a member is to restarts: down without a doubt only if an operator wants it ready, and if its last probe, not long

@@ -13,7 +13,7 @@ use crate::fleet::{ANY, Fleet, exchange, request, send, send_unix, text};
 /// A backend without what differs from one question to the next.
 fn timeless(backend: &serde_json::Value) -> serde_json::Value {
     let mut backend = backend.clone();
-    for field in ["probe_seconds", "health_seconds", "error_seconds"] {
+    for field in ["probe_seconds", "health_seconds", "error_seconds", "restart_seconds"] {
         assert!(backend.as_object_mut().unwrap().remove(field).is_some(), "{field}");
     }
     backend

@@ -45,6 +45,20 @@ async fn a_command_that_fails_has_its_first_words_in_the_log_and_gets_no_secret(
     for part in ["\"backend\":\"cli-1\"", "exit status: 4", "denied to nobody", "to nobody\u{fffd}[2J"] {
         assert!(line.contains(part), "{part}: {line}");
     }
+    let status = found(&place, async || {
+        let status = place.status().await;
+        (status["backends"][0]["restart_result"] == "failure").then_some(status)
+    });
+    let status = status.await;
+    assert_eq!(status["backends"][0]["restarts"], 1, "{status}");
+    assert!(
+        status["backends"][0]["restart_seconds"].as_f64().is_some_and(|seconds| seconds >= 0.0),
+        "{status}"
+    );
+    assert_eq!(
+        (&status["backends"][1]["restarts"], &status["backends"][1]["restart_result"]),
+        (&0.into(), &serde_json::Value::Null)
+    );
     let log = place.log();
     assert!(!log.contains("and more") && !log.contains("s3cret") && !log.contains("\u{1b}[2J"), "{log}");
     let metrics = place.get("/metrics").await.body;

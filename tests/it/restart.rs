@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hickory_resolver::proto::rr::RecordType;
 use sessile::config::AdminState;
 use sessile::fleet::{Backend, Health};
+use sessile::server::status::Backends;
 use tempfile::TempDir;
 
 use crate::harness::dns::{Dns, Say, odd_srv, srv};
@@ -75,6 +76,9 @@ fn a_backend_that_stays_down_is_restarted_once_and_told_apart() {
         fleet[1].zombie(true);
         until("it is restarted", || counted(&balancer, "b", "success") == 1).await;
         assert_eq!(marks.lines(), [format!("2 b {}", fleet[1].address())]);
+        let told = Backends::of(balancer.reloader()).await.backends.remove(1);
+        assert_eq!((told.restarts, told.restart_result.as_deref()), (1, Some("success")));
+        assert!(told.restart_seconds.is_some(), "{told:?}");
         in_vain(&balancer.backend("b")).await;
         fleet[1].zombie(false);
         balancer.until_health("b", Health::Up).await;
@@ -160,6 +164,11 @@ fn one_command_runs_at_a_time() {
         }
         let first = marks.lines();
         assert_eq!(first.len(), 1, "the other one waits");
+        let told = Backends::of(balancer.reloader()).await.backends;
+        let running = |name: &str| {
+            told.iter().any(|told| told.name == name && told.restart_result.as_deref() == Some("running"))
+        };
+        assert!(running(&first[0]) && told.iter().map(|told| told.restarts).sum::<u64>() == 1, "{told:?}");
         for name in ["a", "b"] {
             fs::write(marks.path(&format!("go-{name}")), "").unwrap();
         }

@@ -57,6 +57,19 @@ test('the fleet is drawn, and lives without a reload', { timeout }, async (t) =>
   assert.deepEqual(page.complaints, []);
 });
 
+test('restarts are told beside the error that they are for', { timeout }, async (t) => {
+  const balancer = await fleet(t, 2);
+  // The file's head ends within [health].
+  balancer.write('panic_threshold = 0\nrestart_command = ["false"]\nrestart_after = "100ms"\nrestart_interval = "1h"\n');
+  await balancer.ask('/api/v1/reload', { method: 'POST' });
+  const page = await opened(t, balancer);
+  await balancer.servers[1].stop();
+  await says(page, '#rows', 'restart_command run 1 time, the last time: failure');
+  assert.match(await row(page, 'cli-2').locator('.said').innerText(), /last failed probe: .+\s+restart_command run 1 time.+failure\s+\d+ s ago/s);
+  assert.doesNotMatch(await row(page, 'cli-1').innerText(), /restart_command/);
+  assert.deepEqual(page.complaints, []);
+});
+
 test('latencies are drawn from before the page was opened, failures among them', { timeout }, async (t) => {
   const balancer = await fleet(t, 1);
   const failed = async () => (await (await balancer.ask('/api/v1/probes')).json()).backends[0].probes.includes(null);

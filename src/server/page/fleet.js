@@ -119,6 +119,11 @@ function notes(backend) {
     const standing = backend.health === "up" && !backend.suspect ? "quiet" : "bad";
     notes.push([standing, `last failed probe: ${backend.error}`, ago]);
   }
+  if (backend.restart_result === "running") notes.push(["slow", "restart_command is running", `for ${span(backend.restart_seconds)}`]);
+  else if (backend.restart_result) {
+    const tone = backend.restart_result === "success" ? "quiet" : "bad";
+    notes.push([tone, `restart_command run ${count(backend.restarts, "time")}, the last time: ${backend.restart_result}`, `${span(backend.restart_seconds)} ago`]);
+  }
   if (backend.suspect && backend.health === "up") notes.push(["bad", "could not be dialled: nothing new goes there before it answers a probe", ""]);
   if (backend.warmth != null && backend.warmth < 100 && backend.health === "up") notes.push(["quiet", `warms up: takes ${backend.warmth}% of its share of new sessions`, ""]);
   if (backend.mute) notes.push(["slow", "demands another token: it cannot be asked where sessions are (upstream.connection_token)", ""]);

@@ -55,6 +55,15 @@ pub struct BackendStatus {
     /// Carried to clients since the start.
     #[serde(default)]
     pub bytes_to_client: u64,
+    /// How often `health.restart_command` was begun for it, by this process.
+    #[serde(default)]
+    pub restarts: u64,
+    /// How the last of them went: "success", "failure" or "timeout", or "running" until then; null if there was none.
+    #[serde(default)]
+    pub restart_result: Option<String>,
+    /// How long ago that was; of one that is running, how long ago it began.
+    #[serde(default)]
+    pub restart_seconds: Option<f64>,
     /// Whether it has left the file and only carries what it had.
     pub leaving: bool,
 }
@@ -126,6 +135,7 @@ impl BackendStatus {
     /// A backend, and what the configuration says of it; `None` once it says nothing any more.
     fn new(backend: &Arc<Backend>, member: Option<&Member>) -> Self {
         let standing = backend.standing().borrow().clone();
+        let restarted = backend.history().restarted();
         Self {
             name: backend.name().to_string(),
             address: backend.address().to_string(),
@@ -146,6 +156,9 @@ impl BackendStatus {
             sessions: backend.sessions(),
             bytes_to_backend: backend.series().bytes_to_backend.get(),
             bytes_to_client: backend.series().bytes_to_client.get(),
+            restarts: restarted.count,
+            restart_result: restarted.last.map(|(_, result)| result.to_owned()),
+            restart_seconds: restarted.last.map(|(at, _)| at.elapsed().as_secs_f64()),
             leaving: member.is_none(),
         }
     }

@@ -14,6 +14,7 @@ mod lent;
 pub mod tap;
 mod splice;
 pub mod direction;
+mod seldom;
 pub mod relay;
 pub mod conn;
 pub mod opening;

@@ -14,10 +14,10 @@ use std::sync::OnceLock;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::direction::{Direction, Fault};
+use super::seldom::Seldom;
 use crate::close::{At, By, Close, Why};
 use crate::config::Timeouts;
 use crate::fleet::Hold;
@@ -39,9 +39,7 @@ pub struct Relay<'a, Stop> {
     /// Runs from the first end on.
     half_closed: Option<Pin<Box<Sleep>>>,
     idle: Option<Box<Idle>>,
-    /// In a set of its own it is looked at only when it happens, not whenever a byte moves. Boxed, because a set has room for
-    /// one more than are in it.
-    stop: FuturesUnordered<Pin<Box<Stop>>>,
+    stop: Seldom<Stop>,
 }
 
 /// Ends a connection on which no byte has moved for some time.
@@ -63,7 +61,7 @@ impl<'a, Stop: Future<Output = Why>> Relay<'a, Stop> {
     ) -> Self {
         let idle = |limit| Box::new(Idle { limit, moved: Instant::now(), timer: Box::pin(sleep(limit)) });
         let idle = timeouts.idle.map(idle);
-        let stop = FuturesUnordered::from_iter([Box::pin(stop)]);
+        let stop = Seldom::new(stop);
         let half_close = timeouts.half_close;
         Self {
             client,
@@ -142,7 +140,7 @@ impl<Stop: Future<Output = Why>> Future for Relay<'_, Stop> {
             }
             return Poll::Ready(close);
         }
-        if let Poll::Ready(Some(why)) = relay.stop.poll_next_unpin(cx) {
+        if let Poll::Ready(why) = relay.stop.poll(cx) {
             return Poll::Ready(Close::new(By::Balancer, At::Relay, why));
         }
         relay.poll_timers(cx)

@@ -1,0 +1,99 @@
+//! A future that is looked at only when it has something to say, not whenever its task is woken for something else.
+//!
+//! What may end a connection waits beside its bytes for hours, and every byte wakes the task. A set of futures does this
+//! too, and takes five times the room.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures_util::task::AtomicWaker;
+
+/// The future and its bell.
+pub(super) struct Seldom<F> {
+    future: Pin<Box<F>>,
+    bell: Arc<Bell>,
+}
+
+/// Rings once the future has something to say.
+struct Bell {
+    rung: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
+impl<F: Future> Seldom<F> {
+    /// It has not been looked at yet.
+    pub(super) fn new(future: F) -> Self {
+        let bell = Bell { rung: AtomicBool::new(true), task: AtomicWaker::new() };
+        Self { future: Box::pin(future), bell: Arc::new(bell) }
+    }
+
+    /// Looks at it if its bell has rung. Not to be asked again once it is ready.
+    pub(super) fn poll(&mut self, cx: &Context<'_>) -> Poll<F::Output> {
+        // First where to ring, then whether it has rung: in between it may.
+        self.bell.task.register(cx.waker());
+        if !self.bell.rung.swap(false, Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        let bell = Waker::from(Arc::clone(&self.bell));
+        self.future.as_mut().poll(&mut Context::from_waker(&bell))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::future::poll_fn;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_looked_at_when_it_rings_and_not_before() {
+        let looks = Cell::new(0);
+        let (ring, mut rung) = oneshot::channel();
+        let mut seldom = Seldom::new(poll_fn(|cx| {
+            looks.set(looks.get() + 1);
+            Pin::new(&mut rung).poll(cx)
+        }));
+        for _ in 0..3 {
+            poll_fn(|cx| {
+                assert!(seldom.poll(cx).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+        }
+        assert_eq!(looks.get(), 1);
+        let ringing = async {
+            tokio::task::yield_now().await;
+            ring.send(7).unwrap();
+        };
+        let (heard, ()) = tokio::join!(poll_fn(|cx| seldom.poll(cx)), ringing);
+        assert_eq!((heard, looks.get()), (Ok(7), 2));
+    }
+
+    #[tokio::test]
+    async fn it_rings_whoever_looked_last() {
+        let (ring, rung) = oneshot::channel();
+        let mut seldom = Seldom::new(rung);
+        assert!(seldom.poll(&Context::from_waker(Waker::noop())).is_pending());
+        let hearing = tokio::spawn(async move { poll_fn(|cx| seldom.poll(cx)).await });
+        tokio::task::yield_now().await;
+        ring.send(()).unwrap();
+        assert_eq!(hearing.await.unwrap(), Ok(()));
+    }
+}

@@ -200,6 +200,21 @@ fn a_command_that_takes_too_long_is_killed_with_all_that_it_started() {
 }
 
 #[test]
+fn what_a_command_leaves_running_is_neither_waited_for_nor_killed() {
+    run(async {
+        let (fleet, marks) = (Fleet::local(2).await, Marks::new());
+        // It keeps the standard error that it was given.
+        let script = "(until [ -e end ]; do sleep 0.02; done; echo done >> runs) & echo begun >> runs";
+        let balancer = Balancer::start(&impatient(fleet.text(), &marks, script)).await;
+        fleet[0].zombie(true);
+        until("the command is over", || counted(&balancer, "a", "success") == 1).await;
+        assert_eq!(marks.lines(), ["begun"]);
+        fs::write(marks.path("end"), "").unwrap();
+        until("what it has left goes on to its end", || marks.lines() == ["begun", "done"]).await;
+    });
+}
+
+#[test]
 fn a_command_that_fails_is_tried_again_after_the_interval() {
     run(async {
         let (fleet, marks) = (Fleet::local(4).await, Marks::new());

@@ -233,20 +233,22 @@ impl Switch<'_> {
         let at = self.upstream_last;
         let upstream = Upstream::new(link);
         self.upstreams.insert(at, Box::new(upstream));
-        self.attend(at);
+        // Its backend may have gone down while it was greeted.
+        self.attend(at, Health::Unknown);
         at
     }
 
-    /// Hears when an upstream has to be given up, or its backend goes down.
-    fn attend(&mut self, at: At) {
+    /// Hears when an upstream has to be given up, or its backend is down: again, if `heard` says that it was.
+    fn attend(&mut self, at: At, heard: Health) {
         let Some(upstream) = self.upstreams.get(&at) else { return };
         let alarm = upstream.alarm().clone();
         let mut standing = upstream.backend().standing();
         self.barred = true;
         self.errands.push(Box::pin(async move {
             let down = async {
-                let alive = standing.wait_for(|standing| standing.health != Health::Down).await.is_ok();
-                if !(alive && standing.wait_for(|standing| standing.health == Health::Down).await.is_ok()) {
+                let anew = heard != Health::Down
+                    || standing.wait_for(|standing| standing.health != Health::Down).await.is_ok();
+                if !(anew && standing.wait_for(|standing| standing.health == Health::Down).await.is_ok()) {
                     std::future::pending().await
                 }
             };
@@ -288,7 +290,7 @@ impl Switch<'_> {
                     upstream.births = 0;
                 }
             }
-            self.attend(at);
+            self.attend(at, Health::Down);
             return Ok(());
         }
         self.lose(at)

@@ -91,6 +91,80 @@ fn a_client_of_many_servers_is_answered_from_memory_too_and_each_server_is_greet
     });
 }
 
+/// The methods that a server has been sent over connections of clients, in order.
+fn heard(server: &sessile::standin::Standin) -> Vec<String> {
+    let received = server.received();
+    let theirs = |raw: &[u8]| memchr::memmem::find(raw, b"supportedTaskKinds").is_some();
+    let last = received.iter().filter(|frame| theirs(&frame.raw)).map(|frame| frame.connection).max();
+    let methods = received.into_iter().filter(|frame| Some(frame.connection) == last);
+    methods.filter_map(|frame| frame.method).collect()
+}
+
+#[test]
+fn what_is_pipelined_behind_a_connect_that_is_answered_from_memory_keeps_its_order() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = taught(&fleet.text().listener("routing", "\"session\"")).await;
+        let mut client = balancer.dial().await;
+        let sessions = [balancer.session_at(0), balancer.session_at(1)];
+        let mut all = connect("100").to_vec();
+        all.extend(request(101, "plugins.builtin.set", &json!({"paths": []})));
+        for (id, session) in [102, 103].into_iter().zip(&sessions) {
+            all.extend(request(id, "session.create", &json!({"sessionId": session})));
+        }
+        all.extend(connect("104"));
+        client.write(all).await;
+        for id in [100, 101, 102, 103, 104] {
+            assert!(client.answer(id).await.get("result").is_some(), "{id}");
+        }
+        until("all are told", || greeted(&fleet) == 5).await;
+        for at in 0..2 {
+            let states = ["connect", "plugins.builtin.set", "session.create", "connect"];
+            assert_eq!(heard(&fleet[at]), states, "{at}");
+        }
+        client.turn(&sessions[0]).await;
+        client.turn(&sessions[1]).await;
+        assert!(!client.seen.iter().any(|frame| frame.get("error").is_some()), "{:?}", client.seen);
+    });
+}
+
+#[test]
+fn who_leaves_at_once_has_its_answer_from_memory_first() {
+    run(async {
+        let fleet = Fleet::local(1).await;
+        let balancer = taught(&fleet.text().listener("routing", "\"session\"")).await;
+        let mut client = balancer.dial().await;
+        client.write(connect("5")).await;
+        client.half_close().await;
+        assert_eq!(client.frame().await["id"], 5);
+        assert_eq!(client.end().await, client::End::Fin);
+        until("it is gone", || balancer.active() == 0).await;
+    });
+}
+
+#[test]
+fn a_server_of_another_protocol_is_no_home_for_who_was_answered_from_memory() {
+    run(async {
+        let mut fleet = Fleet::local(2).await;
+        let text = fleet.text().listener("routing", "\"session\"");
+        let balancer = taught(&text.set("health.rise", "1").set("health.fall", "1")).await;
+        let mut client = balancer.dial().await;
+        client.write(connect("0")).await;
+        assert_eq!(client.frame().await["result"]["protocolVersion"], 3);
+        let server = fleet.remove(1);
+        let address = server.address();
+        server.stop().await;
+        balancer.until_health("b", sessile::fleet::Health::Down).await;
+        let newer = sessile::standin::Standin::builder().bind(address).protocol_version(4).version("2");
+        let _newer = newer.start().await.unwrap();
+        balancer.until_health("b", sessile::fleet::Health::Up).await;
+        let there = balancer.session_at(1);
+        let refused = client.refusal("session.create", json!({"sessionId": there})).await;
+        assert_eq!(refused, client::sessile(-32052, "protocol_mismatch"));
+        client.create(&balancer.session_at(0)).await;
+    });
+}
+
 #[test]
 fn servers_of_two_versions_are_always_asked() {
     run(async {

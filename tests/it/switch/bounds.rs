@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::json;
+use sessile::config::AdminState;
 use sessile::fleet::Health;
 
 use super::{flood, seated, switched};
@@ -262,5 +263,26 @@ fn a_birth_on_a_server_that_is_down_is_answered_and_a_session_born_too_late_is_l
         assert_eq!(balancer.metrics().requests_in_flight.get(), 0);
         let again = client.result("session.create", json!({})).await;
         assert_eq!(balancer.owner(again["sessionId"].as_str().unwrap()).as_deref(), Some("a"));
+    });
+}
+
+#[test]
+fn a_server_that_goes_down_while_it_is_greeted_keeps_no_request_waiting() {
+    run(async {
+        let fleet = Fleet::shared(2).await;
+        let text = switched(&fleet).set("health.interval", "\"300ms\"").set("health.timeout", "\"300ms\"");
+        let text = text.set("health.fall", "2").set("health.rise", "100").set("timeouts.connect", "\"9s\"");
+        let balancer = Balancer::start(&text.state("b", "maint")).await;
+        let mut client = balancer.client().await;
+        for (name, state) in [("b", AdminState::Ready), ("a", AdminState::Drain)] {
+            balancer.reloader().command(name, state).await.unwrap();
+        }
+        fleet[1].mute(true);
+        let birth = client.ask("session.create", json!({})).await;
+        balancer.until_health("b", Health::Down).await;
+        fleet[1].hold_loads(true);
+        fleet[1].mute(false);
+        assert_eq!(refusal(&client.answer(birth).await), sessile(-32057, "backend_lost"));
+        client.result("ping", json!({})).await;
     });
 }

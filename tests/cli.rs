@@ -17,6 +17,9 @@ mod process;
 #[path = "it/harness/papers.rs"]
 mod papers;
 
+#[path = "cli/access.rs"]
+mod access;
+
 #[path = "cli/admin.rs"]
 mod admin;
 

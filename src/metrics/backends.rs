@@ -198,7 +198,7 @@ impl Drop for BackendSeries {
         for result in ["success", "failure"] {
             drop(f.probes.remove_label_values(&[name, result]));
         }
-        for why in ["refused", "timeout", "unresolved", "local", "tls", "other"] {
+        for why in ["refused", "timeout", "unresolved", "local", "tls", "silent", "other"] {
             drop(f.connect_failures.remove_label_values(&[name, why]));
         }
         for family in [&f.probe_duration, &f.connect_duration] {

@@ -333,6 +333,7 @@ async fn open(want: &Want<'_>, snapshot: &Snapshot, backend: &Arc<Backend>) -> R
             "the session's backend refused what another backend had accepted from this client",
         ))),
         Ok(Err(GreetFault::Lost(_))) | Err(_) => {
+            backend.series().connect_failed("silent");
             backend.suspect();
             Err(Miss::Unreachable)
         }

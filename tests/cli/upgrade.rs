@@ -319,6 +319,27 @@ async fn old_processes_are_bounded_told_and_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_old_process_closes_what_it_has_when_its_time_is_over() {
+    let standins = standins(1).await;
+    let place = Place::new(&standins, "[timeouts]\nupgrade_drain = '300ms'\ndrain_spread = '0s'");
+    let mut line = Line::start(place, binary());
+    let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
+    let mut live = Client::start(address).await.unwrap();
+    live.create("live").await.unwrap();
+    let started = Instant::now();
+    line.upgrade().await;
+    let closed = async { while live.call("ping", json!({})).await.is_ok() {} };
+    tokio::time::timeout(IN_VAIN, closed).await.unwrap();
+    assert!(started.elapsed() >= std::time::Duration::from_millis(300), "{:?}", started.elapsed());
+    assert!(line.first.take().unwrap().end().success(), "nobody has told it to end");
+    assert!(line.place.log().contains("timeouts.upgrade_drain is over"));
+    line.until_alone().await;
+    Client::start(address).await.unwrap().create("new").await.unwrap();
+    line.signal(Signal::TERM);
+    line.place.told("STOPPING=1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_systemd_passed_is_handed_on() {
     let standins = standins(1).await;
     let place = Place::new(&standins, "");

@@ -314,6 +314,7 @@ fn a_scout_that_talks_garbage_is_replaced() {
         until("the scout has it", || fleet.heard(scout, &client).len() == 2).await;
         fleet[scout].write(connection, "HTTP/1.1 400 Bad Request\r\n\r\n");
         assert_eq!(refusal(&client.answer(asked).await), sessile(-32057, "backend_lost"));
+        assert_eq!(balancer.answered("backend_lost"), 1);
         fleet[scout].mute(false);
         client.result("ping", json!({})).await;
         drop(client);

@@ -12,10 +12,11 @@ use sessile::fleet::Health;
 use sessile::server::status::Status;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{ClientConfig, HandshakeKind};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 use crate::harness::dns::{Dns, Say, srv};
 use crate::harness::papers::{Authority, Office};
@@ -175,6 +176,31 @@ fn a_backend_that_cannot_prove_its_name_is_down_and_says_why() {
     });
 }
 
+/// What a server with many names goes by, and what some take for the protocol of another.
+#[test]
+fn a_backend_is_told_which_name_it_must_prove_and_no_protocol() {
+    run(async {
+        let office = Office::new();
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let tls = office.tls(&[("ca", "ca.pem")]);
+        let named = tls.replace(" }", ", name = \"cli.example\" }");
+        for (tls, host, expected) in [
+            (&named, "127.0.0.1", Some("cli.example")),
+            (&tls, "localhost", Some("localhost")),
+            (&tls, "127.0.0.1", None),
+        ] {
+            let backend = format!("{host}:{}", address.port());
+            let text = Text::new().set("upstream.tls", tls).set("health.timeout", "\"1s\"");
+            let _near = Balancer::start_unprobed(&text.backend("far", backend)).await;
+            let (socket, _) = soon(server.accept()).await.unwrap();
+            let hello = soon(LazyConfigAcceptor::new(Acceptor::default(), socket)).await.unwrap();
+            assert_eq!(hello.client_hello().server_name(), expected, "{host}");
+            assert!(hello.client_hello().alpn().is_none());
+        }
+    });
+}
+
 /// Neither the address nor the target that DNS gives is a name to prove, or who answers for DNS chose who is believed.
 #[test]
 fn servers_that_are_looked_up_must_have_the_name_that_was() {
@@ -275,6 +301,7 @@ fn a_session_is_resumed_only_under_the_trust_it_began_with() {
         let (office, fleet) = (Office::new(), Fleet::local(1).await);
         let text = fleet.text().listener("tls", office.mutual());
         let balancer = Balancer::start(&text).await;
+        let other = office.ca.paper("client", 9);
         for version in [&TLS12, &TLS13] {
             fs::write(office.folder.path().join("crl.pem"), office.ca.crl(&[])).unwrap();
             balancer.reloader().reload("nobody is revoked").await.unwrap();
@@ -285,6 +312,13 @@ fn a_session_is_resumed_only_under_the_trust_it_began_with() {
                 told(&balancer, &config).await.unwrap(),
                 Some(HandshakeKind::Resumed),
                 "what else changes leaves tickets alone"
+            );
+            fs::write(office.folder.path().join("crl.pem"), office.ca.crl(&[&other])).unwrap();
+            balancer.reloader().reload("somebody else is revoked").await.unwrap();
+            assert_eq!(
+                told(&balancer, &config).await.unwrap(),
+                Some(HandshakeKind::Full),
+                "the keys of tickets are new"
             );
             fs::write(office.folder.path().join("crl.pem"), office.ca.crl(&[&office.paper])).unwrap();
             balancer.reloader().reload("the client is revoked").await.unwrap();

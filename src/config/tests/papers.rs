@@ -140,12 +140,15 @@ fn tls_that_demands_certificates_is_a_lock_of_the_admin_port() {
 #[test]
 fn every_file_that_is_named_is_known_even_if_it_is_not_there() {
     let folder = conf_with_papers();
-    fs::remove_file(folder.path().join("tls/server.key")).unwrap();
-    let names: Vec<_> = files(&folder.path().join("mtls.toml"))
-        .iter()
-        .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
-        .collect();
-    assert_eq!(names, ["ca.pem", "crl.pem", "server.key", "server.pem"]);
+    for lost in ["server.key", "client.key"] {
+        fs::remove_file(folder.path().join("tls").join(lost)).unwrap();
+    }
+    let named = |conf: &str| -> Vec<String> {
+        let files = files(&folder.path().join(conf));
+        files.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(named("mtls.toml"), ["ca.pem", "crl.pem", "server.key", "server.pem"]);
+    assert_eq!(named("sidecar.toml"), ["ca.pem", "client.key", "client.pem"]);
 }
 
 #[test]

@@ -133,6 +133,14 @@ impl Balancer {
         self.metrics().locates.with_label_values(&[result]).get()
     }
 
+    /// Dials of a backend that failed so.
+    pub fn undialled(&self, backend: &str, why: &str) -> u64 {
+        let series =
+            format!("sessile_backend_connect_failures_total{{backend=\"{backend}\",why=\"{why}\"}} ");
+        let text = String::from_utf8(self.metrics().text()).unwrap();
+        text.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.parse().unwrap())
+    }
+
     /// Errors answered for a reason.
     pub fn answered(&self, reason: &str) -> u64 {
         self.metrics().errors_answered.with_label_values(&[reason]).get()

@@ -24,6 +24,7 @@ fn a_backend_that_refuses_is_passed_over_before_a_byte_is_spent() {
             let mut client = balancer.dial().await;
             client.create(&session).await;
             assert_eq!((fleet.home(&session), balancer.placed(Reason::Failover)), (next, 1));
+            assert!(balancer.undialled("b", "refused") > 0, "it is counted");
             let pin = balancer.inner().pins.find(&SessionId::new(&session));
             assert_eq!(pin.is_some(), storage == LOCAL, "only the holder will do on local storage");
         }
@@ -238,6 +239,7 @@ fn a_home_that_takes_connections_and_says_nothing_is_passed_over() {
         client.create(&session).await;
         assert_eq!((fleet.live(&session), balancer.placed(Reason::Failover)), (vec![scout], 1));
         assert!(balancer.backend(fleet[1 - scout].name()).is_suspect());
+        assert_eq!(balancer.undialled(fleet[1 - scout].name(), "silent"), 1);
     });
 }
 

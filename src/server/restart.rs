@@ -1,8 +1,8 @@
 //! Restarts of backends that stay down, by the operator's own command.
 //!
-//! One task, so one command at a time. It begins when this process serves and ends when that drains: neither the new process
-//! of an upgrade that is not ready yet nor the old one restarts anything. Which backend is due is for `fleet/restarts` to
-//! say, and what is run for it for `config/restart`.
+//! One task, so one command at a time. It begins when this process serves and ends when that drains, or with the command
+//! that runs by then: neither the new process of an upgrade that is not ready yet nor the old one begins another. Which
+//! backend is due is for `fleet/restarts` to say, and what is run for it for `config/restart`.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};

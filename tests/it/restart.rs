@@ -60,6 +60,11 @@ fn counted(balancer: &Balancer, name: &str, result: &str) -> u64 {
     text.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.parse().unwrap())
 }
 
+/// Whether a process has ended: one that has not been waited for has no command line any more.
+fn is_gone(pid: &String) -> bool {
+    !fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+}
+
 /// Waits until it has been found down many times more, so that it would have been restarted if it were to be.
 async fn in_vain(backend: &Arc<Backend>) {
     let failed = &backend.series().probes_failed;
@@ -191,9 +196,6 @@ fn a_command_that_takes_too_long_is_killed_with_all_that_it_started() {
         until("it is given up", || counted(&balancer, "a", "timeout") == 1).await;
         let pids = marks.lines();
         assert_eq!(pids.len(), 2);
-        // Whoever is dead and has not been waited for has no command line any more.
-        let is_gone =
-            |pid: &String| !fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty());
         until("both are dead", || pids.iter().all(is_gone)).await;
         assert_eq!(counted(&balancer, "a", "failure"), 0);
     });
@@ -316,6 +318,37 @@ fn a_balancer_that_drains_restarts_nothing() {
         live.turn(&session).await;
         drop(live);
         soon(drain).await.unwrap();
+    });
+}
+
+#[test]
+fn a_command_that_runs_when_the_balancer_drains_goes_on_and_ends_with_it_at_the_latest() {
+    run(async {
+        for hurried in [false, true] {
+            let (fleet, marks) = (Fleet::local(3).await, Marks::new());
+            let script = "echo $$ >> runs; until [ -e go ]; do sleep 0.02; done; echo done >> runs";
+            let balancer = Balancer::start(&impatient(fleet.text(), &marks, script)).await;
+            let mut live = balancer.client().await;
+            live.create(&balancer.session_at(2)).await;
+            fleet[0].zombie(true);
+            until("the command runs", || !marks.lines().is_empty()).await;
+            let pid = marks.lines().remove(0);
+            let backend = balancer.backend("a");
+            let (server, _folder) = balancer.into_server();
+            let inner = Arc::clone(server.reloader().balancer());
+            let drain = tokio::spawn(server.drain(std::future::pending()));
+            soon(inner.draining.cancelled()).await;
+            in_vain(&backend).await;
+            assert!(!is_gone(&pid), "it goes on");
+            if !hurried {
+                fs::write(marks.path("go"), "").unwrap();
+                until("it has ended", || marks.lines().len() == 2).await;
+            }
+            drop(live);
+            soon(drain).await.unwrap();
+            until("it is gone", || is_gone(&pid)).await;
+            assert_eq!(marks.lines().len(), if hurried { 1 } else { 2 });
+        }
     });
 }
 

@@ -22,13 +22,19 @@ for file in \
   /etc/sessile/sessile.toml \
   /usr/bin/sessile \
   /usr/share/bash-completion/completions/sessile \
+  /usr/share/doc/sessile/LICENSE \
   /usr/share/doc/sessile/README.md \
   /usr/share/doc/sessile/changelog.Debian.gz \
   /usr/share/doc/sessile/changelog.gz \
   /usr/share/doc/sessile/copyright \
+  /usr/share/doc/sessile/conf/example.toml \
   /usr/share/doc/sessile/docs/operations.md \
   /usr/share/doc/sessile/examples/example.toml \
   /usr/share/doc/sessile/observability/alerts.yml \
+  /usr/share/doc/sessile/packaging/Dockerfile \
+  /usr/share/doc/sessile/packaging/README.md \
+  /usr/share/doc/sessile/packaging/compose/compose.yaml \
+  /usr/share/doc/sessile/packaging/kubernetes/sessile.yaml \
   /usr/share/doc/sessile/systemd/50-sessile.rules \
   /usr/share/fish/vendor_completions.d/sessile.fish \
   /usr/share/man/man1/sessile.1.gz \

@@ -10,6 +10,10 @@ use std::time::Duration;
 use sessile::config::{self, Config, Resolve};
 use yaml_rust2::{Yaml, YamlLoader};
 
+/// Pages that are not in `docs`.
+const PAGES: [&str; 5] =
+    ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md", "packaging/README.md"];
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -131,21 +135,16 @@ fn compose_has_the_servers_of_its_configuration_and_the_time_to_drain() {
 #[test]
 fn what_the_debian_package_takes_from_the_source_is_there() {
     let manifest = text("Cargo.toml");
-    let assets = manifest.split_once("\nassets = [").unwrap().1.split_once("\n]").unwrap().0;
     let made = text("Makefile");
-    let mut count = 0;
-    for line in assets.lines().filter(|line| line.contains('"')) {
-        let path = line.split('"').nth(1).unwrap();
-        count += 1;
+    let assets = assets(&manifest);
+    for (path, _) in &assets {
         if let Some(name) = path.strip_prefix("target/package/") {
             assert!(made.contains(&format!("> target/package/{name}\n")), "{path} is not made");
-        } else if let Some((folder, _)) = path.split_once("/*.") {
-            assert!(fs::read_dir(root().join(folder)).unwrap().next().is_some(), "{path}");
         } else if !path.starts_with("target/release/") {
-            assert!(root().join(path).is_file(), "{path}");
+            assert!(!matching(path).is_empty(), "{path}");
         }
     }
-    assert!(count >= 9, "{count}");
+    assert!(assets.len() >= 9, "{assets:?}");
     assert!(
         manifest.contains("\nmaintainer-scripts = "),
         "or removing the package leaves the service running"
@@ -154,28 +153,66 @@ fn what_the_debian_package_takes_from_the_source_is_there() {
     assert!(text("packaging/debian/changelog").starts_with(&version), "{version}");
 }
 
-/// cargo-deb takes the units that have the package's name, and nothing else from their folder.
+/// What the Debian package takes from the source, as patterns and where they go.
+fn assets(manifest: &str) -> Vec<(String, String)> {
+    let assets = manifest.split_once("\nassets = [").unwrap().1.split_once("\n]").unwrap().0;
+    let lines = assets.lines().filter(|line| line.contains('"'));
+    let part = |line: &str, at| line.split('"').nth(at).unwrap().to_owned();
+    lines.map(|line| (part(line, 1), part(line, 3))).collect()
+}
+
+/// The files of the source that such a pattern stands for.
+fn matching(pattern: &str) -> Vec<PathBuf> {
+    let (folder, name) = pattern.rsplit_once('/').unwrap_or(("", pattern));
+    let (begin, end) = name.split_once('*').unwrap_or((name, ""));
+    let fits = |path: &Path| {
+        let own = path.file_name().unwrap().to_str().unwrap();
+        match end {
+            "" => own == begin,
+            ".*" => own.contains('.'),
+            end => own.ends_with(end),
+        }
+    };
+    let paths = fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.is_file() && fits(path)).collect()
+}
+
+/// cargo-deb takes the units that have the package's name, and puts nothing else from their folder into force.
 #[test]
 fn everything_for_systemd_is_in_the_debian_package() {
     let manifest = text("Cargo.toml");
     for line in ["unit-name = \"sessile\"", "unit-scripts = \"systemd\""] {
         assert!(manifest.contains(&format!("\n{line}\n")), "{line}");
     }
-    let mut count = 0;
-    for entry in fs::read_dir(root().join("systemd")).unwrap() {
-        let file = entry.unwrap().file_name().into_string().unwrap();
-        let is_unit = ["sessile.service", "sessile.socket"].contains(&file.as_str());
-        let is_asset = manifest.contains(&format!("[\"systemd/{file}\", "));
-        assert!(is_unit != is_asset, "{file}");
-        count += 1;
-    }
-    assert!(count >= 3, "{count}");
+    let shown = ("systemd/*.*".to_owned(), "usr/share/doc/sessile/systemd/".to_owned());
+    assert!(assets(&manifest).contains(&shown));
+    let mut files: Vec<_> = fs::read_dir(root().join("systemd")).unwrap().collect();
+    files.retain(|entry| entry.as_ref().unwrap().path().file_stem().unwrap() == "sessile");
+    assert_eq!(files.len(), 2, "a unit and its socket");
     let installed = text("tests/deb.sh");
-    let assets = manifest.split_once("\nassets = [").unwrap().1.split_once("\n]").unwrap().0;
-    for line in assets.lines().filter(|line| line.contains('"')) {
-        let target = line.split('"').nth(3).unwrap();
+    for (_, target) in assets(&manifest) {
         assert!(installed.contains(&format!("  /{target}")), "tests/deb.sh does not look for {target}");
     }
+}
+
+/// The tree of documents that the package installs is like the one of the source, with nothing left out that is linked to.
+#[test]
+fn links_of_the_installed_documentation_lead_somewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    for (path, target) in assets(&text("Cargo.toml")) {
+        let Some(target) = target.strip_prefix("usr/share/doc/sessile/") else { continue };
+        if path.starts_with("target/package/") {
+            continue;
+        }
+        let to = folder.path().join(target);
+        fs::create_dir_all(&to).unwrap();
+        for file in matching(&path) {
+            fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    let mut pages: Vec<PathBuf> = PAGES.map(|page| folder.path().join(page)).into();
+    pages.extend(fs::read_dir(folder.path().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    assert!(followed(&pages) > 40);
 }
 
 #[test]
@@ -194,15 +231,11 @@ fn the_service_reads_no_file_that_was_not_checked_and_does_not_try_a_bad_one_aga
     assert_eq!(values("RestartPreventExitStatus"), ["78"], "the code of `sessile run` with a bad file");
 }
 
-#[test]
-fn links_of_the_documentation_lead_somewhere() {
-    let mut pages = vec![PathBuf::from("README.md"), PathBuf::from("ARCHITECTURE.md")];
-    let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    pages.extend(docs.filter(|path| path.extension().is_some_and(|ext| ext == "md")));
+/// How many links lead from these pages to other files; each leads to one that is there.
+fn followed(pages: &[PathBuf]) -> usize {
     let mut count = 0;
     for page in pages {
-        let page = root().join(page);
-        for link in fs::read_to_string(&page).unwrap().split("](").skip(1) {
+        for link in fs::read_to_string(page).unwrap().split("](").skip(1) {
             let target = link.split([')', '#']).next().unwrap();
             if target.is_empty() || target.contains("://") {
                 continue;
@@ -211,5 +244,13 @@ fn links_of_the_documentation_lead_somewhere() {
             assert!(page.parent().unwrap().join(target).exists(), "{}: {target}", page.display());
         }
     }
-    assert!(count > 10, "{count}");
+    count
+}
+
+#[test]
+fn links_of_the_documentation_lead_somewhere() {
+    let mut pages: Vec<PathBuf> = PAGES.map(|page| root().join(page)).into();
+    let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    pages.extend(docs.filter(|path| path.extension().is_some_and(|ext| ext == "md")));
+    assert!(followed(&pages) > 40);
 }

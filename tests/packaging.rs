@@ -1,7 +1,7 @@
 //! What is shipped beside the binary agrees with it and with itself: manifests, the Compose file, the Debian package, links.
 //!
 //! None of it is run here: there is no cluster and no container engine in a test.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, reason = "a test may panic")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

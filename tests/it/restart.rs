@@ -197,6 +197,8 @@ fn a_command_that_takes_too_long_is_killed_with_all_that_it_started() {
         let pids = marks.lines();
         assert_eq!(pids.len(), 2);
         until("both are dead", || pids.iter().all(is_gone)).await;
+        let waited_for = || !std::path::Path::new(&format!("/proc/{}", pids[0])).exists();
+        until("the command leaves no zombie", waited_for).await;
         assert_eq!(counted(&balancer, "a", "failure"), 0);
     });
 }

@@ -276,8 +276,8 @@ impl Switch<'_> {
     }
 
     /// An upstream's backend is down. With `on_down = "keep"` that is a reason to stay only for sessions: who waits for
-    /// what any backend can answer must not wait for this one, and is told so. In a panic nothing is closed, and nobody
-    /// given up.
+    /// what any backend can answer must not wait for this one, and is told so. In a panic no session's upstream is
+    /// closed, and nobody there given up.
     fn downed(&mut self, at: At) -> Result<(), Close> {
         let now = self.balancer.now();
         let (keep, panic) = (now.config.placement.on_down == OnDown::Keep, now.is_panic());

@@ -141,7 +141,7 @@ impl Switch<'_> {
             }
             let (effect, class) = (method::effect(method), Class::of(method));
             self.balancer.metrics.requests_in_flight.inc();
-            let flight = Flight { at, session, effect, born, class, since: StdInstant::now() };
+            let flight = Flight { at, session, effect, born, begun: false, class, since: StdInstant::now() };
             self.table.depart(id.clone(), flight);
         }
         if frame.left > 0 {
@@ -195,7 +195,7 @@ impl Switch<'_> {
                 && let Some(greeting) = learned::recall(&self.balancer, &self.config, &state)
             {
                 // No server has looked at it, so the client is not `authenticated`.
-                Arc::make_mut(&mut self.state).push(state);
+                self.state = Arc::new(vec![state]);
                 self.version = greeting.protocol_version;
                 return self.say_own(greeting.frame);
             }
@@ -245,8 +245,8 @@ impl Switch<'_> {
     pub(super) fn depart_alone(&mut self, id: Id, method: &str) {
         self.balancer.metrics.requests_in_flight.inc();
         let (effect, class) = (Effect::None, Class::of(method));
-        let flight =
-            Flight { at: NOWHERE, session: None, effect, born: false, class, since: StdInstant::now() };
+        let (at, session, since) = (NOWHERE, None, StdInstant::now());
+        let flight = Flight { at, session, effect, born: false, begun: false, class, since };
         self.table.depart(id, flight);
     }
 

@@ -40,6 +40,8 @@ pub(super) struct Flight {
     pub effect: Effect,
     /// Its answer will name a session.
     pub born: bool,
+    /// The beginning of its answer has passed.
+    pub begun: bool,
     pub class: Class,
     pub since: Instant,
 }
@@ -140,9 +142,18 @@ impl Table {
         self.sessions.contains_key(session) || self.past.contains(session)
     }
 
-    /// Takes off the requests on an upstream that name no session; should it answer them after all, that is too late.
+    /// The answer to a request has begun.
+    pub(super) fn begin(&mut self, id: &Id) {
+        if let Some(flight) = self.flights.get_mut(id) {
+            flight.begun = true;
+        }
+    }
+
+    /// Takes off the requests on an upstream that name no session and are not being answered; should it answer them after
+    /// all, that is too late.
     pub(super) fn strand(&mut self, at: At) -> Vec<Id> {
-        let stranded = self.flights.extract_if(|_, flight| flight.at == at && flight.session.is_none());
+        let is_stranded = |flight: &Flight| flight.at == at && flight.session.is_none() && !flight.begun;
+        let stranded = self.flights.extract_if(|_, flight| is_stranded(flight));
         let stranded: Vec<(Id, bool)> = stranded.map(|(id, flight)| (id, flight.born)).collect();
         self.stranded.extend(stranded.iter().map(|(id, born)| ((at, id.clone()), *born)));
         stranded.into_iter().map(|(id, _)| id).collect()

@@ -169,10 +169,13 @@ impl Switch<'_> {
                 let bytes = self.translate(at, &frame);
                 let Some(upstream) = self.upstreams.get_mut(&at) else { return };
                 upstream.muted = bytes.is_none();
-                self.tell(at, bytes.unwrap_or_default());
-                if partial {
+                if partial && bytes.is_some() {
                     self.speaker = Some(at);
+                    if let (None, Some(id)) = (&frame.envelope.method, &frame.envelope.id) {
+                        self.table.begin(id);
+                    }
                 }
+                self.tell(at, bytes.unwrap_or_default());
                 if !partial && frame.envelope.method.is_none() {
                     if let Some(busy) = &self.busy
                         && busy.1.is_connect()
@@ -187,7 +190,9 @@ impl Switch<'_> {
                     self.tell(at, bytes);
                 }
                 if let Some(envelope) = end {
-                    self.fall_silent();
+                    if self.speaker == Some(at) {
+                        self.fall_silent();
+                    }
                     if envelope.method.is_none() {
                         self.answered(at, &envelope);
                     }

@@ -1,6 +1,9 @@
 //! Frames larger than the switch waits for, and peers that do not keep up.
 
-use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use super::{flood, open, seated};
@@ -185,5 +188,82 @@ fn a_large_request_whose_id_comes_last_counts_like_any_other() {
         assert_eq!(balancer.metrics().requests_in_flight.get(), 1);
         drop(line);
         assert_eq!(refusal(&client.answer(91).await), sessile(-32057, "backend_lost"));
+    });
+}
+
+/// Two servers; the first answers no probe any more once that is set.
+async fn mortal() -> (Vec<Raw>, Arc<AtomicBool>) {
+    let down = Arc::new(AtomicBool::new(false));
+    let is_down = Arc::clone(&down);
+    let says: raw::Says = Arc::new(move |_, _| is_down.load(Ordering::Relaxed).then_some(Value::Null));
+    (vec![Raw::saying(says).await, Raw::start().await], down)
+}
+
+fn hasty(raws: &[Raw]) -> Text {
+    let text = Raw::text(raws).set("health.interval", "\"100ms\"").set("health.timeout", "\"100ms\"");
+    text.set("health.fall", "2")
+}
+
+/// A large answer.
+fn answer(id: u64) -> Vec<u8> {
+    frame(format!(r#"{{"jsonrpc":"2.0","id":{id},"result":"{}"}}"#, "x".repeat(300_000)))
+}
+
+#[test]
+fn an_answer_that_has_begun_when_its_server_goes_down_is_the_only_one() {
+    run(async {
+        let (mut raws, down) = mortal().await;
+        let balancer = Balancer::start(&hasty(&raws)).await;
+        let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
+        let (begun, stuck) =
+            (client.ask("status.get", json!({})).await, client.ask("status.get", json!({})).await);
+        for _ in 0..2 {
+            lines[0].asked("status.get").await;
+        }
+        let answer = answer(begun);
+        lines[0].write(&answer[..200_000]).await;
+        let mut came = client.bytes(150_000).await.to_vec();
+        down.store(true, Ordering::Relaxed);
+        let told = || balancer.metrics().errors_answered.with_label_values(&["backend_lost"]).get();
+        until("who waits is told", || told() > 0).await;
+        lines[0].write(&answer[200_000..]).await;
+        came.extend_from_slice(&client.bytes(answer.len() - came.len()).await);
+        assert!(came == answer);
+        let lost = client.frame().await;
+        assert_eq!((&lost["id"], refusal(&lost)), (&json!(stuck), sessile(-32057, "backend_lost")));
+        lines[0].write(note("session.event", &json!({"sessionId": sessions[0]}))).await;
+        assert_eq!(client.frame().await["method"], "session.event", "nothing is answered twice");
+        assert_eq!(balancer.metrics().requests_in_flight.get(), 0);
+    });
+}
+
+#[test]
+fn a_large_answer_that_comes_too_late_holds_up_nobody_and_may_break_off() {
+    run(async {
+        let (mut raws, down) = mortal().await;
+        let balancer = Balancer::start(&hasty(&raws)).await;
+        let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
+        let (first, second) =
+            (client.ask("status.get", json!({})).await, client.ask("status.get", json!({})).await);
+        for _ in 0..2 {
+            lines[0].asked("status.get").await;
+        }
+        down.store(true, Ordering::Relaxed);
+        for id in [first, second] {
+            assert_eq!(refusal(&client.answer(id).await), sessile(-32057, "backend_lost"));
+        }
+        let event = |at: usize| note("session.event", &json!({"sessionId": sessions[at]}));
+        lines[0].write(&answer(first)[..200_000]).await;
+        lines[1].write(event(1)).await;
+        assert_eq!(client.frame().await["params"]["sessionId"], sessions[1], "others are heard meanwhile");
+        lines[0].write(&answer(first)[200_000..]).await;
+        lines[0].write(event(0)).await;
+        assert_eq!(client.frame().await["params"]["sessionId"], sessions[0], "and what follows it");
+        lines[0].write(&answer(second)[..200_000]).await;
+        drop(lines.remove(0));
+        let told = client.frame().await;
+        assert_eq!(told["params"]["event"]["type"], "session.error", "{told}");
+        lines[0].write(event(1)).await;
+        assert_eq!(client.frame().await["params"]["sessionId"], sessions[1], "and the client goes on");
     });
 }

@@ -91,7 +91,8 @@ soak:
 	cargo bench --locked --bench soak -- $(SECONDS)
 
 # Each fuzz target for so many seconds, one after the other. Needs cargo-fuzz (cargo install cargo-fuzz --locked) and a C++
-# compiler. What is new and worth keeping joins the corpus with `cargo fuzz cmin`.
+# compiler. What is new and worth keeping joins the corpus with `cargo fuzz cmin`, small and as `found-` with its hash: a few
+# inputs of all that were found, since every run of the tests replays them.
 TIME = 60
 TARGETS = frame envelope config proxy opening switch
 fuzz:

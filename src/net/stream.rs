@@ -153,6 +153,7 @@ pub fn prepare(socket: &Socket, timeouts: &Timeouts) -> io::Result<()> {
         Some(idle) => {
             let interval = idle.checked_div(KEEPALIVE_PROBES).unwrap_or(idle).max(Duration::from_secs(1));
             let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval);
+            // With a user timeout the kernel goes by that, and counts no probes.
             socket.set_tcp_keepalive(&match timeouts.user_timeout {
                 Some(_) => keepalive,
                 None => keepalive.with_retries(KEEPALIVE_PROBES),

@@ -1,6 +1,7 @@
 //! One direction of a relay: what it sends before it reads, who looks on, and who counts.
 //!
-//! A side may be sealed by TLS; then what rustls still holds is seen off before anything more is read. Bytes count when the other side's kernel has them, so the counts are right however the connection ends.
+//! A side may be sealed by TLS; then what rustls still holds is seen off before anything more is read. Bytes count when
+//! the other side's kernel has them, so the counts are right however the connection ends.
 
 use std::io;
 use std::pin::Pin;

@@ -201,6 +201,23 @@ async fn a_connection_in_the_clear_ends_where_tls_begins() {
 }
 
 #[tokio::test]
+async fn a_certificate_opens_nothing_any_more_where_a_token_takes_its_place() {
+    let office = Office::new();
+    std::fs::write(office.path("token"), "an-admin-token-for-tests\n").unwrap();
+    let (tls, token) =
+        (format!("tls = {}", office.mutual()), format!("token = {{ file = '{}' }}", office.path("token")));
+    let fleet = Fleet::start_with(1, OPEN, &tls).await;
+    let mut standing = shake(port(&fleet).await, &office.client()).await.unwrap();
+    assert_eq!(turn(&mut standing).await.status, 200);
+    let text = std::fs::read_to_string(fleet.path()).unwrap();
+    std::fs::write(fleet.path(), text.replace(&tls, &token)).unwrap();
+    fleet.server.reloader().reload("a token in place of TLS").await.unwrap();
+    assert_eq!(turn(&mut standing).await.status, 401);
+    let shown = get("/api/v1/status", "Authorization: Bearer an-admin-token-for-tests\r\n");
+    assert_eq!(send(port(&fleet).await, &shown).await.status, 200, "in the clear from now on");
+}
+
+#[tokio::test]
 async fn handshakes_that_stall_hold_a_place_and_for_a_while_only() {
     let office = Office::new();
     let fleet = fleet(ANY, &office.mutual()).await;

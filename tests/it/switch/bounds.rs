@@ -270,8 +270,8 @@ fn a_birth_on_a_server_that_is_down_is_answered_and_a_session_born_too_late_is_l
 fn a_server_that_goes_down_while_it_is_greeted_keeps_no_request_waiting() {
     run(async {
         let fleet = Fleet::shared(2).await;
-        let text = switched(&fleet).set("health.interval", "\"300ms\"").set("health.timeout", "\"300ms\"");
-        let text = text.set("health.fall", "2").set("health.rise", "100").set("timeouts.connect", "\"9s\"");
+        let text = switched(&fleet).set("health.interval", "\"100ms\"").set("health.timeout", "\"100ms\"");
+        let text = text.set("health.fall", "5").set("health.rise", "100").set("timeouts.connect", "\"9s\"");
         let balancer = Balancer::start(&text.state("b", "maint")).await;
         let mut client = balancer.client().await;
         for (name, state) in [("b", AdminState::Ready), ("a", AdminState::Drain)] {

@@ -201,7 +201,7 @@ async fn mortal() -> (Vec<Raw>, Arc<AtomicBool>) {
 
 fn hasty(raws: &[Raw]) -> Text {
     let text = Raw::text(raws).set("health.interval", "\"100ms\"").set("health.timeout", "\"100ms\"");
-    text.set("health.fall", "2")
+    text.set("health.fall", "5")
 }
 
 /// A large answer.

@@ -158,4 +158,17 @@ fn the_documentation_has_every_field_of_the_access_log() {
     for field in logged {
         assert!(sample.get(&field).is_some(), "{field}");
     }
+    let labels = Regex::new(r#"(?m)^ +(By|At|Why)::[A-Za-z]+ => "([a-z_]+)","#).unwrap();
+    let source = read("src/close.rs");
+    let mut count = 0;
+    for [_, field, word] in
+        labels.captures_iter(&source).map(|found| [0, 1, 2].map(|at| found[at].to_owned()))
+    {
+        let row = format!("\n| `{}` | ", field.to_lowercase());
+        let (_, meaning) = section.split_once(&row).unwrap();
+        let (meaning, _) = meaning.split_once('\n').unwrap();
+        assert!(meaning.contains(&format!("`{word}`")), "{field} {word}");
+        count += 1;
+    }
+    assert!(count > 20, "{count}");
 }

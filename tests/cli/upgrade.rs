@@ -339,6 +339,66 @@ async fn an_old_process_closes_what_it_has_when_its_time_is_over() {
     line.place.told("STOPPING=1");
 }
 
+/// systemd says SIGTERM again to what is left when the main process has ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_process_is_hurried_by_an_interrupt_and_not_by_a_second_sigterm() {
+    let standins = standins(1).await;
+    let mut line = Line::start(Place::new(&standins, "[timeouts]\ndrain = '1h'"), binary());
+    let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
+    let mut live = Client::start(address).await.unwrap();
+    live.create("live").await.unwrap();
+    line.upgrade().await;
+    let first = line.first.take().unwrap();
+    first.signal(Signal::TERM);
+    waited("it drains", || line.place.log().contains("\"draining\"")).await;
+    first.signal(Signal::TERM);
+    let page = format!("/metrics/{}", line.pids[0]);
+    for _ in 0..50 {
+        assert!(line.place.get(&page).await.body.contains("sessile_connections_active"));
+        live.call("ping", json!({})).await.unwrap();
+    }
+    first.signal(Signal::INT);
+    let closed = async { while live.call("ping", json!({})).await.is_ok() {} };
+    tokio::time::timeout(IN_VAIN, closed).await.unwrap();
+    assert!(first.end().success());
+    line.until_alone().await;
+    line.signal(Signal::TERM);
+    line.place.told("STOPPING=1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_process_follows_the_file_and_what_operators_say_of_backends() {
+    let standins = standins(2).await;
+    let mut line = Line::start(Place::new(&standins, ""), binary());
+    let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
+    let mut live = Client::start(address).await.unwrap();
+    live.create("live").await.unwrap();
+    line.upgrade().await;
+    let page = format!("/metrics/{}", line.pids[0]);
+    let shows = async |series: &str| {
+        let started = Instant::now();
+        loop {
+            let body = line.place.get(&page).await.body;
+            if body.contains(&format!("\n{series}\n")) {
+                return;
+            }
+            assert!(started.elapsed() < IN_VAIN, "{series} is not in {body}");
+        }
+    };
+    shows("sessile_backend_state{backend=\"cli-2\",state=\"ready\"} 1").await;
+    line.order("cli-2", "drain").await;
+    shows("sessile_backend_state{backend=\"cli-2\",state=\"drain\"} 1").await;
+    let file = crate::fleet::text(&standins[..1], line.place.admin().to_str().unwrap(), "");
+    line.place.write(&file.replace("[[backend]]", "[[backend]]\nstate = 'maint'"));
+    shows("sessile_backend_state{backend=\"cli-1\",state=\"maint\"} 1").await;
+    shows("sessile_config_generation 2").await;
+    live.call("ping", json!({})).await.unwrap();
+    drop(live);
+    line.until_alone().await;
+    line.signal(Signal::TERM);
+    line.place.told("STOPPING=1");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_systemd_passed_is_handed_on() {
     let standins = standins(1).await;

@@ -82,7 +82,7 @@ pub(super) fn fill<'t>(text: &'t str, name: &str, address: &str) -> Result<Strin
 
 /// Whether `text` can be taken for nothing but a name or an address: it begins no option, and is no path.
 fn is_plain(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')
+    text.starts_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, '[' | '_'))
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".:_-[]%".contains(&b))
 }
 
@@ -125,9 +125,10 @@ mod tests {
     #[test]
     fn a_name_from_elsewhere_is_no_option_no_path_and_no_second_word() {
         let command = RestartCommand::new(["p", "{name}"].map(str::to_owned).into()).unwrap();
-        for plain in ["cli-1", "cli-1.example.com", "cli-0:4322", "10.0.0.1:4321", "[fe80::1%2]:4321", "a..b"]
+        for plain in
+            ["cli-1", "cli-0.example:4322", "_cli.example:1", "10.0.0.1:4321", "[fe80::1%2]:1", "a..b"]
         {
-            assert_eq!(command.arguments(plain, "a:1").unwrap(), [plain]);
+            assert_eq!(command.arguments(plain, "a:1").as_deref(), Some([plain.to_owned()].as_slice()));
             assert!(command.arguments("a", plain).is_some());
         }
         for hostile in [

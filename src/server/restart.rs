@@ -69,7 +69,7 @@ async fn look(balancer: &Balancer, restarts: &mut Restarts) {
     let (program, arguments) = (command.program(), command.arguments(backend.name(), backend.address()));
     restarts.begun(patient, rules, now);
     let Some(arguments) = arguments else {
-        tracing::error!(backend = %backend.name(), "not restarted: its name must not stand in a command");
+        tracing::error!(backend = %backend.name(), "not restarted: its name or address must not stand in a command");
         return;
     };
     let down_seconds = patient.down_since.map_or(0, |since| now.saturating_duration_since(since).as_secs());

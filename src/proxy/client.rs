@@ -169,7 +169,7 @@ impl Client {
                     );
                     return Ok(());
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.relax(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.shrink(),
                 Err(error) => return Err(Fault::Io(error)),
             }
         }
@@ -225,6 +225,16 @@ impl Client {
             self.unread = BytesMut::new();
             self.share.resize(self.kept, None);
         }
+    }
+
+    /// Holds little more than what has come while no more is there: a frame may stall for as long as `timeouts.opening`.
+    fn shrink(&mut self) {
+        let held = self.unread.len();
+        if self.unread.capacity() > held.saturating_mul(2).saturating_add(SPARE_BYTES) {
+            self.unread = BytesMut::from(self.unread.as_ref());
+            self.share.resize(self.unread.capacity().saturating_add(self.kept), None);
+        }
+        self.relax();
     }
 
     fn account(&mut self) -> Result<(), Fault> {

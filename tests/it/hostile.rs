@@ -216,6 +216,27 @@ fn all_openings_together_hold_no_more_than_opening_memory() {
     });
 }
 
+/// Or some thousands that send a few bytes each would use up `limits.opening_memory` for everybody.
+#[test]
+fn a_frame_that_stalls_holds_little_more_than_what_has_come() {
+    run(async {
+        const CLIENTS: i64 = 40;
+        let (_fleet, balancer, bystander) = calm(&[("timeouts.opening", "\"1h\"")]).await;
+        let begun = b"Content-Length: 200000\r\n\r\n{\"jsonrpc\":\"2.0\",\"id\":7,\"x\":\"";
+        let came = CLIENTS * i64::try_from(begun.len()).unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS {
+            let mut client = balancer.dial().await;
+            client.write(begun).await;
+            clients.push(client);
+        }
+        let held = || balancer.metrics().opening_memory.get();
+        until("all has come, and no more is held", || (came..came * 2).contains(&held())).await;
+        drop(clients);
+        undisturbed(&balancer, bystander).await;
+    });
+}
+
 #[test]
 fn a_connection_over_the_limit_is_told_so() {
     run(async {

@@ -145,6 +145,13 @@ impl Control {
         text
     }
 
+    /// Its descriptors that are ends of pipes.
+    pub fn pipes(&self) -> usize {
+        let all = std::fs::read_dir(format!("/proc/{}/fd", self.pid.as_raw_nonzero())).unwrap();
+        let links = all.flatten().filter_map(|each| std::fs::read_link(each.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("pipe:")).count()
+    }
+
     /// One metric, summed over its labels if `name` ends before them.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         let text = self.get("/metrics").await?;

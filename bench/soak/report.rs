@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use crate::balancer::{Balancer, value};
 use crate::world::World;
 
+/// Ends of pipes that one worker may keep.
+const PIPES_MAX: usize = 64;
 /// Rows of the table, about.
 const ROWS: usize = 36;
 
@@ -16,6 +18,8 @@ pub struct Sample {
     at: Duration,
     resident_kib: f64,
     descriptors: f64,
+    /// Those of them that are ends of pipes.
+    pipes: f64,
     threads: f64,
     tasks: f64,
     connections: f64,
@@ -38,7 +42,7 @@ impl Sample {
     /// What must come back to what it was.
     fn left(&self, empty: &Self) -> [(&'static str, f64, f64); 8] {
         [
-            ("descriptors", self.descriptors, empty.descriptors),
+            ("descriptors but pipes", self.descriptors - self.pipes, empty.descriptors - empty.pipes),
             ("tasks", self.tasks, empty.tasks),
             ("connections", self.connections, empty.connections),
             ("openings", self.openings, empty.openings),
@@ -80,6 +84,7 @@ impl Report {
             at: self.started.elapsed(),
             resident_kib: metric("process_resident_memory_bytes") / 1024.0,
             descriptors: metric("process_open_fds"),
+            pipes: balancer.control().pipes() as f64,
             threads: metric("process_threads"),
             tasks: metric("sessile_tasks"),
             connections: metric("sessile_connections_active"),
@@ -142,6 +147,14 @@ impl Report {
             if now > before {
                 world.fault(format!("{what}: {before} before the first client, {now} after the last"));
             }
+        }
+        // Workers keep the pipes that they have spliced through, to lend them again.
+        let kept = left.pipes - empty.pipes;
+        self.verdicts
+            .push(format!("ends of pipes kept at rest: {kept:.0} of {PIPES_MAX} at most for each worker"));
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        if kept > (PIPES_MAX * workers) as f64 {
+            world.fault(format!("{kept} ends of pipes are kept"));
         }
         let (before, after) = (empty.resident_kib / 1024.0, left.resident_kib / 1024.0);
         self.verdicts.push(format!("resident at rest: {before:.1} MiB before, {after:.1} MiB after"));

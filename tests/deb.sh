@@ -22,6 +22,7 @@ for file in \
   /etc/sessile/sessile.toml \
   /usr/bin/sessile \
   /usr/share/bash-completion/completions/sessile \
+  /usr/share/doc/sessile/bench/results/2026-11-28.md \
   /usr/share/doc/sessile/LICENSE \
   /usr/share/doc/sessile/README.md \
   /usr/share/doc/sessile/changelog.Debian.gz \

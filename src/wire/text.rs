@@ -55,9 +55,11 @@ impl Text {
         self.over
     }
 
-    /// The decoded text; invalid UTF-8 becomes U+FFFD.
+    /// The decoded text; invalid UTF-8 becomes U+FFFD. What the bound has cut through is no part of it.
     pub fn text(&self) -> Cow<'_, str> {
-        String::from_utf8_lossy(&self.bytes)
+        let last = if self.over { self.bytes.utf8_chunks().last() } else { None };
+        let cut = last.map_or(0, |chunk| chunk.invalid().len());
+        String::from_utf8_lossy(self.bytes.get(..self.bytes.len().saturating_sub(cut)).unwrap_or_default())
     }
 
     /// Decodes the next bytes: how many were used, and whether the closing quote was among them.

@@ -12,12 +12,12 @@ use crate::close::Close;
 use crate::config::{Config, Openings};
 use crate::fleet::Greeting;
 use crate::link::StateFrame;
-use crate::wire::Head;
+use crate::wire::{Head, Id};
 
-/// What the fleet has answered to this `connect`, if it would answer the same again.
-pub(super) fn recall(balancer: &Balancer, config: &Config, connect: &StateFrame) -> Option<Greeting> {
+/// What the fleet has answered to the `connect` of this body and id, if it would answer the same again.
+pub(super) fn recall(balancer: &Balancer, config: &Config, body: &[u8], id: &Id) -> Option<Greeting> {
     let version = agreed_version(balancer, config)?;
-    let greeting = balancer.greetings.recall(connect.body(), connect.id(), &version, Instant::now())?;
+    let greeting = balancer.greetings.recall(body, id, &version, Instant::now())?;
     balancer.metrics.connects_recalled.inc();
     Some(greeting)
 }
@@ -49,8 +49,8 @@ impl Opening<'_> {
             return Ok(false);
         }
         let body = frame.bytes.get(frame.body_at..).unwrap_or_default();
+        let Some(greeting) = recall(self.balancer, &self.config, body, id) else { return Ok(false) };
         let state = StateFrame::new(body, "connect", id.clone());
-        let Some(greeting) = recall(self.balancer, &self.config, &state) else { return Ok(false) };
         if let Err(fault) = self.client.keep(state.bytes()) {
             return Err(self.faulty_on(fault, Some(id.clone())).await);
         }

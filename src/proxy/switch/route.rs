@@ -192,7 +192,7 @@ impl Switch<'_> {
             }
             if state.is_connect()
                 && self.is_new()
-                && let Some(greeting) = learned::recall(&self.balancer, &self.config, &state)
+                && let Some(greeting) = learned::recall(&self.balancer, &self.config, state.body(), &id)
             {
                 // No server has looked at it, so the client is not `authenticated`.
                 self.state = Arc::new(vec![state]);

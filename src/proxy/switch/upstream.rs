@@ -179,6 +179,7 @@ impl Switch<'_> {
                 if !partial && frame.envelope.method.is_none() {
                     if let Some(busy) = &self.busy
                         && busy.1.is_connect()
+                        && frame.envelope.id.as_ref() == Some(&busy.0)
                     {
                         learned::learn(&self.balancer, &self.config, &busy.1, frame.body());
                     }

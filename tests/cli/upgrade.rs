@@ -1,5 +1,6 @@
 //! Upgrades: SIGUSR2 starts the next process with the same sockets, and no client notices.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -31,6 +32,15 @@ impl Line {
         let first = Process::start(&mut command);
         place.told("READY=1");
         Self { place, pids: vec![first.0.id()], first: Some(first) }
+    }
+
+    /// Where clients connect, and one that has a session.
+    async fn live(&self) -> (SocketAddr, Client) {
+        let status = self.place.status().await;
+        let address = status["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
+        let mut live = Client::start(address).await.unwrap();
+        live.create("live").await.unwrap();
+        (address, live)
     }
 
     fn main(&self) -> u32 {
@@ -250,9 +260,7 @@ async fn a_new_process_that_fails_changes_nothing() {
     let program = own_binary(folder.path());
     let place = Place::new(&standins, "[timeouts]\nupgrade = '300ms'");
     let line = Line::start(place, &program);
-    let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
-    let mut live = Client::start(address).await.unwrap();
-    live.create("live").await.unwrap();
+    let (address, mut live) = line.live().await;
     for (script, why) in [
         ("#!/bin/sh\nexit 1\n", "ended before it was ready"),
         ("#!/bin/sh\nexit 0\n", "ended before it was ready"),
@@ -296,9 +304,7 @@ async fn old_processes_are_bounded_told_and_ended() {
     let standins = standins(2).await;
     let place = Place::new(&standins, "[limits]\nold_processes = 1\n[timeouts]\ndrain = '300ms'");
     let mut line = Line::start(place, binary());
-    let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
-    let mut live = Client::start(address).await.unwrap();
-    live.create("live").await.unwrap();
+    let (_, mut live) = line.live().await;
     line.order("cli-2", "drain").await;
     line.upgrade().await;
     let status = line.place.status().await;
@@ -323,9 +329,7 @@ async fn an_old_process_closes_what_it_has_when_its_time_is_over() {
     let standins = standins(1).await;
     let place = Place::new(&standins, "[timeouts]\nupgrade_drain = '300ms'\ndrain_spread = '0s'");
     let mut line = Line::start(place, binary());
-    let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
-    let mut live = Client::start(address).await.unwrap();
-    live.create("live").await.unwrap();
+    let (address, mut live) = line.live().await;
     let started = Instant::now();
     line.upgrade().await;
     let closed = async { while live.call("ping", json!({})).await.is_ok() {} };
@@ -344,9 +348,7 @@ async fn an_old_process_closes_what_it_has_when_its_time_is_over() {
 async fn an_old_process_is_hurried_by_an_interrupt_and_not_by_a_second_sigterm() {
     let standins = standins(1).await;
     let mut line = Line::start(Place::new(&standins, "[timeouts]\ndrain = '1h'"), binary());
-    let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
-    let mut live = Client::start(address).await.unwrap();
-    live.create("live").await.unwrap();
+    let (_, mut live) = line.live().await;
     line.upgrade().await;
     let first = line.first.take().unwrap();
     first.signal(Signal::TERM);
@@ -370,9 +372,7 @@ async fn an_old_process_is_hurried_by_an_interrupt_and_not_by_a_second_sigterm()
 async fn an_old_process_follows_the_file_and_what_operators_say_of_backends() {
     let standins = standins(2).await;
     let mut line = Line::start(Place::new(&standins, ""), binary());
-    let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
-    let mut live = Client::start(address).await.unwrap();
-    live.create("live").await.unwrap();
+    let (_, mut live) = line.live().await;
     line.upgrade().await;
     let page = format!("/metrics/{}", line.pids[0]);
     let shows = async |series: &str| {

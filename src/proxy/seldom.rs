@@ -1,7 +1,7 @@
 //! A future that is looked at only when it has something to say, not whenever its task is woken for something else.
 //!
 //! What may end a connection waits beside its bytes for hours, and every byte wakes the task. A set of futures does this
-//! too, and takes five times the room.
+//! too, and takes 170 bytes more of each connection.
 
 use std::future::Future;
 use std::pin::Pin;

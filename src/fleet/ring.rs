@@ -1,10 +1,15 @@
 //! The consistent-hash ring, on `hashring`.
 //!
 //! The same names, weights and key make the same ring on every machine and version: only bytes are hashed (the
-//! standard library's `Hash` of strings and arrays is not portable), with a keyed SipHash-2-4. hashring finds the first
-//! point of a key; what comes after it is read from `order`, because its own way of walking copies the ring.
+//! standard library's `Hash` of strings and arrays is not portable), with a keyed SipHash-2-4. hashring is given
+//! positions, and finds the first point at or after one; what comes after it is read from `order`, because its own way of
+//! walking copies the ring.
+//!
+//! A thousand backends are a million points, and connections want the same processors: a ring is made in small steps, and
+//! after each the processor is offered to whoever waits for it.
 
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::thread::yield_now;
 
 use hashring::HashRing;
 use siphasher::sip::SipHasher24;
@@ -15,24 +20,45 @@ pub const POINTS_PER_WEIGHT: u32 = 1024;
 /// The ring of one configuration. Members are numbered as they were given.
 #[derive(Debug)]
 pub struct Ring {
-    ring: HashRing<Point, Keyed>,
+    ring: HashRing<Point, BuildHasherDefault<AsIs>>,
     /// The member of each point, in ring order.
     order: Vec<u32>,
     members: usize,
+    /// Gives keys their positions.
+    keyed: Keyed,
     /// Draws lots: not the hash of the ring itself.
     lots: Keyed,
 }
 
-/// A point knows where in `order` it stands; hashed is its seed alone.
+/// A point knows where in `order` it stands.
 #[derive(Clone, Debug)]
 struct Point {
-    seed: u64,
+    position: u64,
     at: u32,
 }
 
 impl Hash for Point {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write(&self.seed.to_le_bytes());
+        state.write_u64(self.position);
+    }
+}
+
+/// What hashring hashes with: a position is a hash already.
+#[derive(Default)]
+struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn write(&mut self, bytes: &[u8]) {
+        // Positions come as numbers.
+        debug_assert!(bytes.is_empty(), "only positions are looked for");
+    }
+
+    fn write_u64(&mut self, position: u64) {
+        self.0 = position;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
@@ -75,25 +101,43 @@ impl Ring {
     /// The ring of `members`, each a name and a weight.
     pub fn new<'a>(members: impl IntoIterator<Item = (&'a str, u32)>, key: &str) -> Self {
         let keyed = Keyed::new(key);
-        let mut points = Vec::new();
+        // By the first byte of their positions, which are even: each part is sorted by itself.
+        let mut parts = [const { Vec::new() }; 1 << u8::BITS];
         let mut count = 0u32;
         for (name, weight) in members {
+            let mut named = keyed.build_hasher();
+            // 0xff is in no UTF-8 text: no name and number run into another name's.
+            named.write(name.as_bytes());
+            named.write(&[0xff]);
             for number in 0..weight.saturating_mul(POINTS_PER_WEIGHT) {
-                let mut hasher = keyed.build_hasher();
-                // 0xff is in no UTF-8 text: no name and number run into another name's.
-                hasher.write(&[name.as_bytes(), &[0xff], &number.to_le_bytes()].concat());
-                let point = Point { seed: hasher.finish(), at: 0 };
-                points.push((keyed.hash_one(&point), count, point));
+                if number.is_multiple_of(POINTS_PER_WEIGHT) {
+                    yield_now();
+                }
+                let mut hasher = named;
+                hasher.write(&number.to_le_bytes());
+                let seed = hasher.finish();
+                let position = keyed.hash_one(Key(&seed.to_le_bytes()));
+                let [first, ..] = position.to_be_bytes();
+                if let Some(part) = parts.get_mut(usize::from(first)) {
+                    part.push((position, seed, count));
+                }
             }
             count = count.saturating_add(1);
         }
-        points.sort_by_key(|(position, _, point)| (*position, point.seed));
-        let order: Vec<u32> = points.iter().map(|(_, member, _)| *member).collect();
-        let numbered = points.into_iter().zip(0u32..).map(|((_, _, point), at)| Point { at, ..point });
+        let total = parts.iter().map(Vec::len).fold(0, usize::saturating_add);
+        let (mut order, mut points) = (Vec::with_capacity(total), Vec::with_capacity(total));
+        for mut part in parts {
+            yield_now();
+            part.sort_unstable();
+            for (position, _, member) in part {
+                points.push(Point { position, at: u32::try_from(order.len()).unwrap_or(u32::MAX) });
+                order.push(member);
+            }
+        }
+        let mut ring = HashRing::with_hasher(BuildHasherDefault::default());
+        ring.batch_add(points);
         let lots = Keyed { k0: keyed.k1, k1: keyed.k0 };
-        let mut ring = HashRing::with_hasher(keyed);
-        ring.batch_add(numbered.collect());
-        Self { ring, order, members: usize::try_from(count).unwrap_or(usize::MAX), lots }
+        Self { ring, order, members: usize::try_from(count).unwrap_or(usize::MAX), keyed, lots }
     }
 
     /// Which of `lots` lots a key has drawn: even over keys, and of no relation to a key's place on the ring.
@@ -104,7 +148,8 @@ impl Ring {
 
     /// The members in the order in which they are responsible for `key`, each once.
     pub fn walk(&self, key: &[u8]) -> impl Iterator<Item = usize> {
-        let start = self.ring.get(&Key(key)).and_then(|point| usize::try_from(point.at).ok()).unwrap_or(0);
+        let first = self.ring.get(&self.keyed.hash_one(Key(key)));
+        let start = first.and_then(|point| usize::try_from(point.at).ok()).unwrap_or(0);
         let (before, after) = self.order.split_at(start.min(self.order.len()));
         let mut seen = Seen::default();
         after
@@ -171,6 +216,26 @@ mod tests {
             homes.join(" "),
             "cli-3 cli-4 cli-5 cli-7 cli-10 cli-9 cli-5 cli-7 cli-3 cli-3 cli-2 cli-3"
         );
+    }
+
+    #[test]
+    fn a_ring_made_in_parts_is_all_its_points_in_order() {
+        let members = [("a", 1), ("b", 3), ("c", 2)];
+        let (ring, keyed) = (Ring::new(members, "key"), Keyed::new("key"));
+        let mut points = Vec::new();
+        for (member, (name, weight)) in members.iter().enumerate() {
+            for number in 0..weight * POINTS_PER_WEIGHT {
+                let seed = keyed.hash_one(Key(&[name.as_bytes(), &[0xff], &number.to_le_bytes()].concat()));
+                points.push((keyed.hash_one(Key(&seed.to_le_bytes())), u32::try_from(member).unwrap()));
+            }
+        }
+        points.sort_unstable();
+        let found = |position: u64| ring.order[ring.ring.get(&position).unwrap().at as usize];
+        for (at, (position, member)) in points.iter().enumerate() {
+            let (_, next) = points[(at + 1) % points.len()];
+            assert_eq!((ring.order[at], found(*position), found(position + 1)), (*member, *member, next));
+        }
+        assert_eq!(ring.order.len(), points.len());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! From a configuration and what was found to the members of the fleet: what reloads and discovery have in common.
 
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, Weak};
 
@@ -54,13 +55,19 @@ impl Reloader {
     pub(super) fn install(&self, inner: &mut Inner, fleet: Fleet, generation: u64) {
         let Fleet { config, specs, ring } = fleet;
         let now = self.balancer().snapshot();
-        let members: Vec<Member> = specs.iter().map(|spec| self.member(inner, spec)).collect();
-        for old in &now.members {
-            if !members.iter().any(|member| Arc::ptr_eq(&member.backend, &old.backend)) {
-                old.backend.retire();
-            }
-        }
         inner.backends.retain(|backend| backend.strong_count() > 0);
+        let living: Vec<_> = inner.backends.iter().filter_map(Weak::upgrade).collect();
+        let known: HashMap<_, _> =
+            living.iter().map(|known| ((&**known.name(), &**known.address()), known)).collect();
+        let member = |Spec { backend, source }: &Spec| {
+            let known = known.get(&(&*backend.name, &*backend.address));
+            self.member(inner, backend, source.clone(), known.copied())
+        };
+        let members: Vec<Member> = specs.iter().map(member).collect();
+        let stay: HashSet<_> = members.iter().map(|member| Arc::as_ptr(&member.backend)).collect();
+        for old in now.members.iter().filter(|old| !stay.contains(&Arc::as_ptr(&old.backend))) {
+            old.backend.retire();
+        }
         inner.commands.keep(|name| specs.iter().any(|spec| spec.backend.name == name));
         let found = members.iter().filter(|member| member.source.is_some()).count();
         self.balancer().metrics.discovered_backends.set(i64::try_from(found).unwrap_or(i64::MAX));
@@ -104,13 +111,16 @@ impl Reloader {
         drop(turn);
     }
 
-    /// The member that `spec` describes: a backend known by this name and address goes on being itself.
-    fn member(&self, inner: &mut Inner, spec: &Spec) -> Member {
-        let Spec { backend: spec, source } = spec;
+    /// The member that `spec` describes: the backend `known` by this name and address goes on being itself.
+    fn member(
+        &self,
+        inner: &mut Inner,
+        spec: &BackendSpec,
+        source: Option<Arc<str>>,
+        known: Option<&Arc<Backend>>,
+    ) -> Member {
         let BackendSpec { name, address, weight, state, connections, tls, resolve: _ } = spec;
-        let is_it = |backend: &Arc<Backend>| **backend.name() == **name && **backend.address() == **address;
-        let known = inner.backends.iter().filter_map(Weak::upgrade).find(is_it);
-        let backend = known.filter(|backend| backend.enlist()).unwrap_or_else(|| {
+        let backend = known.filter(|known| known.enlist()).cloned().unwrap_or_else(|| {
             let series = self.balancer().metrics.backend(&name.as_str().into());
             let (backend, asked) = Backend::new(name, address, series);
             if self.balancer().is_probed() {
@@ -124,7 +134,6 @@ impl Reloader {
         backend.series().state(state_now);
         backend.bound(*connections);
         backend.speak(tls.clone());
-        let source = source.clone();
         Member { backend, weight: *weight, state: state_now, file_state: *state, source }
     }
 

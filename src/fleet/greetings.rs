@@ -4,7 +4,6 @@
 //! these. It is asked for again every now and then, in case servers of one version are started with other options. Who
 //! proves something with its `connect`, a token or a credential, is always heard by a server.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,18 +23,15 @@ const HARMLESS: [&str; 3] = ["supportedTaskKinds", "clientInfo", "enableGitHubTe
 /// Answers of one fleet.
 #[derive(Debug, Default)]
 pub struct Greetings {
-    known: Mutex<HashMap<Said, Known>>,
-}
-
-/// A request, but for its id.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Said {
-    before: Box<[u8]>,
-    after: Box<[u8]>,
+    /// Few, and most differ in length already.
+    known: Mutex<Vec<Known>>,
 }
 
 #[derive(Debug)]
 struct Known {
+    /// The request, but for its id.
+    before: Box<[u8]>,
+    after: Box<[u8]>,
     version: Arc<str>,
     answer: Box<[u8]>,
     id: Id,
@@ -59,7 +55,7 @@ impl Greetings {
             return None;
         }
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.get(&Said::new(body, id))?;
+        let known = known.iter().find(|known| known.answers(body, id))?;
         let fresh = now.saturating_duration_since(known.since) < FRESH;
         (fresh && &*known.version == version).then(|| Greeting {
             frame: reply::with_id_of(&known.answer, known.id.span(), id),
@@ -80,25 +76,35 @@ impl Greetings {
             return;
         }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = Said::new(body, id);
-        if known.len() >= KNOWN_MAX && !known.contains_key(&said) {
-            let oldest = known.values().map(|known| known.since).min();
-            known.retain(|_, known| Some(known.since) != oldest);
+        known.retain(|known| !known.answers(body, id));
+        if known.len() >= KNOWN_MAX {
+            let oldest = known.iter().map(|known| known.since).min();
+            known.retain(|known| Some(known.since) != oldest);
         }
-        let protocol_version = envelope.protocol_version;
-        let version = Arc::clone(version);
-        known.insert(said, Known { version, answer: answer.into(), id: own, protocol_version, since: now });
+        let (before, after) = around(body, id);
+        known.push(Known {
+            before: before.into(),
+            after: after.into(),
+            version: Arc::clone(version),
+            answer: answer.into(),
+            id: own,
+            protocol_version: envelope.protocol_version,
+            since: now,
+        });
     }
 }
 
-impl Said {
-    fn new(body: &[u8], id: &Id) -> Self {
-        let at = id.span();
-        Self {
-            before: body.get(..at.start).unwrap_or_default().into(),
-            after: body.get(at.end..).unwrap_or_default().into(),
-        }
+impl Known {
+    /// Whether this is of the request `body`, which has this id.
+    fn answers(&self, body: &[u8], id: &Id) -> bool {
+        around(body, id) == (&*self.before, &*self.after)
     }
+}
+
+/// What stands before and behind the id of a request.
+fn around<'a>(body: &'a [u8], id: &Id) -> (&'a [u8], &'a [u8]) {
+    let at = id.span();
+    (body.get(..at.start).unwrap_or_default(), body.get(at.end..).unwrap_or_default())
 }
 
 /// Whether a request is a plain `connect`, and shows nothing that has to be looked at.

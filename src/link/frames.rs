@@ -3,8 +3,9 @@
 use std::io;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::AsyncRead;
 
+use crate::net;
 use crate::wire::{Envelope, Head, Scan};
 
 /// Longest frame taken in an own conversation; most answers have a few hundred bytes, lists of sessions more.
@@ -87,7 +88,7 @@ fn head(unread: &[u8]) -> io::Result<Option<Head>> {
 }
 
 async fn more<R: AsyncRead + Unpin>(reader: &mut R, unread: &mut BytesMut) -> io::Result<()> {
-    match reader.read_buf(unread).await? {
+    match net::fill(reader, unread, net::READ_BYTES_MAX).await? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
         _ => Ok(()),
     }

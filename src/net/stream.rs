@@ -1,12 +1,10 @@
 //! What carries a connection's bytes, plain or sealed, and what its socket is set to.
 
-use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
 use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -36,40 +34,6 @@ impl Stream {
         match self {
             Self::Plain(socket) => socket,
             Self::Sealed(sealed) => sealed.socket(),
-        }
-    }
-
-    /// Returns when there is something to read. Cancel-safe.
-    ///
-    /// # Errors
-    /// The peer's or the kernel's; it may be told only once, here.
-    pub async fn readable(&mut self) -> io::Result<()> {
-        match self {
-            Self::Plain(socket) => socket.readable().await,
-            Self::Sealed(sealed) => poll_fn(|cx| sealed.poll_fill(cx).map_ok(|_| ())).await,
-        }
-    }
-
-    /// Reads what is there, as much of it as `into` has room for; 0 at the end.
-    ///
-    /// # Errors
-    /// The peer's or the kernel's, and `WouldBlock`.
-    pub fn try_read_buf(&mut self, into: &mut BytesMut) -> io::Result<usize> {
-        match self {
-            Self::Plain(socket) => socket.try_read_buf(into),
-            Self::Sealed(sealed) => {
-                let room = into.capacity().saturating_sub(into.len());
-                let mut nobody = Context::from_waker(Waker::noop());
-                let Poll::Ready(there) = sealed.poll_fill(&mut nobody) else {
-                    return Err(io::ErrorKind::WouldBlock.into());
-                };
-                let there = there?;
-                let taken = there.get(..room.min(there.len())).unwrap_or_default();
-                into.put_slice(taken);
-                let taken = taken.len();
-                sealed.consume(taken);
-                Ok(taken)
-            }
         }
     }
 

@@ -3,13 +3,14 @@
 use std::io;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::{Sealed, Stream, reset};
+use super::{Sealed, Stream, fill, reset};
 
 /// Two connected sockets.
 pub(crate) async fn plain_pair() -> (TcpStream, TcpStream) {
@@ -60,7 +61,7 @@ async fn an_end_without_goodbye_is_a_reset() {
     let (mut client, mut server) = sealed_pair().await;
     reset(&mut client);
     drop(client);
-    let error = server.readable().await.unwrap_err();
+    let error = fill(&mut server, &mut BytesMut::new(), 1).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }
 
@@ -69,14 +70,9 @@ async fn what_there_is_no_room_for_stays_to_be_read() {
     let (mut client, mut server) = sealed_pair().await;
     client.send(b"0123456789").await.unwrap();
     client.shutdown().await.unwrap();
-    let mut read = bytes::BytesMut::new();
-    for expected in ["01234567", "89"] {
-        server.readable().await.unwrap();
-        let mut piece = bytes::BytesMut::with_capacity(8);
-        assert_eq!(server.try_read_buf(&mut piece).unwrap(), expected.len());
-        read.extend_from_slice(&piece);
+    let mut read = BytesMut::new();
+    for expected in [8, 2, 0] {
+        assert_eq!(fill(&mut server, &mut read, 8).await.unwrap(), expected);
     }
-    server.readable().await.unwrap();
-    assert_eq!(server.try_read_buf(&mut bytes::BytesMut::with_capacity(8)).unwrap(), 0);
     assert_eq!(&read[..], b"0123456789");
 }

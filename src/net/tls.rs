@@ -77,22 +77,12 @@ impl Sealed {
         self.abandoned = true;
     }
 
-    /// Waits for bytes, an end or a fault, and leaves them to be read.
-    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        Pin::new(&mut self.stream).poll_fill_buf(cx).map_err(cut_off)
-    }
-
     /// Waits for the first byte, or for an end.
     ///
     /// # Errors
     /// The peer does not like our papers, or the connection broke.
     pub async fn arrival(&mut self) -> io::Result<()> {
-        poll_fn(|cx| self.poll_fill(cx).map_ok(|_| ())).await
-    }
-
-    /// Takes bytes that [`poll_fill`](Self::poll_fill) has shown.
-    pub(super) fn consume(&mut self, bytes: usize) {
-        Pin::new(&mut self.stream).consume(bytes);
+        poll_fn(|cx| Pin::new(&mut self.stream).poll_fill_buf(cx).map_ok(|_| ())).await.map_err(cut_off)
     }
 }
 

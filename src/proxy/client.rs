@@ -129,6 +129,12 @@ impl Client {
             if let Some(frame) = self.complete()? {
                 return Ok(frame);
             }
+            // Only now, because what has come may hold the id that a refusal needs; and what may do so is always taken.
+            if let Err(fault) = self.account()
+                && self.unread.len() >= SPARE_BYTES
+            {
+                return Err(fault);
+            }
             match self.due {
                 Some(due) => match timeout_at(due, self.fill()).await {
                     Ok(filled) => filled?,
@@ -142,37 +148,19 @@ impl Client {
         }
     }
 
-    /// Reads what is there, holding a buffer only once something is.
+    /// Reads what is there.
     async fn fill(&mut self) -> Result<(), Fault> {
-        loop {
-            self.stream.readable().await.map_err(Fault::Io)?;
-            let wanted = self.begun.as_ref().map_or(READ_BYTES, |begun| {
-                begun.head.frame_bytes().saturating_sub(self.unread.len()).clamp(1, READ_BYTES)
-            });
-            self.unread.reserve(wanted);
-            if let Err(fault) = self.account() {
-                if self.unread.len() >= SPARE_BYTES {
-                    return Err(fault);
-                }
-                // Enough to find an id to answer, or to take a small frame, is always there.
-                let mut spare = BytesMut::with_capacity(SPARE_BYTES);
-                spare.extend_from_slice(&self.unread);
-                self.unread = spare;
-            }
-            match self.stream.try_read_buf(&mut self.unread) {
-                Ok(0) => return Err(Fault::End),
-                Ok(read) => {
-                    let news = self.unread.len().saturating_sub(read);
-                    net::acknowledge_lone_head(
-                        self.stream.socket(),
-                        self.unread.get(news..).unwrap_or_default(),
-                    );
-                    return Ok(());
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.shrink(),
-                Err(error) => return Err(Fault::Io(error)),
-            }
+        let held = self.unread.len();
+        let wanted = self
+            .begun
+            .as_ref()
+            .map_or(READ_BYTES, |begun| begun.head.frame_bytes().saturating_sub(held).clamp(1, READ_BYTES));
+        let read = net::fill(&mut self.stream, &mut self.unread, wanted).await.map_err(Fault::Io)?;
+        if read == 0 {
+            return Err(Fault::End);
         }
+        net::acknowledge_lone_head(self.stream.socket(), self.unread.get(held..).unwrap_or_default());
+        Ok(())
     }
 
     /// The frame at the front of `unread`, if it is whole or as long as a partial one may get.
@@ -225,16 +213,6 @@ impl Client {
             self.unread = BytesMut::new();
             self.share.resize(self.kept, None);
         }
-    }
-
-    /// Holds little more than what has come while no more is there: a frame may stall for as long as `timeouts.opening`.
-    fn shrink(&mut self) {
-        let held = self.unread.len();
-        if self.unread.capacity() > held.saturating_mul(2).saturating_add(SPARE_BYTES) {
-            self.unread = BytesMut::from(self.unread.as_ref());
-            self.share.resize(self.unread.capacity().saturating_add(self.kept), None);
-        }
-        self.relax();
     }
 
     fn account(&mut self) -> Result<(), Fault> {

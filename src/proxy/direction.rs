@@ -10,7 +10,6 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::lent::lend;
 use super::splice::{Pipe, Spliced};
 use super::tap::{Tap, Tapped};
 use crate::fleet::Backend;
@@ -136,7 +135,7 @@ impl<'a> Direction<'a> {
         from: &mut Stream,
         to: &mut Stream,
     ) -> Poll<Result<(), Fault>> {
-        lend(|buffer| {
+        net::lend(|buffer| {
             let room = buffer.len();
             let mut read = ReadBuf::new(buffer);
             ready!(Pin::new(&mut *from).poll_read(cx, &mut read)).map_err(Fault::Read)?;

@@ -4,13 +4,10 @@
 //! So memory is bounded whatever the length that a head announces.
 
 use std::io;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, ReadBuf};
 
-use super::lent::lend;
 use super::tap::Walk;
 use crate::close::By;
 use crate::net::{self, Stream};
@@ -139,16 +136,12 @@ impl Inlet {
 
     /// Reads once; 0 at the end.
     pub(super) fn poll_fill(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // A read that does not fill the buffer tells the runtime that the socket is empty, which saves asking once more.
-        lend(|buffer| {
-            let mut read = ReadBuf::new(buffer);
-            ready!(Pin::new(&mut *stream).poll_read(cx, &mut read))?;
-            if self.of == By::Client {
-                net::acknowledge_lone_head(stream.socket(), read.filled());
-            }
-            self.unread.extend_from_slice(read.filled());
-            Poll::Ready(Ok(read.filled().len()))
-        })
+        let held = self.unread.len();
+        let read = ready!(net::poll_fill(stream, cx, &mut self.unread, net::READ_BYTES_MAX))?;
+        if self.of == By::Client {
+            net::acknowledge_lone_head(stream.socket(), self.unread.get(held..).unwrap_or_default());
+        }
+        Poll::Ready(Ok(read))
     }
 
     /// What the bytes at hand make, if anything. `bytes_max` bounds the search for where a large frame must go.

@@ -10,7 +10,6 @@ mod arrive;
 pub mod client;
 mod inlet;
 mod learned;
-mod lent;
 pub mod tap;
 mod splice;
 pub mod direction;

@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use std::io;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::fleet::{Health, Standing};
 use crate::link::{Link, StateFrame};
+use crate::net;
 use crate::wire::{Envelope, Head, Id, Scan};
 
 /// Frames up to this size are forwarded whole.
@@ -150,7 +150,7 @@ impl Scout {
                 }
             };
             tokio::select! {
-                read = read_some(&mut self.link) => if read? == 0 { return Err(io::ErrorKind::UnexpectedEof.into()) },
+                read = net::fill(&mut self.link.stream, &mut self.link.unread, net::READ_BYTES_MAX) => if read? == 0 { return Err(io::ErrorKind::UnexpectedEof.into()) },
                 () = late => return Err(io::ErrorKind::TimedOut.into()),
                 down = self.standing.wait_for(|standing| standing.health == Health::Down) => {
                     drop(down);
@@ -212,12 +212,4 @@ impl Scout {
         }
         news
     }
-}
-
-/// Reads what is there, holding a buffer only once something is.
-async fn read_some(link: &mut Link) -> io::Result<usize> {
-    link.stream.readable().await?;
-    link.unread.reserve(16 * 1024);
-    let read = link.stream.read_buf(&mut link.unread);
-    read.await
 }

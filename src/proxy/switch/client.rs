@@ -10,8 +10,8 @@ use super::route::plain;
 use super::table::{At, Seat};
 use super::{ERRANDS_MAX, MERGING_MAX, QUEUE_BYTES_MAX, Switch, Target, WAITING_BYTES_MAX, Waiter};
 use crate::close::{At as Where, By, Close, Why};
+use crate::net::READ_BYTES_MAX;
 use crate::proxy::inlet::{Fault, Frame, Piece};
-use crate::proxy::lent::READ_BYTES_MAX;
 use crate::wire::envelope::Fault as Body;
 use crate::wire::{Id, Named, Refusal};
 

@@ -4,11 +4,14 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use slab::Slab;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+
+use crate::alarm::Alarm;
 
 /// The word.
 #[derive(Debug, Default)]
@@ -16,6 +19,8 @@ pub struct Closing {
     begun: CancellationToken,
     at_once: CancellationToken,
     spread: OnceLock<(Instant, Duration)>,
+    /// Of those who have no wait of their own for the word.
+    alarms: Mutex<Slab<Arc<Alarm>>>,
 }
 
 impl Closing {
@@ -24,12 +29,35 @@ impl Closing {
         // The first word holds.
         let (_, _) = *self.spread.get_or_init(|| (Instant::now(), spread));
         self.begun.cancel();
+        for (_, alarm) in &*self.alarms() {
+            alarm.ring();
+        }
     }
 
     /// Everything closes now.
     pub fn at_once(&self) {
         self.at_once.cancel();
         self.begin(Duration::ZERO);
+    }
+
+    /// Whether connections begin to close, or have begun to.
+    pub fn has_begun(&self) -> bool {
+        self.spread.get().is_some()
+    }
+
+    /// Rings `alarm` when the word falls, until its number is struck off. Whoever asks from then on whether it has fallen
+    /// cannot miss it.
+    pub fn enlist(&self, alarm: &Arc<Alarm>) -> usize {
+        self.alarms().insert(Arc::clone(alarm))
+    }
+
+    /// Strikes off what was enlisted under `number`.
+    pub fn strike(&self, number: usize) {
+        drop(self.alarms().try_remove(number));
+    }
+
+    fn alarms(&self) -> MutexGuard<'_, Slab<Arc<Alarm>>> {
+        self.alarms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until connections begin to close.

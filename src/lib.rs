@@ -6,6 +6,7 @@
 pub mod chance;
 pub mod logs;
 pub mod close;
+pub mod alarm;
 pub mod config;
 pub mod descriptors;
 pub mod wire;

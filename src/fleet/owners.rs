@@ -16,6 +16,7 @@ use prometheus::IntGauge;
 use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
+use crate::alarm::Alarm;
 use crate::wire::SessionId;
 
 const SHARDS: usize = 64;
@@ -64,7 +65,7 @@ enum State {
 #[derive(Debug)]
 struct Holder {
     number: u64,
-    alarm: CancellationToken,
+    alarm: Arc<Alarm>,
 }
 
 /// What naming a session gives.
@@ -93,7 +94,7 @@ pub struct Hold {
     id: SessionId,
     backend: Arc<Backend>,
     number: u64,
-    alarm: CancellationToken,
+    alarm: Arc<Alarm>,
 }
 
 impl Owners {
@@ -160,9 +161,9 @@ impl Owners {
 
     fn hold(self: &Arc<Self>, id: &SessionId, backend: &Arc<Backend>) -> (Holder, Hold) {
         let number = self.holds.fetch_add(1, Ordering::Relaxed);
-        let alarm = CancellationToken::new();
+        let alarm = Arc::<Alarm>::default();
         let (owners, id, backend) = (Arc::clone(self), id.clone(), Arc::clone(backend));
-        (Holder { number, alarm: alarm.clone() }, Hold { owners, id, backend, number, alarm })
+        (Holder { number, alarm: Arc::clone(&alarm) }, Hold { owners, id, backend, number, alarm })
     }
 
     fn shard(&self, id: &SessionId) -> MutexGuard<'_, Shard> {
@@ -215,27 +216,27 @@ impl Hold {
         &self.backend
     }
 
-    /// Cancelled when the session must leave its backend: close the connection.
-    pub fn alarm(&self) -> &CancellationToken {
+    /// Raised when the session must leave its backend: close the connection.
+    pub fn alarm(&self) -> &Arc<Alarm> {
         &self.alarm
     }
 
-    /// From now on `alarm` is what is cancelled then.
-    pub fn set_alarm(&mut self, alarm: &CancellationToken) {
-        if self.alarm.is_cancelled() {
-            alarm.cancel();
+    /// From now on `alarm` is what is raised then.
+    pub fn set_alarm(&mut self, alarm: &Arc<Alarm>) {
+        if self.alarm.is_raised() {
+            alarm.raise();
         }
         let mut shard = self.owners.shard(&self.id);
         if let Some(Session { state: State::Owned { holders, evicting, .. }, .. }) = shard.get_mut(&self.id) {
             if *evicting {
-                alarm.cancel();
+                alarm.raise();
             }
             for holder in holders.iter_mut().filter(|holder| holder.number == self.number) {
-                holder.alarm = alarm.clone();
+                holder.alarm = Arc::clone(alarm);
             }
         }
         drop(shard);
-        self.alarm = alarm.clone();
+        self.alarm = Arc::clone(alarm);
     }
 
     /// Makes every connection of the session close, this one included, because its backend is down and another will
@@ -246,7 +247,7 @@ impl Hold {
         if let State::Owned { holders, evicting, .. } = &mut session.state {
             *evicting = true;
             for holder in holders {
-                holder.alarm.cancel();
+                holder.alarm.raise();
             }
         }
         session.over()
@@ -345,18 +346,18 @@ mod tests {
         let (owners, a, b, id) = (owners(), backend("a"), backend("b"), SessionId::new("s"));
         let first = lead(&owners, &id).settle(&a);
         let mut second = join(&owners, &id);
-        let alarm = CancellationToken::new();
+        let alarm = Arc::default();
         second.set_alarm(&alarm);
         let over = join(&owners, &id).evict();
-        assert!(alarm.is_cancelled());
-        assert!(first.alarm().is_cancelled());
+        assert!(alarm.is_raised());
+        assert!(first.alarm().is_raised());
         assert!(!wait(&owners, &id).is_cancelled(), "nobody joins a session that is being evicted");
         drop(first);
         assert!(!over.is_cancelled());
         drop(second);
         assert!(over.is_cancelled());
         let hold = lead(&owners, &id).settle(&b);
-        assert!(!hold.alarm().is_cancelled());
+        assert!(!hold.alarm().is_raised());
     }
 
     #[test]

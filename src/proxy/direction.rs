@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::splice::{Pipe, Spliced};
 use super::tap::{Tap, Tapped};
+use crate::close::By;
 use crate::fleet::Backend;
 use crate::metrics::{BackendSeries, Record};
 use crate::net::{self, Stream};
@@ -24,13 +25,13 @@ const TURN_BYTES: u32 = 1024 * 1024;
 
 /// One direction.
 pub struct Direction<'a> {
-    /// To be sent before anything more is read.
-    left: Bytes,
+    /// To be sent before anything more is read. Boxed, as the pipe is, because most of the time there is none.
+    left: Option<Box<Bytes>>,
     /// Look at the bytes that follow.
     pub taps: Vec<Box<dyn Tap + 'a>>,
-    tally: Tally<'a>,
+    from: By,
     /// Holds bytes, or is about to: nothing may overtake them.
-    pipe: Option<Pipe>,
+    pipe: Option<Box<Pipe>>,
     full_reads: u8,
     /// Moved since the last time of asking, and in this turn.
     moved: bool,
@@ -57,15 +58,17 @@ pub enum Fault {
 }
 
 impl<'a> Direction<'a> {
-    /// A direction in which `first` is at hand.
-    pub fn new(first: Bytes, tally: Tally<'a>) -> Self {
+    /// What comes from this side, of which `first` is at hand.
+    pub fn new(from: By, first: Bytes) -> Self {
+        let left = (!first.is_empty()).then(|| Box::new(first));
         let (taps, pipe, full_reads) = (Vec::new(), None, 0);
-        Self { left: first, taps, tally, pipe, full_reads, moved: false, turn: 0, stage: Stage::Open }
+        Self { left, taps, from, pipe, full_reads, moved: false, turn: 0, stage: Stage::Open }
     }
 
     /// Lets `tap` look at everything, from what is at hand on.
     pub fn tap(&mut self, mut tap: impl Tap + 'a) {
-        if tap.look(&self.left) == Tapped::More {
+        let left = self.left.as_deref().map_or(&[][..], |left| left);
+        if tap.look(left) == Tapped::More {
             self.taps.push(Box::new(tap));
         }
     }
@@ -87,6 +90,7 @@ impl<'a> Direction<'a> {
         from: &mut Stream,
         to: &mut Stream,
         passes_end: bool,
+        tally: Tally<'_>,
     ) -> Poll<Result<(), Fault>> {
         if self.stage == Stage::Over {
             return Poll::Pending;
@@ -97,27 +101,26 @@ impl<'a> Direction<'a> {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            while self.left.has_remaining() {
-                let written = ready!(Pin::new(&mut *to).poll_write(cx, &self.left)).map_err(Fault::Write)?;
+            while let Some(left) = &mut self.left {
+                let written = ready!(Pin::new(&mut *to).poll_write(cx, left)).map_err(Fault::Write)?;
                 if written == 0 {
                     return Poll::Ready(Err(Fault::Write(io::ErrorKind::WriteZero.into())));
                 }
-                self.left.advance(written);
-                self.passed(written);
-                if self.left.is_empty() {
-                    // Even empty it holds the buffer it was read into.
-                    self.left = Bytes::new();
+                left.advance(written);
+                if left.is_empty() {
+                    self.left = None;
                 }
+                self.passed(written, tally);
             }
             if to.has_unsent() {
                 ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Fault::Write)?;
             }
             if self.pipe.is_some() {
-                ready!(self.poll_pipe(cx, from, to))?;
+                ready!(self.poll_pipe(cx, from, to, tally))?;
             } else if self.stage == Stage::Open {
-                ready!(self.poll_copy(cx, from, to))?;
+                ready!(self.poll_copy(cx, from, to, tally))?;
             }
-            if self.stage == Stage::Ending && self.left.is_empty() {
+            if self.stage == Stage::Ending && self.left.is_none() {
                 if passes_end && Pin::new(&mut *to).poll_shutdown(cx).is_pending() {
                     return Poll::Pending;
                 }
@@ -134,6 +137,7 @@ impl<'a> Direction<'a> {
         cx: &mut Context<'_>,
         from: &mut Stream,
         to: &mut Stream,
+        tally: Tally<'_>,
     ) -> Poll<Result<(), Fault>> {
         net::lend(|buffer| {
             let room = buffer.len();
@@ -144,7 +148,7 @@ impl<'a> Direction<'a> {
                 self.stage = Stage::Ending;
                 return Poll::Ready(Ok(()));
             }
-            if !self.tally.to_client {
+            if self.from == By::Client {
                 net::acknowledge_lone_head(from.socket(), bytes);
             }
             self.tapped(bytes)?;
@@ -152,28 +156,34 @@ impl<'a> Direction<'a> {
                 Poll::Ready(written) => written.map_err(Fault::Write)?,
                 Poll::Pending => 0,
             };
-            self.passed(written);
+            self.passed(written, tally);
             let left = bytes.get(written..).unwrap_or_default();
             if !left.is_empty() {
-                self.left = Bytes::copy_from_slice(left);
+                self.left = Some(Box::new(Bytes::copy_from_slice(left)));
             }
             self.full_reads = if bytes.len() == room { self.full_reads.saturating_add(1) } else { 0 };
             let plain = matches!((&*from, &*to), (Stream::Plain(_), Stream::Plain(_)));
             if plain && self.full_reads >= FULL_READS && self.taps.is_empty() {
-                self.pipe = Pipe::borrow();
+                self.pipe = Pipe::borrow().map(Box::new);
             }
             Poll::Ready(Ok(()))
         })
     }
 
     /// Moves bytes through the pipe for as long as there are many; the pipe is given back when there are none.
-    fn poll_pipe(&mut self, cx: &mut Context<'_>, from: &Stream, to: &Stream) -> Poll<Result<(), Fault>> {
+    fn poll_pipe(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &Stream,
+        to: &Stream,
+        tally: Tally<'_>,
+    ) -> Poll<Result<(), Fault>> {
         let Some(mut pipe) = self.pipe.take() else { return Poll::Ready(Ok(())) };
         while self.turn < TURN_BYTES {
             match pipe.poll_drain(cx, to.socket()) {
                 Poll::Ready(Ok(0)) => {}
                 Poll::Ready(Ok(drained)) => {
-                    self.passed(drained);
+                    self.passed(drained, tally);
                     continue;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Fault::Write(error))),
@@ -211,10 +221,10 @@ impl<'a> Direction<'a> {
         if sound { Ok(()) } else { Err(Fault::Malformed) }
     }
 
-    fn passed(&mut self, bytes: usize) {
+    fn passed(&mut self, bytes: usize, tally: Tally<'_>) {
         self.moved |= bytes > 0;
         self.turn = self.turn.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
-        self.tally.add(bytes);
+        tally.add(self.from, bytes);
     }
 }
 
@@ -223,28 +233,22 @@ impl<'a> Direction<'a> {
 pub struct Tally<'a> {
     record: &'a Record,
     series: &'a BackendSeries,
-    to_client: bool,
 }
 
 impl<'a> Tally<'a> {
-    /// Of bytes from the client.
-    pub fn to_backend(record: &'a Record, backend: &'a Backend) -> Self {
-        Self { record, series: backend.series(), to_client: false }
+    /// Of a connection to `backend`.
+    pub fn new(record: &'a Record, backend: &'a Backend) -> Self {
+        Self { record, series: backend.series() }
     }
 
-    /// Of bytes to the client.
-    pub fn to_client(record: &'a Record, backend: &'a Backend) -> Self {
-        Self { record, series: backend.series(), to_client: true }
-    }
-
-    fn add(self, bytes: usize) {
+    fn add(self, from: By, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        if self.to_client {
-            self.record.add_to_client(bytes);
-            self.series.bytes_to_client.inc_by(bytes);
-        } else {
+        if from == By::Client {
             self.record.add_to_backend(bytes);
             self.series.bytes_to_backend.inc_by(bytes);
+        } else {
+            self.record.add_to_client(bytes);
+            self.series.bytes_to_client.inc_by(bytes);
         }
     }
 }

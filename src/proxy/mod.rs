@@ -14,6 +14,7 @@ pub mod tap;
 mod splice;
 pub mod direction;
 mod seldom;
+mod ending;
 pub mod relay;
 pub mod conn;
 pub mod opening;

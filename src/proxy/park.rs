@@ -100,7 +100,7 @@ async fn retain_running(
     sessions: &mut Vec<(SessionId, Option<Hold>)>,
     patience: Duration,
 ) {
-    sessions.retain(|(_, hold)| hold.as_ref().is_none_or(|hold| !hold.alarm().is_cancelled()));
+    sessions.retain(|(_, hold)| hold.as_ref().is_none_or(|hold| !hold.alarm().is_raised()));
     let asked = sessions.iter().map(|(session, _)| {
         let params = json!({ "sessionId": session.as_str() });
         backend.ask("session.metadata.isProcessing", params, patience)

@@ -16,8 +16,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use super::direction::{Direction, Fault};
-use super::seldom::Seldom;
+use super::direction::{Direction, Fault, Tally};
 use crate::close::{At, By, Close, Why};
 use crate::config::Timeouts;
 use crate::fleet::Hold;
@@ -29,6 +28,7 @@ pub struct Relay<'a, Stop> {
     backend: &'a mut Stream,
     up: Direction<'a>,
     down: Direction<'a>,
+    tally: Tally<'a>,
     /// Let go of at the backend's end: what it has left it has unloaded, however long the client takes to leave.
     owned: &'a OnceLock<Hold>,
     /// Whose end came first.
@@ -39,7 +39,7 @@ pub struct Relay<'a, Stop> {
     /// Runs from the first end on.
     half_closed: Option<Pin<Box<Sleep>>>,
     idle: Option<Box<Idle>>,
-    stop: Seldom<Stop>,
+    stop: Stop,
 }
 
 /// Ends a connection on which no byte has moved for some time.
@@ -49,11 +49,12 @@ struct Idle {
     timer: Pin<Box<Sleep>>,
 }
 
-impl<'a, Stop: Future<Output = Why>> Relay<'a, Stop> {
+impl<'a, Stop: Future<Output = Why> + Unpin> Relay<'a, Stop> {
     /// Begins. `lingers`: a client's end is not passed on.
     pub fn new(
         (client, up): (&'a mut Stream, Direction<'a>),
         (backend, down): (&'a mut Stream, Direction<'a>),
+        tally: Tally<'a>,
         owned: &'a OnceLock<Hold>,
         timeouts: &Timeouts,
         lingers: bool,
@@ -61,13 +62,13 @@ impl<'a, Stop: Future<Output = Why>> Relay<'a, Stop> {
     ) -> Self {
         let idle = |limit| Box::new(Idle { limit, moved: Instant::now(), timer: Box::pin(sleep(limit)) });
         let idle = timeouts.idle.map(idle);
-        let stop = Seldom::new(stop);
         let half_close = timeouts.half_close;
         Self {
             client,
             backend,
             up,
             down,
+            tally,
             owned,
             first_end: None,
             lingers,
@@ -80,11 +81,11 @@ impl<'a, Stop: Future<Output = Why>> Relay<'a, Stop> {
 
     /// Moves what can be moved now.
     fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
-        let Self { client, backend, up, down, .. } = self;
+        let Self { client, backend, up, down, tally, .. } = self;
         let passes_end = !self.lingers;
         let ends = [
-            (By::Client, up.poll(cx, client, backend, passes_end)),
-            (By::Backend, down.poll(cx, backend, client, true)),
+            (By::Client, up.poll(cx, client, backend, passes_end, *tally)),
+            (By::Backend, down.poll(cx, backend, client, true, *tally)),
         ];
         let both = up.is_over() && down.is_over();
         for (by, end) in ends {
@@ -125,7 +126,7 @@ impl<'a, Stop: Future<Output = Why>> Relay<'a, Stop> {
     }
 }
 
-impl<Stop: Future<Output = Why>> Future for Relay<'_, Stop> {
+impl<Stop: Future<Output = Why> + Unpin> Future for Relay<'_, Stop> {
     type Output = Close;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Close> {
@@ -140,7 +141,7 @@ impl<Stop: Future<Output = Why>> Future for Relay<'_, Stop> {
             }
             return Poll::Ready(close);
         }
-        if let Poll::Ready(why) = relay.stop.poll(cx) {
+        if let Poll::Ready(why) = Pin::new(&mut relay.stop).poll(cx) {
             return Poll::Ready(Close::new(By::Balancer, At::Relay, why));
         }
         relay.poll_timers(cx)

@@ -441,7 +441,7 @@ impl Run {
                     self.evicting.insert(opening.session.clone());
                 }
                 for other in self.connections.iter().filter(|other| other.session == opening.session) {
-                    assert!(other.hold.alarm().is_cancelled(), "{} is not told to leave", other.session);
+                    assert!(other.hold.alarm().is_raised(), "{} is not told to leave", other.session);
                 }
                 State::Waiting(token)
             }

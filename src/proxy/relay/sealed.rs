@@ -28,12 +28,13 @@ async fn relayed<T>(
     };
     let (user, mut client) = if client_sealed { sealed_pair().await } else { plain().await };
     let (mut link, server) = if backend_sealed { sealed_pair().await } else { plain().await };
-    let up = Direction::new(Bytes::from_static(b"first"), Tally::to_backend(&record, &backend));
-    let down = Direction::new(Bytes::new(), Tally::to_client(&record, &backend));
+    let up = Direction::new(By::Client, Bytes::from_static(b"first"));
+    let down = Direction::new(By::Backend, Bytes::new());
     let carry = async {
         let (owned, timeouts) = (OnceLock::new(), Timeouts::default());
+        let tally = Tally::new(&record, &backend);
         let (client, backend) = ((&mut client, up), (&mut link, down));
-        let close = Relay::new(client, backend, &owned, &timeouts, false, pending()).await;
+        let close = Relay::new(client, backend, tally, &owned, &timeouts, false, pending()).await;
         drop(link);
         close
     };

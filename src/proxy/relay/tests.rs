@@ -102,15 +102,23 @@ async fn relayed(client: Side, backend: Side, first: [usize; 2], tapped: bool) {
     let ((near_client, mut far_client), (near_backend, mut far_backend)) = (pair().await, pair().await);
     let (from_client, from_backend) = (bytes(0, &client), bytes(100, &backend));
     let first: Vec<Bytes> = first.iter().map(|n| Bytes::from(vec![b'f'; *n])).collect();
-    let mut up = Direction::new(first[0].clone(), Tally::to_backend(&world.record, &world.backend));
-    let mut down = Direction::new(first[1].clone(), Tally::to_client(&world.record, &world.backend));
+    let mut up = Direction::new(By::Client, first[0].clone());
+    let mut down = Direction::new(By::Backend, first[1].clone());
     if tapped {
         up.tap(Looks);
         down.tap(Looks);
     }
     let (owned, never) = (OnceLock::new(), std::future::pending::<Why>());
-    let relay =
-        Relay::new((&mut far_client, up), (&mut far_backend, down), &owned, &World::timeouts(), false, never);
+    let tally = Tally::new(&world.record, &world.backend);
+    let relay = Relay::new(
+        (&mut far_client, up),
+        (&mut far_backend, down),
+        tally,
+        &owned,
+        &World::timeouts(),
+        false,
+        never,
+    );
     let (close, at_client, at_backend) = tokio::join!(
         relay,
         act(near_client, client, from_client.clone()),
@@ -150,12 +158,13 @@ fn bulk_goes_through_a_pipe_that_is_given_back_when_there_is_none() {
         let world = World::new();
         let ((near_client, mut far_client), (mut near_backend, mut far_backend)) =
             (pair().await, pair().await);
-        let up = Direction::new(Bytes::new(), Tally::to_backend(&world.record, &world.backend));
-        let down = Direction::new(Bytes::new(), Tally::to_client(&world.record, &world.backend));
+        let up = Direction::new(By::Client, Bytes::new());
+        let down = Direction::new(By::Backend, Bytes::new());
         let (owned, timeouts) = (OnceLock::new(), World::timeouts());
         let mut relay = Relay::new(
             (&mut far_client, up),
             (&mut far_backend, down),
+            Tally::new(&world.record, &world.backend),
             &owned,
             &timeouts,
             false,
@@ -196,12 +205,19 @@ fn a_buffer_that_has_been_sent_is_given_back() {
         let world = World::new();
         let ((near_client, mut far_client), (near_backend, mut far_backend)) = (pair().await, pair().await);
         let first = [Bytes::from(vec![b'u'; 500]), Bytes::from(vec![b'd'; 500])];
-        let up = Direction::new(first[0].clone(), Tally::to_backend(&world.record, &world.backend));
-        let down = Direction::new(first[1].clone(), Tally::to_client(&world.record, &world.backend));
+        let up = Direction::new(By::Client, first[0].clone());
+        let down = Direction::new(By::Backend, first[1].clone());
         let (client, backend) = ((&mut far_client, up), (&mut far_backend, down));
         let owned = OnceLock::new();
-        let relay =
-            Relay::new(client, backend, &owned, &World::timeouts(), false, std::future::pending::<Why>());
+        let relay = Relay::new(
+            client,
+            backend,
+            Tally::new(&world.record, &world.backend),
+            &owned,
+            &World::timeouts(),
+            false,
+            std::future::pending::<Why>(),
+        );
         let read = async {
             for mut side in [near_client, near_backend] {
                 side.read_exact(&mut [0; 500]).await.unwrap();

@@ -241,7 +241,7 @@ impl Switch<'_> {
     /// Hears when an upstream has to be given up, or its backend is down: again, if `heard` says that it was.
     fn attend(&mut self, at: At, heard: Health) {
         let Some(upstream) = self.upstreams.get(&at) else { return };
-        let alarm = upstream.alarm().clone();
+        let alarm = Arc::clone(upstream.alarm());
         let mut standing = upstream.backend().standing();
         self.barred = true;
         self.errands.push(Box::pin(async move {
@@ -253,7 +253,7 @@ impl Switch<'_> {
                 }
             };
             tokio::select! {
-                () = alarm.cancelled() => News::Alarm(at),
+                () = alarm.raised() => News::Alarm(at),
                 () = down => News::Down(at),
             }
         }));

@@ -5,10 +5,10 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
 use super::table::{At, Flight, Seat};
 use super::{QUEUE_BYTES_MAX, Switch, Target, UNANSWERED_MAX};
+use crate::alarm::Alarm;
 use crate::close::{At as Where, By, Close, Why};
 use crate::config::Lifecycle;
 use crate::fleet::{Backend, Lease};
@@ -33,7 +33,7 @@ pub(super) struct Upstream {
     midway: bool,
     /// Frames that wait for the end of that one.
     behind: Queue,
-    alarm: CancellationToken,
+    alarm: Arc<Alarm>,
     /// Creates without an ID that it has not answered.
     pub births: usize,
     /// The rest of a large frame from this backend is not for the client.
@@ -50,7 +50,7 @@ impl Upstream {
             out: Queue::default(),
             midway: false,
             behind: Queue::default(),
-            alarm: CancellationToken::new(),
+            alarm: Arc::default(),
             births: 0,
             muted: false,
         }
@@ -60,8 +60,8 @@ impl Upstream {
         self.lease.backend()
     }
 
-    /// Cancelled when the upstream has to be given up.
-    pub(super) fn alarm(&self) -> &CancellationToken {
+    /// Raised when the upstream has to be given up.
+    pub(super) fn alarm(&self) -> &Arc<Alarm> {
         &self.alarm
     }
 
@@ -324,7 +324,7 @@ impl Switch<'_> {
             return Err(Close::new(By::Backend, Where::Relay, Why::BackendLost));
         }
         // Ends what watches it.
-        upstream.alarm().cancel();
+        upstream.alarm().raise();
         let backend = Arc::clone(upstream.backend());
         tracing::info!(backend = %backend.name(), client = %self.record.client(), "a client lost a backend");
         drop(upstream);

@@ -1,0 +1,88 @@
+//! What may end a connection before its bytes do: its session has to move, everything closes, its backend is down.
+//!
+//! Thousands wait for these at a time and for hours, and every byte wakes whoever waits: so the first two are one
+//! [`Alarm`], and what takes room or time is there only once it is needed.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+
+use super::seldom::Seldom;
+use crate::alarm::Alarm;
+use crate::balancer::Balancer;
+use crate::close::Why;
+use crate::config::OnDown;
+use crate::fleet::{Backend, Health};
+use crate::metrics::Record;
+
+/// Ready with the reason.
+pub(super) struct Ending<'a> {
+    balancer: &'a Balancer,
+    record: &'a Record,
+    alarm: &'a Alarm,
+    /// By which the alarm is rung when everything closes.
+    number: usize,
+    /// Until it is this connection's turn to close; from then on that everything does.
+    closes: Option<BoxFuture<'a, ()>>,
+    is_down: Option<Box<Seldom<'a>>>,
+}
+
+impl<'a> Ending<'a> {
+    /// `alarm` is raised when the session has to move.
+    pub(super) fn new(
+        balancer: &'a Balancer,
+        record: &'a Record,
+        backend: &'a Backend,
+        alarm: &'a Arc<Alarm>,
+    ) -> Self {
+        let closes_down = balancer.now().config.placement.on_down == OnDown::Close;
+        let is_down = closes_down.then(|| Box::new(Seldom::new(until_down(balancer, backend))));
+        let number = balancer.closing.enlist(alarm);
+        Self { balancer, record, alarm, number, closes: None, is_down }
+    }
+}
+
+impl Future for Ending<'_> {
+    type Output = Why;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Why> {
+        let ending = self.get_mut();
+        if ending.alarm.poll(cx).is_ready() {
+            return Poll::Ready(Why::Evicted);
+        }
+        if ending.closes.is_none() && ending.balancer.closing.has_begun() {
+            ending.closes = Some(Box::pin(ending.balancer.closing.reaches(ending.record.client())));
+        }
+        if ending.closes.as_mut().is_some_and(|closes| closes.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Why::Draining);
+        }
+        match ending.is_down.as_mut().map(|is_down| is_down.poll(cx)) {
+            Some(Poll::Ready(())) => Poll::Ready(Why::Down),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.balancer.closing.strike(self.number);
+    }
+}
+
+/// Returns when the backend is down and that is to end its connections: not in a panic, which outlasts this outage for
+/// them, as nobody knows then who is cut off.
+async fn until_down(balancer: &Balancer, backend: &Backend) {
+    let mut standing = backend.standing();
+    while standing.wait_for(|standing| standing.health == Health::Down).await.is_ok() {
+        if !balancer.now().is_panic() {
+            return;
+        }
+        if standing.wait_for(|standing| standing.health != Health::Down).await.is_err() {
+            break;
+        }
+    }
+    std::future::pending().await
+}

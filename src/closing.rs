@@ -94,6 +94,9 @@ fn moment(client: SocketAddr, spread: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::task::Poll;
+
     use super::*;
 
     #[test]
@@ -107,6 +110,30 @@ mod tests {
         }
         assert!(tenths.iter().all(|count| (800..1200).contains(count)), "{tenths:?}");
         assert_eq!(moment(SocketAddr::from(([10, 0, 0, 1], 1)), Duration::ZERO), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn the_word_rings_the_alarms_that_are_on_the_list() {
+        let (closing, listed, struck) = (Closing::default(), Arc::default(), Arc::default());
+        let rings = |alarm: &Arc<Alarm>| {
+            let (alarm, mut looks) = (Arc::clone(alarm), 0);
+            tokio::spawn(poll_fn(move |cx| {
+                looks += 1;
+                assert!(alarm.poll(cx).is_pending());
+                if looks == 2 { Poll::Ready(()) } else { Poll::Pending }
+            }))
+        };
+        closing.enlist(&listed);
+        let number = closing.enlist(&struck);
+        closing.strike(number);
+        let (rung, not) = (rings(&listed), rings(&struck));
+        tokio::task::yield_now().await;
+        assert!(!closing.has_begun() && !rung.is_finished());
+        closing.begin(Duration::from_secs(3600));
+        assert!(closing.has_begun());
+        rung.await.unwrap();
+        assert!(!not.is_finished());
+        assert_eq!(Arc::strong_count(&struck), 2, "the test's own");
     }
 
     #[tokio::test]

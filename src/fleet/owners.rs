@@ -21,7 +21,8 @@ use crate::wire::SessionId;
 
 const SHARDS: usize = 64;
 
-type Shard = HashMap<SessionId, Session>;
+/// Boxed, because a table that grows has room for twice as many as are in it.
+type Shard = HashMap<SessionId, Box<Session>>;
 
 /// The table.
 #[derive(Debug)]
@@ -125,7 +126,7 @@ impl Owners {
         let mut shard = self.shard(id);
         match shard.entry(id.clone()) {
             Entry::Vacant(entry) => {
-                entry.insert(Session { state: State::Claimed, over: None });
+                entry.insert(Box::new(Session { state: State::Claimed, over: None }));
                 Claim::Lead(Lead { owners: Arc::clone(self), id: id.clone(), settled: false })
             }
             Entry::Occupied(mut entry) => {
@@ -183,7 +184,7 @@ impl Lead {
         self.settled = true;
         let (holder, hold) = self.owners.hold(&self.id, backend);
         let state = State::Owned { backend: Arc::clone(backend), holders: vec![holder], evicting: false };
-        let owned = Session { state, over: None };
+        let owned = Box::new(Session { state, over: None });
         if let Some(claimed) = self.owners.shard(&self.id).insert(self.id.clone(), owned) {
             claimed.end();
         }
@@ -227,7 +228,9 @@ impl Hold {
             alarm.raise();
         }
         let mut shard = self.owners.shard(&self.id);
-        if let Some(Session { state: State::Owned { holders, evicting, .. }, .. }) = shard.get_mut(&self.id) {
+        if let Some(session) = shard.get_mut(&self.id)
+            && let State::Owned { holders, evicting, .. } = &mut session.state
+        {
             if *evicting {
                 alarm.raise();
             }

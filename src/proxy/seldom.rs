@@ -4,7 +4,6 @@
 //! too, and takes 170 bytes more of each connection.
 
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -57,6 +56,7 @@ impl<'a> Seldom<'a> {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::pin::Pin;
     use std::sync::atomic::AtomicUsize;
 
     use tokio::sync::oneshot;

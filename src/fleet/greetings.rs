@@ -58,7 +58,7 @@ impl Greetings {
         let known = known.iter().find(|known| known.answers(body, id))?;
         let fresh = now.saturating_duration_since(known.since) < FRESH;
         (fresh && &*known.version == version).then(|| Greeting {
-            frame: reply::with_id_of(&known.answer, known.id.span(), id),
+            frame: reply::with_id(&known.answer, known.id.span(), id.raw()),
             protocol_version: known.protocol_version.clone(),
         })
     }

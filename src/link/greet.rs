@@ -61,15 +61,14 @@ impl StateFrame {
 pub async fn greet(link: &mut Link, frames: &[StateFrame]) -> Result<Option<Box<[u8]>>, GreetFault> {
     let mut version = None;
     for (number, frame) in frames.iter().enumerate() {
-        let id = format!("sessile-{number}");
-        link.stream.send(&reply::with_id(&frame.body, frame.id.span(), &id)).await?;
-        let quoted = format!("\"{id}\"");
+        let id = format!("\"sessile-{number}\"");
+        link.stream.send(&reply::with_id(&frame.body, frame.id.span(), id.as_bytes())).await?;
         loop {
             let body = next_body(&mut link.stream, &mut link.unread).await?;
             let Ok(answer) = Scan::whole(&body) else {
                 return Err(std::io::Error::from(std::io::ErrorKind::InvalidData).into());
             };
-            if answer.method.is_some() || answer.id.is_none_or(|id| id.raw() != quoted.as_bytes()) {
+            if answer.method.is_some() || answer.id.is_none_or(|own| own.raw() != id.as_bytes()) {
                 continue;
             }
             if answer.is_error && frame.connect {

@@ -85,10 +85,23 @@ impl Refusal {
     }
 }
 
+/// How an answer begins.
+const ANSWER_TO: &[u8] = b"{\"jsonrpc\":\"2.0\",\"id\":";
+
 /// Puts a head before `body`.
 pub fn frame(body: &[u8]) -> Vec<u8> {
-    let mut frame = format!("Content-Length: {}\r\n\r\n", body.len()).into_bytes();
-    frame.extend_from_slice(body);
+    joined(&[body])
+}
+
+/// The frame whose body is made of these parts.
+fn joined(parts: &[&[u8]]) -> Vec<u8> {
+    let length = parts.iter().map(|part| part.len()).fold(0, usize::saturating_add);
+    let head = format!("Content-Length: {length}\r\n\r\n");
+    let mut frame = Vec::with_capacity(head.len().saturating_add(length));
+    frame.extend_from_slice(head.as_bytes());
+    for part in parts {
+        frame.extend_from_slice(part);
+    }
     frame
 }
 
@@ -99,30 +112,17 @@ pub fn error(id: &Id, refusal: Refusal, message: &str, retry_after: Option<Durat
         map.insert("retryAfterMs".into(), json!(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)));
     }
     let error = json!({ "code": refusal.code(), "message": message, "data": data });
-    let mut body = b"{\"jsonrpc\":\"2.0\",\"id\":".to_vec();
-    body.extend_from_slice(id.raw());
-    body.extend_from_slice(b",\"error\":");
-    body.extend_from_slice(error.to_string().as_bytes());
-    body.push(b'}');
-    frame(&body)
+    joined(&[ANSWER_TO, id.raw(), b",\"error\":", error.to_string().as_bytes(), b"}"])
 }
 
 /// The frame that answers `id` with a result.
 pub fn result(id: &Id, result: &serde_json::Value) -> Vec<u8> {
-    let mut body = b"{\"jsonrpc\":\"2.0\",\"id\":".to_vec();
-    body.extend_from_slice(id.raw());
-    body.extend_from_slice(b",\"result\":");
-    body.extend_from_slice(result.to_string().as_bytes());
-    body.push(b'}');
-    frame(&body)
+    joined(&[ANSWER_TO, id.raw(), b",\"result\":", result.to_string().as_bytes(), b"}"])
 }
 
 /// The frame that tells a server that nobody is there to answer its request.
 pub fn client_gone(id: &Id) -> Vec<u8> {
-    let mut body = b"{\"jsonrpc\":\"2.0\",\"id\":".to_vec();
-    body.extend_from_slice(id.raw());
-    body.extend_from_slice(b",\"error\":{\"code\":-32603,\"message\":\"the client has gone\"}}");
-    frame(&body)
+    joined(&[ANSWER_TO, id.raw(), b",\"error\":{\"code\":-32603,\"message\":\"the client has gone\"}}"])
 }
 
 /// A request on sessile's own account.
@@ -140,23 +140,10 @@ pub fn connect(id: u64, token: Option<&str>) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(frame(Zeroizing::new(body).as_bytes()))
 }
 
-/// The frame of `body` with the id at `at` replaced by the string `id`: everything else stays verbatim, because
-/// servers are strict about what a client of some version may send.
-pub fn with_id(body: &[u8], at: Range<usize>, id: &str) -> Vec<u8> {
-    with_raw_id(body, at, json!(id).to_string().as_bytes())
-}
-
-/// The same with the id of another frame.
-pub fn with_id_of(body: &[u8], at: Range<usize>, id: &Id) -> Vec<u8> {
-    with_raw_id(body, at, id.raw())
-}
-
-fn with_raw_id(body: &[u8], at: Range<usize>, raw: &[u8]) -> Vec<u8> {
-    let mut changed = Vec::with_capacity(body.len().saturating_add(raw.len()));
-    changed.extend_from_slice(body.get(..at.start).unwrap_or_default());
-    changed.extend_from_slice(raw);
-    changed.extend_from_slice(body.get(at.end..).unwrap_or_default());
-    frame(&changed)
+/// The frame of `body` with the id at `at` replaced by the JSON text `id`: everything else stays verbatim, because servers
+/// are strict about what a client of some version may send.
+pub fn with_id(body: &[u8], at: Range<usize>, id: &[u8]) -> Vec<u8> {
+    joined(&[body.get(..at.start).unwrap_or_default(), id, body.get(at.end..).unwrap_or_default()])
 }
 
 #[cfg(test)]
@@ -201,7 +188,7 @@ mod tests {
     fn a_replayed_frame_differs_in_its_id_alone() {
         let request = br#"{ "method":"connect", "id" : 0 ,"params":{"token":"s"}}"#;
         let envelope = Scan::whole(request).unwrap();
-        let frame = with_id(request, envelope.id.unwrap().span(), "sessile-0");
+        let frame = with_id(request, envelope.id.unwrap().span(), b"\"sessile-0\"");
         assert_eq!(body(&frame), br#"{ "method":"connect", "id" : "sessile-0" ,"params":{"token":"s"}}"#);
     }
 }

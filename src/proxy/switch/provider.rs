@@ -109,7 +109,7 @@ impl Switch<'_> {
         let Some(call) = self.providers.calls.get_mut(&errand) else { return Ok(()) };
         call.waiting.clone_from(&ats);
         let own = own_id(errand);
-        let frame: Bytes = reply::with_id(call.state.body(), call.id.span(), &own).into();
+        let frame: Bytes = reply::with_id(call.state.body(), call.id.span(), own.as_bytes()).into();
         for at in ats {
             self.push_up(at, frame.clone());
         }
@@ -119,7 +119,7 @@ impl Switch<'_> {
     /// A server has answered something of sessile's own.
     pub(super) fn own_answer(&mut self, at: At, frame: &Frame) {
         let Some(id) = &frame.envelope.id else { return };
-        let called = |number: &u64| id.raw() == serde_json::json!(own_id(*number)).to_string().as_bytes();
+        let called = |number: &u64| id.raw() == own_id(*number).as_bytes();
         let Some(number) = self.providers.calls.keys().copied().find(called) else { return };
         let Some(call) = self.providers.calls.get_mut(&number) else { return };
         let answer = frame.with_id(id, call.id.raw());
@@ -163,7 +163,7 @@ impl Switch<'_> {
     }
 }
 
-/// The id under which servers are called.
+/// The id under which servers are called, as JSON text.
 fn own_id(number: u64) -> String {
-    format!("sessile-call-{number}")
+    format!("\"sessile-call-{number}\"")
 }

@@ -202,8 +202,8 @@ impl Switch<'_> {
             let answers = self.any_up();
             let others: Vec<At> = self.upstreams.keys().copied().filter(|at| Some(*at) != answers).collect();
             for at in others {
-                let own = format!("sessile-{}", self.errand_last);
-                self.push_up(at, reply::with_id(frame.body(), id.span(), &own).into());
+                let own = format!("\"sessile-{}\"", self.errand_last);
+                self.push_up(at, reply::with_id(frame.body(), id.span(), own.as_bytes()).into());
             }
             self.wait_for_state();
             self.busy = Some(Box::new((id, state)));

@@ -87,7 +87,7 @@ impl Target {
     /// Starts a target, or nothing where its program is not installed.
     pub fn start(kind: Kind, backends: &[SocketAddr]) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
-        let (path, mut address) = (folder.path(), free());
+        let (path, address) = (folder.path(), free());
         let mut sealer = None;
         let mut command = match kind {
             Kind::Direct => {
@@ -98,14 +98,7 @@ impl Target {
             Kind::Located => sessile(path, "sessile", &config(address, "connection", "always", backends)),
             Kind::Sealed => {
                 let (near, [sealing, opening]) = sealed(path, address, backends);
-                address = near;
-                sealer = Some(
-                    sessile(path, "near", &sealing)
-                        .stdout(Stdio::null())
-                        .stderr(Stdio::null())
-                        .spawn()
-                        .ok()?,
-                );
+                sealer = Some((near, sessile(path, "near", &sealing)));
                 sessile(path, "sessile", &opening)
             }
             Kind::Naive => {
@@ -121,12 +114,12 @@ impl Target {
             Kind::Nginx => rivals::nginx(path, address, backends)?,
             Kind::Envoy => rivals::envoy(path, address, backends)?,
         };
-        let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
-        let target = Self { kind, address, process: Some(process), sealer, _folder: Some(folder) };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while TcpStream::connect(address).is_err() {
-            assert!(Instant::now() < deadline, "{} does not listen", kind.name());
-            std::thread::yield_now();
+        let process = Some(listening(&mut command, address)?);
+        let mut target = Self { kind, address, process, sealer: None, _folder: Some(folder) };
+        // Second: its first probe is to find the other there.
+        if let Some((near, mut command)) = sealer {
+            target.sealer = Some(listening(&mut command, near)?);
+            target.address = near;
         }
         Some(target)
     }
@@ -191,6 +184,17 @@ impl Drop for Target {
             let _ = Command::new("kill").arg(worker.to_string()).stderr(Stdio::null()).status();
         }
     }
+}
+
+/// Starts a program that is to listen on `address`, and waits until it does.
+fn listening(command: &mut Command, address: SocketAddr) -> Option<Child> {
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while TcpStream::connect(address).is_err() {
+        assert!(Instant::now() < deadline, "{command:?} does not listen");
+        std::thread::yield_now();
+    }
+    Some(child)
 }
 
 /// An address nobody listens on.

@@ -36,8 +36,8 @@ pub fn connection(
     mut record: Record,
     place: Admitted,
 ) -> impl Future<Output = ()> + Send {
-    // Ten thousand of these wait at a time, so they are kept small. What a future is made of keeps its room to the end:
-    // the client's socket moves on.
+    // Ten thousand of these wait at a time. A future keeps the room of what it was made with to its end, and the client's
+    // socket moves on.
     let client = Box::new(client);
     async move {
         record.reached(At::Opening);

@@ -1,6 +1,7 @@
 //! What is measured: processes between the load and the backends.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -114,11 +115,10 @@ impl Target {
             Kind::Nginx => rivals::nginx(path, address, backends)?,
             Kind::Envoy => rivals::envoy(path, address, backends)?,
         };
-        let process = Some(listening(&mut command, address)?);
+        let process = Some(started(&mut command, || TcpStream::connect(address).is_ok())?);
         let mut target = Self { kind, address, process, sealer: None, _folder: Some(folder) };
-        // Second: its first probe is to find the other there.
         if let Some((near, mut command)) = sealer {
-            target.sealer = Some(listening(&mut command, near)?);
+            target.sealer = Some(started(&mut command, || answers(near))?);
             target.address = near;
         }
         Some(target)
@@ -186,15 +186,26 @@ impl Drop for Target {
     }
 }
 
-/// Starts a program that is to listen on `address`, and waits until it does.
-fn listening(command: &mut Command, address: SocketAddr) -> Option<Child> {
+/// Starts a program, and waits until it is `ready`.
+fn started(command: &mut Command, ready: impl Fn() -> bool) -> Option<Child> {
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
     let deadline = Instant::now() + Duration::from_secs(20);
-    while TcpStream::connect(address).is_err() {
-        assert!(Instant::now() < deadline, "{command:?} does not listen");
+    while !ready() {
+        assert!(Instant::now() < deadline, "{command:?} is not ready");
         std::thread::yield_now();
     }
     Some(child)
+}
+
+/// Whether somebody at `address` answers a request with a result.
+fn answers(address: SocketAddr) -> bool {
+    let body = r#"{"jsonrpc":"2.0","id":0,"method":"ping","params":{}}"#;
+    let mut answer = [0; 1024];
+    let asking = TcpStream::connect(address).and_then(|mut stream| {
+        write!(stream, "Content-Length: {}\r\n\r\n{body}", body.len())?;
+        stream.read(&mut answer)
+    });
+    asking.is_ok_and(|read| memchr::memmem::find(&answer[..read], b"\"result\"").is_some())
 }
 
 /// An address nobody listens on.

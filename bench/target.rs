@@ -202,6 +202,7 @@ fn answers(address: SocketAddr) -> bool {
     let body = r#"{"jsonrpc":"2.0","id":0,"method":"ping","params":{}}"#;
     let mut answer = [0; 1024];
     let asking = TcpStream::connect(address).and_then(|mut stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         write!(stream, "Content-Length: {}\r\n\r\n{body}", body.len())?;
         stream.read(&mut answer)
     });

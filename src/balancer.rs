@@ -160,6 +160,9 @@ impl Share {
     /// Makes this share `bytes` large; false if all shares together would then exceed `bytes_max`. Shrinking always
     /// works.
     pub fn resize(&mut self, bytes: usize, bytes_max: Option<usize>) -> bool {
+        if bytes == self.bytes {
+            return true;
+        }
         let used = &self.budget.used;
         if bytes > self.bytes {
             let more = bytes.saturating_sub(self.bytes);

@@ -132,6 +132,7 @@ mod tests {
         closing.begin(Duration::from_secs(3600));
         assert!(closing.has_begun());
         rung.await.unwrap();
+        tokio::task::yield_now().await;
         assert!(!not.is_finished());
         assert_eq!(Arc::strong_count(&struck), 2, "the test's own");
     }

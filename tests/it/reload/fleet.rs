@@ -139,10 +139,16 @@ fn a_backend_that_left_and_was_forgotten_can_come_again() {
     run(async {
         let fleet = Fleet::shared(2).await;
         let balancer = Balancer::start(&fleet.text()).await;
+        // Somebody still refers to it all the while.
+        let forgotten = balancer.backend("a");
         balancer.reload(&fleet.text().without("a")).await;
         fleet[0].wait_for(|state| state.connections() == 0).await;
         balancer.reload(&fleet.text()).await;
         balancer.until_ready("a").await;
+        let again = balancer.backend("a");
+        assert!(!std::sync::Arc::ptr_eq(&forgotten, &again));
+        balancer.reload(&fleet.text().weight("a", 2)).await;
+        assert!(std::sync::Arc::ptr_eq(&again, &balancer.backend("a")), "the next reload knows which it is");
         let session = balancer.session_at(0);
         let mut client = balancer.client().await;
         client.create(&session).await;

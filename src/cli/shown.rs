@@ -320,6 +320,7 @@ mod tests {
             ready: true,
             draining: false,
             panic: false,
+            pid: 4710,
             uptime_seconds: 7505.9,
             config: ConfigStatus {
                 file: "/etc/sessile/sessile.toml".into(),

@@ -156,7 +156,10 @@ async fn route(
 
 async fn reload(State(reloader): State<Arc<Reloader>>) -> Result<Json<Reloaded>, Response> {
     if reloader.balancer().draining.is_cancelled() {
-        let why = Failed::new("draining", "sessile is stopping and takes no configuration any more");
+        let why = Failed::new(
+            "draining",
+            "this process takes no configuration any more: it is stopping, or another has just taken over; if so, ask again",
+        );
         return Err(failed(StatusCode::SERVICE_UNAVAILABLE, why));
     }
     match reloader.reload("asked for").await {

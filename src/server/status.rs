@@ -32,6 +32,9 @@ pub struct Status {
     pub draining: bool,
     /// Whether so few backends are up that no session is moved and no connection closed for it.
     pub panic: bool,
+    /// Of this process: another may have taken over since the last time of asking.
+    #[serde(default)]
+    pub pid: u32,
     /// Since the start.
     pub uptime_seconds: f64,
     /// The configuration file.
@@ -185,6 +188,7 @@ impl Status {
             ready: balancer.is_ready(),
             draining: balancer.draining.is_cancelled(),
             panic: snapshot.is_panic(),
+            pid: std::process::id(),
             uptime_seconds: reloader.started().elapsed().as_secs_f64(),
             config: ConfigStatus {
                 file: reloader.path().display().to_string(),

@@ -64,10 +64,8 @@ impl Line {
         let words = self.place.told("MAINPID=");
         self.pids.push(words.trim().strip_prefix("MAINPID=").unwrap().parse().unwrap());
         assert!(self.place.told("READY=1").contains("STATUS="));
-        // It is asked for this, and answers when it has closed its doors.
-        let status = self.place.status().await;
-        let mut known = status["predecessors"].as_array().unwrap().iter();
-        assert!(known.all(|known| known["pid"] != self.main()), "{status:#}");
+        // Until then the old one may answer. The new one asks it for its part, which it says when it has closed its doors.
+        self.until(|status| status["pid"] == self.main()).await;
     }
 
     /// Waits until the status is so.

@@ -9,7 +9,7 @@ use command_fds::{CommandFdExt as _, FdMapping};
 use rustix::process::Signal;
 use sessile::standin::Standin;
 
-use crate::fleet::ANY;
+use crate::fleet::{ANY, exchange};
 use crate::process::{Place, Process, standins};
 use crate::traffic::Client;
 
@@ -125,10 +125,15 @@ async fn systemds_own_tool_starts_it_at_the_first_connection() {
         panic!("systemd-socket-activate cannot be run ({error}); Debian has it in `systemd`")
     });
     let process = Process(started);
-    while !place.admin().exists() {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(place.get("/healthz").await.status, 200, "{}", place.log());
+    // The file is there before the tool listens on it.
+    let first = loop {
+        match tokio::net::UnixStream::connect(place.admin()).await {
+            Ok(stream) => break stream,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    let health = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    assert_eq!(exchange(first, health).await.status, 200, "{}", place.log());
     place.told("READY=1");
     process.signal(Signal::TERM);
     assert!(process.end().success());

@@ -99,11 +99,7 @@ impl Refused {
 /// # Errors
 /// What to tell the client.
 pub async fn place(balancer: &Balancer, want: &Want<'_>) -> Result<Placed, Refused> {
-    let snapshot = balancer.snapshot();
-    let config = &snapshot.config;
-    if tokio::time::timeout(config.timeouts.connect, balancer.until_probed()).await.is_err() {
-        tracing::debug!("placing before every backend has been probed");
-    }
+    until_probed(balancer).await;
     let placed = match want.session {
         Some(session) if want.tracked => claimed(balancer, want, session).await,
         _ => unclaimed(balancer, want).await,
@@ -112,11 +108,21 @@ pub async fn place(balancer: &Balancer, want: &Want<'_>) -> Result<Placed, Refus
     Ok(placed)
 }
 
-/// Where `session` would go now, and why: what `sessile route` prints. Nothing is claimed, dialled or remembered.
+/// Waits until every backend has been probed once, but no longer than a connection may take to be made.
+async fn until_probed(balancer: &Balancer) {
+    let patience = balancer.now().config.timeouts.connect;
+    if tokio::time::timeout(patience, balancer.until_probed()).await.is_err() {
+        tracing::debug!("placing before every backend has been probed");
+    }
+}
+
+/// Where `session` would go now, and why: what `sessile route` prints. Nothing is claimed, dialled or remembered. Asked
+/// before backends have been probed, it waits for that as a client would.
 ///
 /// # Errors
 /// Why it would go nowhere.
 pub async fn route(balancer: &Balancer, session: &SessionId) -> Result<(Arc<Backend>, Reason), Refused> {
+    until_probed(balancer).await;
     let snapshot = balancer.snapshot();
     let want = Want {
         session: Some(session),

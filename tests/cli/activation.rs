@@ -88,8 +88,7 @@ async fn a_name_says_what_a_socket_is_for_where_its_address_does_not() {
     Client::start(listener.1).await.unwrap().create("s").await.unwrap();
     let answer = crate::fleet::request(metrics.1, "GET", "/metrics").await;
     assert_eq!(answer.status, 200);
-    let log = place.log();
-    let complaint = log.lines().find(|line| line.contains("its clients wait in vain")).unwrap();
+    let complaint = place.logged("its clients wait in vain").await;
     assert!(complaint.contains(&other.1.to_string()) && complaint.contains("sessile.socket"), "{complaint}");
     process.signal(Signal::TERM);
     assert!(process.end().success());
@@ -104,7 +103,7 @@ async fn a_socket_that_does_not_listen_is_refused_and_the_rest_is_served() {
     pass(&mut command, &[("admin", one.into())]);
     let process = Process::start(&mut command);
     place.told("READY=1");
-    assert!(place.log().contains("it does not listen"), "{}", place.log());
+    place.logged("it does not listen").await;
     assert_eq!(place.get("/healthz").await.status, 200);
     process.signal(Signal::TERM);
     assert!(process.end().success());

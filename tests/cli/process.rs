@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -33,8 +33,11 @@ impl Place {
         place
     }
 
+    /// Writes the file, all at once: a process that watches it sees no half of it.
     pub fn write(&self, text: &str) {
-        std::fs::write(self.folder.path().join("sessile.toml"), text).unwrap();
+        let new = self.folder.path().join("sessile.toml.new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, self.folder.path().join("sessile.toml")).unwrap();
     }
 
     /// Writes the file and has it read.
@@ -69,25 +72,45 @@ impl Place {
 
     /// The next words that hold `part`; others are passed over.
     pub fn told(&self, part: &str) -> String {
+        self.heard(part).pop().unwrap()
+    }
+
+    /// All words up to those that hold `part`.
+    pub fn heard(&self, part: &str) -> Vec<String> {
         let mut seen = Vec::new();
         loop {
             let mut bytes = [0; 4096];
             match self.ear.recv(&mut bytes) {
                 Ok(count) => {
                     let words = String::from_utf8(bytes[..count].to_vec()).unwrap();
-                    if words.contains(part) {
-                        return words;
-                    }
+                    let is_it = words.contains(part);
                     seen.push(words);
+                    if is_it {
+                        return seen;
+                    }
                 }
                 Err(error) => panic!("{part:?} was not said ({error}), but {seen:#?}\n{}", self.log()),
             }
         }
     }
 
-    /// All that its processes have logged.
+    /// All that its processes have logged so far: a thread of theirs writes it, later than what it is about.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// The first whole line of the log that holds `part`, which must come.
+    pub async fn logged(&self, part: &str) -> String {
+        let started = Instant::now();
+        loop {
+            let log = self.log();
+            let mut whole = log.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            if let Some(line) = whole.find(|line| line.contains(part)) {
+                return line.to_owned();
+            }
+            assert!(started.elapsed() < IN_VAIN, "{part:?} is not in the log:\n{log}");
+            tokio::task::yield_now().await;
+        }
     }
 
     pub async fn status(&self) -> Value {

@@ -361,10 +361,8 @@ async fn an_upgrade_refuses_no_operator() {
     place.write(&text);
     let first = Process::start(&mut place.command());
     place.told("READY=1");
-    // Lines are written by a thread of their own.
-    until("it has said where", || place.log().contains("serving operators")).await;
-    let log = place.log();
-    let (_, port) = log.split_once("serving operators").unwrap().1.split_once("127.0.0.1:").unwrap();
+    let line = place.logged("serving operators").await;
+    let (_, port) = line.split_once("127.0.0.1:").unwrap();
     let port: String = port.chars().take_while(char::is_ascii_digit).collect();
     let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse().unwrap()));
     let over = Arc::new(AtomicBool::new(false));

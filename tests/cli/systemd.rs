@@ -14,8 +14,13 @@ async fn systemd_is_told_how_things_are() {
     let standins = standins(2).await;
     let place = Place::new(&standins, "");
     let process = Process::start(place.command().env("WATCHDOG_USEC", "400000"));
-    assert!(place.told("READY=1").contains("\nSTATUS="));
-    place.told("STATUS=2 of 2 backends up, 0 connections, 0 sessions, generation 1");
+    let heard = place.heard("READY=1");
+    assert!(heard.last().unwrap().contains("\nSTATUS="), "{heard:?}");
+    // Said once on its own, and maybe before it serves.
+    let all = "STATUS=2 of 2 backends up, 0 connections, 0 sessions, generation 1";
+    if !heard.iter().any(|words| words.starts_with(all)) {
+        place.told(all);
+    }
     place.told("WATCHDOG=1");
     place.told("WATCHDOG=1");
     process.signal(Signal::HUP);
@@ -24,8 +29,9 @@ async fn systemd_is_told_how_things_are() {
     assert!(since.parse::<u64>().unwrap() > 0, "{reloading}");
     place.told("READY=1");
     place.write(&text(&standins, place.admin().to_str().unwrap(), "[health]\nrise = 0"));
-    let refused = place.told("refused (1 problem)");
-    assert!(refused.starts_with("READY=1\n"), "it goes on: {refused}");
+    place.told("RELOADING=1");
+    let refused = place.told("READY=1");
+    assert!(refused.contains("refused (1 problem)"), "it goes on, and says so: {refused}");
     process.signal(Signal::TERM);
     let stopping = place.told("STOPPING=1");
     assert!(stopping.contains("STATUS=draining: 0 connections left"), "{stopping}");

@@ -256,8 +256,7 @@ async fn a_new_process_that_fails_changes_nothing() {
     let standins = standins(1).await;
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let program = own_binary(folder.path());
-    let place = Place::new(&standins, "[timeouts]\nupgrade = '300ms'");
-    let line = Line::start(place, &program);
+    let line = Line::start(Place::new(&standins, ""), &program);
     let (address, mut live) = line.live().await;
     for (script, why) in [
         ("#!/bin/sh\nexit 1\n", "ended before it was ready"),
@@ -268,6 +267,13 @@ async fn a_new_process_that_fails_changes_nothing() {
         match script {
             "" => std::fs::remove_file(&program).unwrap(),
             script => replace(&program, script),
+        }
+        if script.contains("sleep") {
+            // Only now: one that ends has the time to do so.
+            let admin = line.place.admin();
+            let hasty =
+                crate::fleet::text(&standins, admin.to_str().unwrap(), "[timeouts]\nupgrade = '300ms'");
+            line.place.reload(&hasty).await;
         }
         line.signal(Signal::USR2);
         let told = line.place.told("upgrade failed");

@@ -265,6 +265,11 @@ impl Standin {
         self.server.change(|state| state.faults.hold_loads = hold);
     }
 
+    /// Holds every turn before it ends. Switched off, they end.
+    pub fn hold_turns(&self, hold: bool) {
+        self.server.change(|state| state.faults.hold_turns = hold);
+    }
+
     /// Never closes its side of a connection, whatever the peer does. Switched off, it closes what is due.
     pub fn never_fin(&self, never: bool) {
         self.server.change(|state| state.faults.never_fin = never);

@@ -282,16 +282,16 @@ fn unload(server: &Arc<Server>, session: String) {
     });
 }
 
-/// Ends a turn, after `turn_delay`.
+/// Ends a turn, after `turn_delay`, and not while turns are held.
 fn turn(server: &Arc<Server>, session: String, epoch: u64) {
     let delay = server.options.turn_delay;
-    if delay.is_zero() {
+    if delay.is_zero() && !server.state.borrow().faults.hold_turns {
         return server.change(|state| methods::finish_turn(&server.options, state, &session, epoch));
     }
     let server = Arc::clone(server);
     server.clone().spawn(server.stop.clone(), async move {
         tokio::time::sleep(delay).await;
-        server.until(|state| !state.faults.mute).await;
+        server.until(|state| !state.faults.mute && !state.faults.hold_turns).await;
         server.change(|state| methods::finish_turn(&server.options, state, &session, epoch));
     });
 }

@@ -70,6 +70,7 @@ pub(super) struct Faults {
     pub(super) zombie: bool,
     pub(super) never_fin: bool,
     pub(super) hold_loads: bool,
+    pub(super) hold_turns: bool,
     pub(super) answer_delay: Duration,
 }
 

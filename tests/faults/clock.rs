@@ -53,9 +53,8 @@ fn a_clock_that_jumps_moves_no_deadline_and_no_verdict() {
         let env =
             vec![("LD_PRELOAD", build(folder.path()).into()), ("CLOCK_IS_OFF", off.clone().into_os_string())];
         let fleet = Fleet::local(2).await;
-        let text = fleet.text().set("health.interval", "\"50ms\"").set("health.timeout", "\"50ms\"");
-        let text =
-            text.set("health.fall", "20").set("timeouts.opening", "\"2s\"").set("timeouts.idle", "\"1h\"");
+        let text = fleet.text().probed_often();
+        let text = text.set("timeouts.opening", "\"2s\"").set("timeouts.idle", "\"1h\"");
         let process = Process::start_as(&text, Start { env, ..Start::default() }).await;
         let mut client = Client::start(process.address).await;
         client.create("s").await;
@@ -63,6 +62,8 @@ fn a_clock_that_jumps_moves_no_deadline_and_no_verdict() {
             let started = Instant::now();
             let mut stalled = Client::dial(process.address).await;
             stalled.write(b"Content-Length: 10\r\n").await;
+            let now = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+            let before = now();
             jump(seconds);
             let weight = u32::try_from(round).unwrap() + 2;
             process.write(&text.clone().weight("a", weight));
@@ -71,20 +72,16 @@ fn a_clock_that_jumps_moves_no_deadline_and_no_verdict() {
                 .await;
             // Told to people: so the jump has arrived.
             let told = process.metric("sessile_config_last_reload_success_timestamp_seconds").await;
-            let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
             #[expect(clippy::cast_precision_loss, reason = "seconds of a year")]
             let expected = seconds as f64;
-            assert!((told - now - expected).abs() < 4.0, "{told} at {now}, {seconds} off");
+            let meant = told - expected;
+            assert!(before - 1.0 <= meant && meant <= now() + 1.0, "{told} after {before}, {seconds} off");
             let probes = process.metric("sessile_backend_probes_total|result=\"success\"").await;
             process
                 .until_metric("sessile_backend_probes_total|result=\"success\"", |n| n > probes + 3.0)
                 .await;
             assert_eq!(stalled.next().await, Err(End::Fin));
-            let after = started.elapsed();
-            assert!(
-                after >= Duration::from_secs(2) && after < Duration::from_secs(12),
-                "{seconds}: {after:?}"
-            );
+            assert!(started.elapsed() >= Duration::from_secs(2), "{seconds}: {:?}", started.elapsed());
             client.turn("s").await;
         }
         assert_eq!(process.metric("sessile_backend_health_changes_total|to=\"down\"").await, 0.0);

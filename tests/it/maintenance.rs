@@ -44,9 +44,9 @@ fn a_backend_that_is_put_back_in_the_middle_takes_sessions_at_once_and_has_lost_
 fn maintenance_ends_when_probes_and_the_operator_both_say_so() {
     run(async {
         let fleet = Fleet::local(2).await;
-        let quick = fleet.text().set("health.interval", "\"50ms\"").set("health.timeout", "\"50ms\"");
-        let quick = quick.set("placement.load_factor", "0").set("placement.locate", "\"off\"");
-        let balancer = Balancer::start(&quick).await;
+        let quick =
+            fleet.text().probed_often().set("placement.load_factor", "0").set("placement.locate", "\"off\"");
+        let balancer = Balancer::start_up(&quick).await;
         let mut own = balancer.sessions_at(0);
         let mut next = || own.next().unwrap();
         let mut live = balancer.client().await;

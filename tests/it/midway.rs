@@ -114,10 +114,7 @@ fn a_home_that_goes_within_its_answer_to_a_replayed_connect_is_passed_over() {
 fn a_standing_connection_that_ends_within_an_answer_is_one_failed_probe_and_made_anew() {
     run(async {
         let fleet = Fleet::local(1).await;
-        let balancer = Balancer::start(
-            &fleet.text().set("health.interval", "\"200ms\"").set("health.timeout", "\"200ms\""),
-        )
-        .await;
+        let balancer = Balancer::start_up(&fleet.text().probed_often()).await;
         let backend = balancer.backend("a");
         let pings = |fleet: &Fleet| {
             let received = fleet[0].received();

@@ -130,19 +130,19 @@ fn a_connection_that_moves_no_byte_is_closed_when_idle_says_so() {
     run(async {
         for routing in ["\"connection\"", "\"session\""] {
             let fleet = Fleet::local(1).await;
-            let text = fleet.text().set("timeouts.idle", "\"400ms\"").listener("routing", routing);
+            let text = fleet.text().set("timeouts.idle", "\"1s\"").listener("routing", routing);
             let balancer = Balancer::start(&text).await;
             let mut client = balancer.client().await;
             client.create("s").await;
             let started = Instant::now();
             // From before the last exchange: its answer may be seen late.
             let mut quiet = started;
-            while started.elapsed() < Duration::from_millis(800) {
+            while started.elapsed() < Duration::from_secs(2) {
                 quiet = Instant::now();
                 client.result("ping", json!({})).await;
             }
             client.end().await;
-            assert!(quiet.elapsed() >= Duration::from_millis(390), "{:?}", quiet.elapsed());
+            assert!(quiet.elapsed() >= Duration::from_millis(990), "{:?}", quiet.elapsed());
             until("it is counted", || balancer.closed("balancer", "relay", "timeout") == 1).await;
             fleet[0].wait_for(|state| !state.is_live("s")).await;
         }
@@ -337,7 +337,7 @@ fn any_bytes_in_any_pieces_arrive_both_ways_at_once() {
 /// acknowledged, which ours would put off for 40 ms.
 #[test]
 fn a_head_on_its_own_is_acknowledged_at_once() {
-    const CALLS: u32 = 20;
+    const CALLS: usize = 20;
     run(async {
         for routing in ["\"connection\"", "\"session\""] {
             let fleet = Fleet::shared(1).await;
@@ -345,17 +345,20 @@ fn a_head_on_its_own_is_acknowledged_at_once() {
             let mut client = balancer.client().await;
             client.stream().set_nodelay(false).unwrap();
             client.create("nagle").await;
-            let started = Instant::now();
+            let mut took = Vec::new();
             for id in 0..CALLS {
+                let started = Instant::now();
                 let body =
                     json!({ "jsonrpc": "2.0", "id": format!("n{id}"), "method": "ping", "params": {} })
                         .to_string();
                 client.write(format!("Content-Length: {}\r\n\r\n", body.len())).await;
                 client.write(&body).await;
                 client.answer(format!("n{id}")).await;
+                took.push(started.elapsed());
             }
-            let each = started.elapsed() / CALLS;
-            assert!(each < Duration::from_millis(20), "{each:?} a call with routing = {routing}");
+            // The first ones the kernel acknowledges at once by itself. A busy machine delays some calls, but not all.
+            let fastest = took[CALLS / 2..].iter().min().unwrap();
+            assert!(*fastest < Duration::from_millis(30), "{took:?} with routing = {routing}");
         }
     });
 }

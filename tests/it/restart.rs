@@ -42,11 +42,10 @@ impl Marks {
 /// A line for each run.
 const NOTE: &str = "echo \"$1\" >> runs";
 
-/// Probes fast enough for a test, and slow enough for a busy machine: only who is said to be down is.
+/// Whoever stays down is restarted soon.
 fn impatient(text: Text, marks: &Marks, script: &str) -> Text {
-    let text = text.set("health.interval", "\"100ms\"").set("health.timeout", "\"100ms\"");
-    text.set("health.rise", "1")
-        .set("health.fall", "5")
+    text.probed_often()
+        .set("health.rise", "1")
         .set("health.restart_command", marks.command(script))
         .set("health.restart_after", "\"200ms\"")
         .set("health.restart_interval", "\"1h\"")
@@ -77,7 +76,7 @@ fn a_backend_that_stays_down_is_restarted_once_and_told_apart() {
     run(async {
         let (fleet, marks) = (Fleet::local(3).await, Marks::new());
         let script = "echo \"$# $1 $2\" >> runs";
-        let balancer = Balancer::start(&impatient(fleet.text(), &marks, script)).await;
+        let balancer = Balancer::start_up(&impatient(fleet.text(), &marks, script)).await;
         fleet[1].zombie(true);
         until("it is restarted", || counted(&balancer, "b", "success") == 1).await;
         assert_eq!(marks.lines(), [format!("2 b {}", fleet[1].address())]);
@@ -98,7 +97,7 @@ fn one_that_an_operator_holds_is_not_restarted_before_it_is_to_be_ready() {
     run(async {
         let (fleet, marks) = (Fleet::local(7).await, Marks::new());
         let text = impatient(fleet.text(), &marks, NOTE).state("a", "drain").state("b", "maint");
-        let balancer = Balancer::start(&text).await;
+        let balancer = Balancer::start_up(&text).await;
         balancer.reloader().command("c", AdminState::Drain).await.unwrap();
         for at in 0..3 {
             fleet[at].zombie(true);
@@ -140,9 +139,13 @@ fn a_backend_that_answers_again_is_not_restarted() {
     run(async {
         let (fleet, marks) = (Fleet::local(2).await, Marks::new());
         let text = impatient(fleet.text(), &marks, NOTE)
-            .set("health.rise", "25")
-            .set("health.restart_after", "\"1s\"");
-        let balancer = Balancer::start(&text).await;
+            .set("health.restart_after", "\"1s\"")
+            // On its way up it takes longer than that, and a probe that is late would say that it still fails.
+            .set("health.rise", "4")
+            .set("health.fall", "2")
+            .set("health.interval", "\"500ms\"")
+            .set("health.timeout", "\"500ms\"");
+        let balancer = Balancer::start_up(&text).await;
         fleet[0].zombie(true);
         balancer.until_health("a", Health::Down).await;
         fleet[0].zombie(false);
@@ -159,7 +162,7 @@ fn one_command_runs_at_a_time() {
         let (fleet, marks) = (Fleet::local(5).await, Marks::new());
         let script = "mkdir lock || echo clash >> runs; echo \"$1\" >> runs; \
                       until [ -e \"go-$1\" ]; do sleep 0.02; done; rmdir lock";
-        let balancer = Balancer::start(&impatient(fleet.text(), &marks, script)).await;
+        let balancer = Balancer::start_up(&impatient(fleet.text(), &marks, script)).await;
         fleet[0].zombie(true);
         fleet[1].zombie(true);
         until("the first one begins", || !marks.lines().is_empty()).await;
@@ -190,8 +193,8 @@ fn a_command_that_takes_too_long_is_killed_with_all_that_it_started() {
     run(async {
         let (fleet, marks) = (Fleet::local(2).await, Marks::new());
         let script = "sleep 600 & echo $$ >> runs; echo $! >> runs; wait";
-        let text = impatient(fleet.text(), &marks, script).set("health.restart_timeout", "\"300ms\"");
-        let balancer = Balancer::start(&text).await;
+        let text = impatient(fleet.text(), &marks, script).set("health.restart_timeout", "\"2s\"");
+        let balancer = Balancer::start_up(&text).await;
         fleet[0].zombie(true);
         until("it is given up", || counted(&balancer, "a", "timeout") == 1).await;
         let pids = marks.lines();
@@ -209,7 +212,7 @@ fn what_a_command_leaves_running_is_neither_waited_for_nor_killed() {
         let (fleet, marks) = (Fleet::local(2).await, Marks::new());
         // It keeps the standard error that it was given.
         let script = "(until [ -e end ]; do sleep 0.02; done; echo done >> runs) & echo begun >> runs";
-        let balancer = Balancer::start(&impatient(fleet.text(), &marks, script)).await;
+        let balancer = Balancer::start_up(&impatient(fleet.text(), &marks, script)).await;
         fleet[0].zombie(true);
         until("the command is over", || counted(&balancer, "a", "success") == 1).await;
         assert_eq!(marks.lines(), ["begun"]);
@@ -224,7 +227,7 @@ fn a_command_that_fails_is_tried_again_after_the_interval() {
         let (fleet, marks) = (Fleet::local(4).await, Marks::new());
         let text = impatient(fleet.text(), &marks, &format!("{NOTE}; exit 7"));
         let text = text.set("health.restart_interval", "\"300ms\"");
-        let balancer = Balancer::start(&text).await;
+        let balancer = Balancer::start_up(&text).await;
         fleet[0].zombie(true);
         until("it is tried again", || counted(&balancer, "a", "failure") == 2).await;
         assert_eq!(marks.lines(), ["a", "a"]);
@@ -249,7 +252,7 @@ fn a_command_inherits_nothing() {
     run(async {
         let (fleet, marks) = (Fleet::local(2).await, Marks::new());
         let script = "cat; echo \"$OLDPWD\" > found; ls -l /proc/$$/fd > open; env > environment";
-        let balancer = Balancer::start(&impatient(fleet.text(), &marks, script)).await;
+        let balancer = Balancer::start_up(&impatient(fleet.text(), &marks, script)).await;
         // The last four are the shell's own.
         let known = ["PATH", "HOME", "LANG", "XDG_RUNTIME_DIR", "PWD", "OLDPWD", "SHLVL", "_"];
         let mut own = std::env::vars_os();
@@ -283,7 +286,7 @@ fn a_reload_begins_and_ends_restarts() {
         let (fleet, marks) = (Fleet::local(3).await, Marks::new());
         let with = impatient(fleet.text(), &marks, NOTE).set("health.restart_interval", "\"10ms\"");
         let without = with.clone().unset("health.restart_command");
-        let balancer = Balancer::start(&without).await;
+        let balancer = Balancer::start_up(&without).await;
         fleet[0].zombie(true);
         balancer.until_health("a", Health::Down).await;
         in_vain(&balancer.backend("a")).await;
@@ -303,7 +306,7 @@ fn a_reload_begins_and_ends_restarts() {
 fn a_balancer_that_drains_restarts_nothing() {
     run(async {
         let (fleet, marks) = (Fleet::local(3).await, Marks::new());
-        let balancer = Balancer::start(&impatient(fleet.text(), &marks, NOTE)).await;
+        let balancer = Balancer::start_up(&impatient(fleet.text(), &marks, NOTE)).await;
         let mut live = balancer.client().await;
         let session = balancer.session_at(2);
         live.create(&session).await;
@@ -329,7 +332,7 @@ fn a_command_that_runs_when_the_balancer_drains_goes_on_and_ends_with_it_at_the_
         for hurried in [false, true] {
             let (fleet, marks) = (Fleet::local(3).await, Marks::new());
             let script = "echo $$ >> runs; until [ -e go ]; do sleep 0.02; done; echo done >> runs";
-            let balancer = Balancer::start(&impatient(fleet.text(), &marks, script)).await;
+            let balancer = Balancer::start_up(&impatient(fleet.text(), &marks, script)).await;
             let mut live = balancer.client().await;
             live.create(&balancer.session_at(2)).await;
             fleet[0].zombie(true);

@@ -156,8 +156,8 @@ fn a_backend_that_cannot_prove_its_name_is_down_and_says_why() {
             let tls = office.tls(&[("ca", ca)]).replace(" }", &format!(", name = \"{name}\" }}"));
             Text::new()
                 .set("upstream.tls", tls)
-                .set("health.interval", "\"200ms\"")
-                .set("health.timeout", "\"200ms\"")
+                .set("health.interval", "\"1s\"")
+                .set("health.timeout", "\"1s\"")
                 .backend("far", far.address)
         };
         let near = Balancer::start_unprobed(&with("ca.pem", "elsewhere")).await;

@@ -32,6 +32,16 @@ impl Balancer {
         balancer
     }
 
+    /// Starts; every backend is up. The first probe may be a late one, which says that its backend is down.
+    pub async fn start_up(text: &Text) -> Self {
+        let balancer = Self::start_unprobed(text).await;
+        for member in &balancer.inner().snapshot().members {
+            let mut standing = member.backend.standing();
+            soon(standing.wait_for(|standing| standing.health == Health::Up)).await.unwrap();
+        }
+        balancer
+    }
+
     /// Starts, as a process does.
     pub async fn start_unprobed(text: &Text) -> Self {
         let folder = TempDir::new().unwrap();

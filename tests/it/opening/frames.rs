@@ -278,10 +278,10 @@ fn ids_of_every_shape_come_back_as_they_went() {
 fn an_opening_may_idle_between_frames() {
     run(async {
         let fleet = Fleet::local(2).await;
-        let balancer = Balancer::start(&fleet.text().set("timeouts.opening", "\"100ms\"")).await;
+        let balancer = Balancer::start(&fleet.text().set("timeouts.opening", "\"500ms\"")).await;
         let mut client = balancer.client().await;
         for _ in 0..2 {
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            tokio::time::sleep(Duration::from_millis(1500)).await;
             client.result("ping", json!({})).await;
         }
         let session = balancer.session_at(1 - fleet.scout(&client));
@@ -306,7 +306,7 @@ fn a_first_frame_that_never_comes_ends_the_connection_at_the_deadline() {
 fn a_frame_that_is_begun_must_be_finished() {
     run(async {
         let fleet = Fleet::local(1).await;
-        let balancer = Balancer::start(&fleet.text().set("timeouts.opening", "\"300ms\"")).await;
+        let balancer = Balancer::start(&fleet.text().set("timeouts.opening", "\"1s\"")).await;
         for bytes in ["Content-Le", "Content-Length: 100\r\n\r\n", "Content-Length: 100\r\n\r\n{\"id\":5,"] {
             let mut client = balancer.client().await;
             client.write(bytes).await;
@@ -325,7 +325,7 @@ fn a_frame_that_is_begun_must_be_finished() {
 fn what_waits_is_answered_when_a_begun_frame_is_not_finished() {
     run(async {
         let fleet = Fleet::local(1).await;
-        let balancer = Balancer::start(&fleet.text().set("timeouts.opening", "\"300ms\"")).await;
+        let balancer = Balancer::start(&fleet.text().set("timeouts.opening", "\"1s\"")).await;
         let mut client = balancer.client().await;
         fleet[0].mute(true);
         let asked = client.ask("status.get", json!({})).await;

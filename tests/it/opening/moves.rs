@@ -202,7 +202,7 @@ fn what_the_scout_owes_is_settled_before_the_client_moves() {
 fn what_the_scout_never_answers_is_answered_for_it_and_the_client_moves() {
     run(async {
         let fleet = Fleet::local(2).await;
-        let text = fleet.text().set("placement.locate", "\"off\"").set("timeouts.rehome", "\"500ms\"");
+        let text = fleet.text().set("placement.locate", "\"off\"").set("timeouts.rehome", "\"1s\"");
         let (_balancer, mut client, scout, home, session) = scouted(&fleet, &text).await;
         fleet[scout].mute(true);
         let asked = client.ask("status.get", json!({})).await;

@@ -8,10 +8,6 @@ use sessile::wire::SessionId;
 use crate::harness::client::sessile;
 use crate::harness::*;
 
-fn fast(text: Text) -> Text {
-    text.set("health.interval", "\"100ms\"").set("health.timeout", "\"100ms\"").set("health.fall", "1")
-}
-
 async fn warmth(balancer: &Balancer, name: &str) -> Option<u32> {
     let status = Status::of(balancer.reloader()).await;
     status.backends.iter().find(|backend| backend.name == name).unwrap().warmth
@@ -47,7 +43,8 @@ fn an_added_backend_warms_up_and_a_fleet_that_starts_is_warm() {
 fn a_backend_that_was_down_warms_up_and_the_live_sessions_of_it_are_met_there() {
     run(async {
         let fleet = Fleet::shared(2).await;
-        let balancer = Balancer::start(&fast(fleet.text()).set("placement.slow_start", "\"1h\"")).await;
+        let balancer =
+            Balancer::start_up(&fleet.text().probed_often().set("placement.slow_start", "\"1h\"")).await;
         let ring = std::sync::Arc::clone(&balancer.inner().snapshot().ring);
         let is_cold = |session: &String| ring.lot(session.as_bytes(), 100) >= 90;
         let mut own = balancer.sessions_at(0).filter(is_cold);
@@ -71,9 +68,8 @@ fn a_backend_that_was_down_warms_up_and_the_live_sessions_of_it_are_met_there() 
 fn in_a_panic_no_session_is_taken_and_no_connection_closed() {
     run(async {
         let fleet = Fleet::shared(3).await;
-        let text = fast(fleet.text()).set("placement.on_down", "\"close\"");
-        let balancer = Balancer::start(&text.set("health.panic_threshold", "0.9")).await;
-        balancer.until_ready("c").await;
+        let text = fleet.text().probed_often().set("placement.on_down", "\"close\"");
+        let balancer = Balancer::start_up(&text.set("health.panic_threshold", "0.9")).await;
         assert!(!balancer.inner().now().is_panic());
         let (own, other) = (balancer.session_at(0), balancer.session_at(1));
         let mut client = balancer.client().await;
@@ -103,7 +99,7 @@ fn in_a_panic_no_session_is_taken_and_no_connection_closed() {
 fn maintenance_and_a_threshold_of_zero_are_no_panic() {
     run(async {
         let fleet = Fleet::shared(2).await;
-        let text = fast(fleet.text()).set("health.panic_threshold", "1");
+        let text = fleet.text().probed_often().set("health.panic_threshold", "1");
         let balancer = Balancer::start(&text.clone().state("a", "maint")).await;
         fleet[0].zombie(true);
         balancer.until_health("a", Health::Down).await;

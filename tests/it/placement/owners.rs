@@ -193,7 +193,7 @@ fn two_balancers_side_by_side_agree_on_live_sessions() {
 fn an_opening_that_waits_too_long_for_another_is_told_so() {
     run(async {
         let fleet = Fleet::local(2).await;
-        let balancer = Balancer::start(&fleet.text().set("timeouts.rehome", "\"300ms\"")).await;
+        let balancer = Balancer::start(&fleet.text().set("timeouts.rehome", "\"1s\"")).await;
         fleet[1].mute(true);
         let (mut leads, mut waits) = (balancer.dial().await, balancer.dial().await);
         let create = leads.ask("session.create", json!({"sessionId": "s"})).await;

@@ -14,9 +14,7 @@ use crate::harness::*;
 fn a_backend_that_flaps_moves_no_session_and_is_counted() {
     run(async {
         let fleet = Fleet::shared(2).await;
-        let text = fleet.text().set("health.interval", "\"50ms\"").set("health.timeout", "\"50ms\"");
-        let text = text.set("health.fall", "1").set("health.rise", "1");
-        let balancer = Balancer::start(&text).await;
+        let balancer = Balancer::start_up(&fleet.text().probed_often().set("health.rise", "1")).await;
         let session = balancer.session_at(0);
         let mut client = balancer.client().await;
         client.create(&session).await;

@@ -194,13 +194,13 @@ fn a_state_request_that_waited_for_a_server_is_still_given_up_when_that_never_an
     run(async {
         let awake = Arc::new(OnceLock::new());
         let mut raws = vec![asleep(&awake).await, asleep(&awake).await];
-        let text = Raw::text(&raws).set("timeouts.rehome", "\"300ms\"").set("timeouts.connect", "\"20s\"");
+        let text = Raw::text(&raws).set("timeouts.rehome", "\"1s\"").set("timeouts.connect", "\"20s\"");
         let balancer = Balancer::start_unprobed(&text).await;
         let [a, b] = &mut raws[..] else { panic!("two were asked for") };
         let mut client = balancer.dial().await;
         let id = client.ask("plugins.builtin.set", json!({"paths": []})).await;
         // Longer than the state request may take once somebody has it.
-        let early = tokio::time::timeout(Duration::from_millis(700), client.frame()).await;
+        let early = tokio::time::timeout(Duration::from_millis(1500), client.frame()).await;
         assert!(early.is_err(), "{early:?}");
         awake.set(()).unwrap();
         let mut silent = tokio::select! { line = a.line() => line, line = b.line() => line };
@@ -217,8 +217,8 @@ fn a_state_request_that_waited_for_a_server_is_still_given_up_when_that_never_an
 fn on_a_server_that_is_down_only_what_is_of_its_sessions_waits() {
     run(async {
         let fleet = Fleet::shared(3).await;
-        let text = switched(&fleet).set("health.interval", "\"300ms\"").set("health.timeout", "\"300ms\"");
-        let balancer = Balancer::start(&text.set("health.fall", "2").set("health.rise", "1")).await;
+        let text = switched(&fleet).probed_often();
+        let balancer = Balancer::start(&text.set("health.rise", "1")).await;
         let mut client = balancer.dial().await;
         let session = balancer.session_at(0);
         client.create(&session).await;
@@ -241,10 +241,10 @@ fn on_a_server_that_is_down_only_what_is_of_its_sessions_waits() {
 fn a_birth_on_a_server_that_is_down_is_answered_and_a_session_born_too_late_is_let_go() {
     run(async {
         let fleet = Fleet::shared(1).await;
-        let text = switched(&fleet).set("health.interval", "\"300ms\"").set("health.timeout", "\"300ms\"");
+        let text = switched(&fleet).probed_often();
         // The only server is down: no reason to doubt that here.
         let text = text.set("health.panic_threshold", "0");
-        let balancer = Balancer::start(&text.set("health.fall", "2").set("health.rise", "1")).await;
+        let balancer = Balancer::start(&text.set("health.rise", "1")).await;
         let mut client = balancer.client().await;
         let kept = balancer.session_at(0);
         client.create(&kept).await;
@@ -270,8 +270,8 @@ fn a_birth_on_a_server_that_is_down_is_answered_and_a_session_born_too_late_is_l
 fn a_server_that_goes_down_while_it_is_greeted_keeps_no_request_waiting() {
     run(async {
         let fleet = Fleet::shared(2).await;
-        let text = switched(&fleet).set("health.interval", "\"100ms\"").set("health.timeout", "\"100ms\"");
-        let text = text.set("health.fall", "5").set("health.rise", "100").set("timeouts.connect", "\"9s\"");
+        let text =
+            switched(&fleet).probed_often().set("health.rise", "100").set("timeouts.connect", "\"9s\"");
         let balancer = Balancer::start(&text.state("b", "maint")).await;
         let mut client = balancer.client().await;
         for (name, state) in [("b", AdminState::Ready), ("a", AdminState::Drain)] {

@@ -200,8 +200,7 @@ async fn mortal() -> (Vec<Raw>, Arc<AtomicBool>) {
 }
 
 fn hasty(raws: &[Raw]) -> Text {
-    let text = Raw::text(raws).set("health.interval", "\"100ms\"").set("health.timeout", "\"100ms\"");
-    text.set("health.fall", "5")
+    Raw::text(raws).probed_often()
 }
 
 /// A large answer.

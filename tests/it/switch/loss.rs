@@ -79,8 +79,8 @@ fn a_session_whose_place_is_not_known_yet_holds_up_no_other() {
 }
 
 fn hasty(fleet: &Fleet) -> Text {
-    let text = switched(fleet).set("health.interval", "\"300ms\"").set("health.timeout", "\"300ms\"");
-    text.set("health.fall", "2").set("health.rise", "1").set("timeouts.locate", "\"500ms\"")
+    let text = switched(fleet).probed_often();
+    text.set("health.rise", "1").set("timeouts.locate", "\"500ms\"")
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn what_a_client_pipelined_before_it_closed_its_side_is_delivered() {
 fn a_server_that_never_answers_a_state_request_is_given_up_and_another_asked() {
     run(async {
         let mut raws = Raw::several(2).await;
-        let balancer = Balancer::start(&Raw::text(&raws).set("timeouts.rehome", "\"300ms\"")).await;
+        let balancer = Balancer::start(&Raw::text(&raws).set("timeouts.rehome", "\"1s\"")).await;
         let [a, b] = &mut raws[..] else { panic!("two were asked for") };
         let mut client = balancer.dial().await;
         let id = client.ask("plugins.builtin.set", json!({"paths": []})).await;

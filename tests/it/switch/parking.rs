@@ -35,7 +35,8 @@ fn parked(balancer: &Balancer) -> i64 {
 fn a_turn_goes_on_without_its_client_and_whoever_comes_back_meets_it_alive() {
     run(async {
         for routing in ROUTINGS {
-            let fleet = fleet(Duration::from_millis(1200)).await;
+            let fleet = fleet(Duration::ZERO).await;
+            fleet[1].hold_turns(true);
             let balancer = Balancer::start(&text(&fleet, routing)).await;
             let session = balancer.session_at(1);
             vanished(&balancer, &session).await;
@@ -46,6 +47,7 @@ fn a_turn_goes_on_without_its_client_and_whoever_comes_back_meets_it_alive() {
             assert!(answer.get("error").is_some(), "{answer}");
             let mut client = balancer.client().await;
             client.resume(&session).await;
+            fleet[1].hold_turns(false);
             let said = loop {
                 let event = client.asked("session.event").await["params"]["event"].clone();
                 if event["type"] == "assistant.message" {

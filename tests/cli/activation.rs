@@ -67,7 +67,7 @@ async fn a_listener_that_leaves_the_file_and_comes_again_finds_its_socket() {
     let mut command = place.command();
     pass(&mut command, &[("anything", socket)]);
     let process = Process::start(&mut command);
-    place.told("READY=1");
+    place.serves();
     for text in [with.replace(&address.to_string(), ANY), with] {
         place.reload(&text).await;
     }
@@ -84,7 +84,7 @@ async fn a_name_says_what_a_socket_is_for_where_its_address_does_not() {
     let mut command = place.command();
     pass(&mut command, &[("metrics", metrics.2), ("listener", listener.2), ("sessile.socket", other.2)]);
     let process = Process::start(&mut command);
-    place.told("READY=1");
+    place.serves();
     Client::start(listener.1).await.unwrap().create("s").await.unwrap();
     let answer = crate::fleet::request(metrics.1, "GET", "/metrics").await;
     assert_eq!(answer.status, 200);

@@ -75,7 +75,7 @@ async fn metrics_health_and_readiness_are_told() {
 
 #[tokio::test]
 async fn no_backend_up_is_not_ready_and_says_why() {
-    let fleet = Fleet::start_with(1, ANY, "[health]\ninterval = '20ms'\ntimeout = '20ms'\nfall = 20").await;
+    let fleet = Fleet::start_with(1, ANY, "[health]\ninterval = '200ms'\ntimeout = '200ms'\nfall = 5").await;
     fleet.standins[0].refuse(true).await.unwrap();
     fleet.standins[0].close_connections(sessile::standin::Cut::Fin).await;
     fleet.until(|health| health == Health::Down).await;
@@ -93,7 +93,7 @@ async fn no_backend_up_is_not_ready_and_says_why() {
 
 #[tokio::test]
 async fn probes_are_remembered_the_failed_ones_too() {
-    let fleet = Fleet::start_with(1, ANY, "[health]\ninterval = '20ms'\ntimeout = '20ms'\nfall = 20").await;
+    let fleet = Fleet::start_with(1, ANY, "[health]\ninterval = '200ms'\ntimeout = '200ms'\nfall = 5").await;
     let probes = fleet.get("/api/v1/probes").await.json();
     assert_eq!(probes["backends"][0]["address"], fleet.standins[0].address().to_string());
     let first = probes["backends"][0]["probes"].as_array().unwrap().clone();

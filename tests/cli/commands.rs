@@ -275,9 +275,10 @@ async fn scripts_get_json_from_every_command_that_tells() {
 
 #[test]
 fn a_silent_admin_socket_is_explained() {
-    let taken = std::net::TcpListener::bind(ANY).unwrap();
-    let url = format!("http://{}", taken.local_addr().unwrap());
-    drop(taken);
+    // Bound and never listening: nobody else takes the port meanwhile.
+    let silent = tokio::net::TcpSocket::new_v4().unwrap();
+    silent.bind(ANY.parse().unwrap()).unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
     let Ended { code, out, err } = here(&["status", "--admin", &url]);
     assert_eq!((code, out.as_str()), (1, ""));
     for part in [url.as_str(), "is the balancer running?", "[admin]", "--admin", "SESSILE_ADMIN"] {

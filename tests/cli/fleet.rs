@@ -52,12 +52,16 @@ impl Answer {
     }
 }
 
-/// A file's text: a listener, an admin socket, `more`, and the stand-ins as cli-1, cli-2, … Unless `more` has timeouts, a
-/// busy machine does not miss the shortest of them.
+/// A file's text: a listener, an admin socket, `more`, and the stand-ins as cli-1, cli-2, … Deadlines that a busy machine
+/// might miss are longer than by default, unless `more` is about them.
 pub fn text(standins: &[Standin], admin: &str, more: &str) -> String {
     let mut text = format!("[[listener]]\naddress = \"{ANY}\"\n[admin]\naddress = \"{admin}\"\n{more}\n");
-    if !more.contains("[timeouts]") {
-        text += "[timeouts]\nlocate = \"5s\"\n";
+    for (section, patient) in
+        [("[timeouts]", "locate = \"5s\"\n"), ("[health]", "interval = \"2s\"\ntimeout = \"2s\"\n")]
+    {
+        if !more.contains(section) {
+            text += &format!("{section}\n{patient}");
+        }
     }
     for (standin, number) in standins.iter().zip(1..) {
         text += &format!("[[backend]]\nname = \"cli-{number}\"\naddress = \"{}\"\n", standin.address());

@@ -75,6 +75,18 @@ impl Place {
         self.heard(part).pop().unwrap()
     }
 
+    /// Waits until it serves, with all of its backends up.
+    pub fn serves(&self) {
+        let all_up = |words: &String| {
+            let said = words.split_once("STATUS=").and_then(|(_, said)| said.split_once(" backends up"));
+            said.and_then(|(counts, _)| counts.split_once(" of ")).is_some_and(|(up, all)| up == all)
+        };
+        let mut heard = self.heard("READY=1");
+        while !heard.iter().any(all_up) {
+            heard = self.heard("STATUS=");
+        }
+    }
+
     /// All words up to those that hold `part`.
     pub fn heard(&self, part: &str) -> Vec<String> {
         let mut seen = Vec::new();

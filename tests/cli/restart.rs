@@ -9,10 +9,10 @@ use crate::process::{IN_VAIN, Place, Process, standins};
 use crate::traffic::Client;
 use crate::upgrade::{Line, binary};
 
-/// A backend that is down for 200 ms is restarted, once; a busy machine does not miss twenty probes in a row.
+/// A backend that is down for 200 ms is restarted, once; a busy machine does not miss five probes in a row.
 fn health(command: &[&str]) -> String {
     format!(
-        "[health]\ninterval = '50ms'\ntimeout = '50ms'\nrise = 1\nfall = 20\nrestart_after = '200ms'\n\
+        "[health]\ninterval = '200ms'\ntimeout = '200ms'\nrise = 1\nfall = 5\nrestart_after = '200ms'\n\
          restart_interval = '1h'\nrestart_command = {command:?}"
     )
 }

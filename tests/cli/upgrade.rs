@@ -30,7 +30,7 @@ impl Line {
 
     fn begin(place: Place, mut command: Command) -> Self {
         let first = Process::start(&mut command);
-        place.told("READY=1");
+        place.serves();
         Self { place, pids: vec![first.0.id()], first: Some(first) }
     }
 
@@ -65,7 +65,10 @@ impl Line {
         self.pids.push(words.trim().strip_prefix("MAINPID=").unwrap().parse().unwrap());
         assert!(self.place.told("READY=1").contains("STATUS="));
         // Until then the old one may answer. The new one asks it for its part, which it says when it has closed its doors.
-        self.until(|status| status["pid"] == self.main()).await;
+        // And a first probe that comes late says that its backend is down.
+        let up =
+            |status: &Value| status["backends"].as_array().unwrap().iter().all(|one| one["health"] == "up");
+        self.until(|status| status["pid"] == self.main() && up(status)).await;
     }
 
     /// Waits until the status is so.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -60,9 +60,9 @@ impl Drop for Process {
     }
 }
 
-/// A port that was free a moment ago.
-pub fn free() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// A port that was free a moment ago, and stays so: nothing else is bound to this address of loopback.
+fn free(last: u8) -> SocketAddr {
+    std::net::TcpListener::bind((Ipv4Addr::new(127, 0, 9, last), 0)).unwrap().local_addr().unwrap()
 }
 
 impl Process {
@@ -73,7 +73,7 @@ impl Process {
 
     /// Starts as told.
     pub async fn start_as(text: &Text, start: Start) -> Self {
-        Self::start_at(text, free(), start).await
+        Self::start_at(text, free(1), start).await
     }
 
     /// Starts on a port.
@@ -81,7 +81,7 @@ impl Process {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("sessile.toml");
         let log = folder.path().join("log");
-        let admin = free();
+        let admin = free(2);
         fs::write(&path, toml(text, address, admin)).unwrap();
         let mut command = match start.descriptors {
             Some(most) => {

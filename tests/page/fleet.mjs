@@ -83,7 +83,7 @@ export class Balancer {
       made.head += 'token = { file = "token" }\n';
     }
     // Often, and yet nobody is down whom a busy machine has probed a few times too late.
-    made.head += '[health]\ninterval = "50ms"\ntimeout = "50ms"\nrise = 1\nfall = 20\n';
+    made.head += '[health]\ninterval = "200ms"\ntimeout = "200ms"\nrise = 1\nfall = 5\n';
     made.write();
     made.child = spawn(binary, ['run', '--config', made.file], { stdio: ['ignore', 'ignore', 'pipe'] });
     const lines = [];

@@ -38,9 +38,9 @@ impl Text {
         self
     }
 
-    /// Probes often. A busy machine misses some of them, but not twenty in a row, and no other backend is down.
+    /// Probes often. A busy machine misses some of them, but not five in a row, and no other backend is down.
     pub fn probed_often(self) -> Self {
-        self.set("health.interval", "\"50ms\"").set("health.timeout", "\"50ms\"").set("health.fall", "20")
+        self.set("health.interval", "\"200ms\"").set("health.timeout", "\"200ms\"").set("health.fall", "5")
     }
 
     /// Leaves a key out.

@@ -72,9 +72,12 @@ test('restarts are told beside the error that they are for', { timeout }, async 
 
 test('latencies are drawn from before the page was opened, failures among them', { timeout }, async (t) => {
   const balancer = await fleet(t, 1);
-  const failed = async () => (await (await balancer.ask('/api/v1/probes')).json()).backends[0].probes.includes(null);
+  const probed = async (how) => {
+    while (!(await (await balancer.ask('/api/v1/probes')).json()).backends[0].probes.some(how)) await new Promise((done) => setTimeout(done, 50));
+  };
+  await probed((took) => took !== null);
   await balancer.servers[0].stop();
-  while (!(await failed())) await new Promise((done) => setTimeout(done, 50));
+  await probed((took) => took === null);
   await balancer.servers[0].start(balancer.servers[0].port);
   const page = await opened(t, balancer);
   await page.waitForSelector('.spark .miss', { state: 'attached' });

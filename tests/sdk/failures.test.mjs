@@ -16,19 +16,19 @@ test('with no backend up, start() is refused with no_backend instead of hanging'
   await Promise.all(servers.map((server) => server.kill()));
   const at = await Balancer.start(t, servers, { up: [], timeouts: { connect: '1s' } });
   assert.equal(await at.ready(), false);
-  const refused = await refusal('start()', sdk(t, at.address).start(), 3000);
+  const refused = await refusal('start()', sdk(t, at.address).start());
   assert.equal(refused.code, -32050);
   assert.equal(refused.data.source, 'sessile');
   assert.equal(refused.data.reason, 'no_backend');
-  await refusal('start() of an old client', oldSdk(t, at.address).start(), 3000);
+  await refusal('start() of an old client', oldSdk(t, at.address).start());
 
   const raw = await Raw.open(at.address);
   t.after(() => raw.destroy());
-  assert.equal((await refusal('resume', raw.call('session.resume', { sessionId: 'user-1-chat' }), 3000)).code, -32050);
+  assert.equal((await refusal('resume', raw.call('session.resume', { sessionId: 'user-1-chat' }))).code, -32050);
   if (routing === 'connection') {
     assert.equal((await within('the close', raw.closed)).orderly, true, 'answered, then closed');
   } else {
-    assert.equal((await refusal('connect', raw.connect(), 3000)).code, -32050, 'the connection may have other sessions: it stays');
+    assert.equal((await refusal('connect', raw.connect())).code, -32050, 'the connection may have other sessions: it stays');
   }
 
   // And when a server comes, the next client is served; so is one that was kept.
@@ -42,8 +42,8 @@ test('a stopped server takes only its own sessions with it, and gives them back'
   const [servers, model] = await Promise.all([fleet(t, 3), Model.start(t)]);
   const at = await Balancer.start(t, servers, {
     placement: { storage: 'local', on_down: 'keep' },
-    health: { interval: '400ms', timeout: '400ms' },
-    timeouts: { locate: '300ms', connect: '1s', rehome: '2s' },
+    // Servers that only start turns at once are not taken for silent ones.
+    timeouts: { locate: '1s', rehome: '5s' },
   });
   // One session of each client stays attached, one is left on disk.
   const [attached, left] = [ids(9, 'attached'), ids(9, 'left')];

@@ -89,8 +89,10 @@ impl Place {
 
     /// All words up to those that hold `part`.
     pub fn heard(&self, part: &str) -> Vec<String> {
-        let mut seen = Vec::new();
+        let (started, mut seen) = (Instant::now(), Vec::new());
         loop {
+            // Others may be said without end.
+            assert!(started.elapsed() < IN_VAIN, "{part:?} was not said, but {seen:#?}\n{}", self.log());
             let mut bytes = [0; 4096];
             match self.ear.recv(&mut bytes) {
                 Ok(count) => {

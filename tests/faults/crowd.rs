@@ -139,25 +139,14 @@ fn five_thousand_stalled_openings_and_floods_of_nonsense_do_not_delay_a_good_cli
         process
             .until_metric("sessile_openings_active", |n| n >= f64::from(u32::try_from(STALLED).unwrap()))
             .await;
-        let (mut pings, mut openings) = (Vec::new(), Vec::new());
-        for quiet in alone {
+        let mut among = Vec::new();
+        for _ in 0..PAIRS {
             on.store(true, Ordering::Relaxed);
-            let loud = window(&process, &mut client).await;
+            among.push(window(&process, &mut client).await);
             on.store(false, Ordering::Relaxed);
-            pings.push((quiet.0, loud.0));
-            openings.push((quiet.1, loud.1));
         }
         flooding.abort();
-        println!(
-            "99th percentiles, alone and among {STALLED} stalled with {} of nonsense:",
-            sent.load(Ordering::Relaxed)
-        );
-        println!("  exchanges {pings:?}, in the middle {:.2} times", later(&pings));
-        println!("  openings {openings:?}, in the middle {:.2} times", later(&openings));
-        println!("  {} KiB resident", process.resident());
-        assert!(sent.load(Ordering::Relaxed) > 100);
-        assert!(later(&pings) <= LATER, "exchanges are later");
-        assert!(later(&openings) <= LATER, "openings are later");
+        let resident = process.resident();
         // Of the nonsense nothing is left, of the stalled all: they have an hour.
         let count = f64::from(u32::try_from(STALLED).unwrap());
         process.until_metric("sessile_openings_active", |n| n <= count).await;
@@ -165,6 +154,24 @@ fn five_thousand_stalled_openings_and_floods_of_nonsense_do_not_delay_a_good_cli
         drop(stalled);
         process.until_metric("sessile_openings_active", |n| n == 0.0).await;
         process.until_metric("sessile_opening_memory_bytes", |n| n == 0.0).await;
+
+        // The machine may have begun to do something else meanwhile: quiet is what it is on both sides of the crowd.
+        let (mut pings, mut openings) = (Vec::new(), Vec::new());
+        for (before, loud) in alone.into_iter().zip(among) {
+            let after = window(&process, &mut client).await;
+            pings.push((before.0.max(after.0), loud.0));
+            openings.push((before.1.max(after.1), loud.1));
+        }
+        println!(
+            "99th percentiles, alone and among {STALLED} stalled with {} of nonsense:",
+            sent.load(Ordering::Relaxed)
+        );
+        println!("  exchanges {pings:?}, in the middle {:.2} times", later(&pings));
+        println!("  openings {openings:?}, in the middle {:.2} times", later(&openings));
+        println!("  {resident} KiB resident");
+        assert!(sent.load(Ordering::Relaxed) > 100);
+        assert!(later(&pings) <= LATER, "exchanges are later");
+        assert!(later(&openings) <= LATER, "openings are later");
         client.turn("s").await;
         drop(client);
         process.stop().await;

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::frames::{Came, Passing, next_of_any_length};
 use crate::fleet::{Answer, Ask, Backend};
-use crate::net::Stream;
+use crate::net::{self, Stream};
 use crate::wire::{Envelope, reply};
 
 /// The standing connection. It holds no lease: it must not keep a removed backend alive.
@@ -44,6 +44,7 @@ impl Line {
             // Who asked may have stopped waiting.
             drop(waiting.send(answer));
         }
+        self.acknowledge();
     }
 
     /// An answer was too long to be taken: who waits for it gets none, and nobody else notices.
@@ -53,6 +54,13 @@ impl Line {
         if let Some(waiting) = id.and_then(|id: u64| self.pending.remove(&id)) {
             self.backend.answered();
             drop(waiting);
+        }
+    }
+
+    /// What is waited for may be held back behind what has come ([`net::acknowledge`]).
+    fn acknowledge(&self) {
+        if !self.pending.is_empty() && self.unread.is_empty() {
+            net::acknowledge(&self.stream);
         }
     }
 
@@ -86,6 +94,7 @@ impl Line {
             };
             let mut frame: Value = serde_json::from_slice(&body)?;
             if frame.get("method").is_some() {
+                self.acknowledge();
                 continue;
             }
             let Some(id) = frame.get("id").and_then(Value::as_u64) else { continue };
@@ -95,5 +104,73 @@ impl Line {
             };
             return Ok((id, answer));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use serde_json::json;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::link::frames::next_body;
+    use crate::metrics::Metrics;
+
+    const ROUNDS: usize = 20;
+
+    /// Answers every two questions with an event and two answers, each written on its own, with Nagle's algorithm on.
+    async fn serve(mut stream: TcpStream) {
+        let mut unread = BytesMut::new();
+        loop {
+            let mut frames =
+                vec![reply::frame(br#"{"jsonrpc":"2.0","method":"session.lifecycle","params":{}}"#)];
+            for _ in 0..2 {
+                let Ok(asked) = next_body(&mut stream, &mut unread).await else { return };
+                let asked: Value = serde_json::from_slice(&asked).unwrap();
+                let answer = json!({ "jsonrpc": "2.0", "id": asked["id"], "result": {} });
+                frames.push(reply::frame(answer.to_string().as_bytes()));
+            }
+            for frame in frames {
+                stream.write_all(&frame).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_not_held_back_behind_what_came_before_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = Stream::Plain(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        let (accepted, _) = listener.accept().await.unwrap();
+        let serving = tokio::spawn(serve(accepted));
+        let series = Metrics::new().unwrap().backend(&"cli-1".into());
+        let (backend, _asked) = Backend::new("cli-1", "127.0.0.1:1", series);
+        let (unread, pending) = (BytesMut::new(), HashMap::new());
+        let mut line = Line { backend, stream, unread, passing: None, next_id: 0, pending };
+        let mut took = Vec::new();
+        for _ in 0..ROUNDS {
+            let started = Instant::now();
+            let mut frames = Vec::new();
+            for _ in 0..2 {
+                let (answer, _) = oneshot::channel();
+                frames.extend(line.register(Ask { method: "ping".into(), params: json!({}), answer }));
+            }
+            line.write(&frames).await.unwrap();
+            while !line.pending.is_empty() {
+                let (id, answer) = line.next_answer().await.unwrap();
+                line.dispatch(id, answer);
+            }
+            took.push(started.elapsed());
+        }
+        took.sort();
+        let median = took[ROUNDS / 2];
+        assert!(
+            median < Duration::from_millis(20),
+            "{median:?}, and the kernel puts acknowledgements off for 40 ms"
+        );
+        drop(line);
+        serving.await.unwrap();
     }
 }

@@ -4,10 +4,12 @@ mod lent;
 mod listen;
 mod tls;
 mod stream;
+mod prompt;
 
-pub use lent::{READ_BYTES_MAX, fill, lend, poll_fill};
+pub use lent::{READ_BYTES_MAX, fill, lend};
 pub use listen::listen;
-pub use stream::{Stream, acknowledge_lone_head, farewell, prepare, reset};
+pub use prompt::{acknowledge, acknowledge_read, hear, poll_hear};
+pub use stream::{Stream, farewell, prepare, reset};
 pub use tls::{Sealed, handshake_fault};
 
 #[cfg(test)]

@@ -128,20 +128,6 @@ pub fn prepare(socket: &Socket, timeouts: &Timeouts) -> io::Result<()> {
     socket.set_tcp_user_timeout(timeouts.user_timeout)
 }
 
-/// Longest head that SDKs write on its own.
-const LONE_HEAD_BYTES_MAX: usize = 64;
-
-/// Acknowledges `bytes` at once if they are a head on its own. Most SDKs write head and body apart and hold the body back
-/// until the head is acknowledged, which the kernel would put off for 40 ms, hoping for an answer to ride on.
-pub fn acknowledge_lone_head(stream: &TcpStream, bytes: &[u8]) {
-    if bytes.len() <= LONE_HEAD_BYTES_MAX
-        && bytes.ends_with(b"\r\n\r\n")
-        && let Err(error) = SockRef::from(stream).set_tcp_quickack(true)
-    {
-        tracing::debug!(%error, "a head could not be acknowledged at once");
-    }
-}
-
 /// Closes in order: FIN, then whatever the peer still sends is read for a moment, because unread bytes would turn the FIN
 /// into an RST that destroys an answer on its way.
 pub async fn farewell(mut stream: Stream) {

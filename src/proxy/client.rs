@@ -155,12 +155,10 @@ impl Client {
             .begun
             .as_ref()
             .map_or(READ_BYTES, |begun| begun.head.frame_bytes().saturating_sub(held).clamp(1, READ_BYTES));
-        let read = net::fill(&mut self.stream, &mut self.unread, wanted).await.map_err(Fault::Io)?;
-        if read == 0 {
-            return Err(Fault::End);
+        match net::hear(By::Client, &mut self.stream, &mut self.unread, wanted).await.map_err(Fault::Io)? {
+            0 => Err(Fault::End),
+            _ => Ok(()),
         }
-        net::acknowledge_lone_head(self.stream.socket(), self.unread.get(held..).unwrap_or_default());
-        Ok(())
     }
 
     /// The frame at the front of `unread`, if it is whole or as long as a partial one may get.

@@ -148,9 +148,7 @@ impl<'a> Direction<'a> {
                 self.stage = Stage::Ending;
                 return Poll::Ready(Ok(()));
             }
-            if self.from == By::Client {
-                net::acknowledge_lone_head(from.socket(), bytes);
-            }
+            net::acknowledge_read(self.from, from, bytes);
             self.tapped(bytes)?;
             let written = match Pin::new(&mut *to).poll_write(cx, bytes) {
                 Poll::Ready(written) => written.map_err(Fault::Write)?,

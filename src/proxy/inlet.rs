@@ -4,7 +4,7 @@
 //! So memory is bounded whatever the length that a head announces.
 
 use std::io;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -136,12 +136,7 @@ impl Inlet {
 
     /// Reads once; 0 at the end.
     pub(super) fn poll_fill(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let held = self.unread.len();
-        let read = ready!(net::poll_fill(stream, cx, &mut self.unread, net::READ_BYTES_MAX))?;
-        if self.of == By::Client {
-            net::acknowledge_lone_head(stream.socket(), self.unread.get(held..).unwrap_or_default());
-        }
-        Poll::Ready(Ok(read))
+        net::poll_hear(self.of, stream, cx, &mut self.unread, net::READ_BYTES_MAX)
     }
 
     /// What the bytes at hand make, if anything. `bytes_max` bounds the search for where a large frame must go.

@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::close::By;
 use crate::fleet::{Health, Standing};
 use crate::link::{Link, StateFrame};
 use crate::net;
@@ -150,7 +151,11 @@ impl Scout {
                 }
             };
             tokio::select! {
-                read = net::fill(&mut self.link.stream, &mut self.link.unread, net::READ_BYTES_MAX) => if read? == 0 { return Err(io::ErrorKind::UnexpectedEof.into()) },
+                read = net::hear(By::Backend, &mut self.link.stream, &mut self.link.unread, net::READ_BYTES_MAX) => {
+                    if read? == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
                 () = late => return Err(io::ErrorKind::TimedOut.into()),
                 down = self.standing.wait_for(|standing| standing.health == Health::Down) => {
                     drop(down);

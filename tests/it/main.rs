@@ -21,6 +21,7 @@ mod maintenance;
 mod midway;
 mod opening;
 mod placement;
+mod prompt;
 mod proxied;
 mod relay;
 mod reload;

@@ -332,33 +332,3 @@ fn any_bytes_in_any_pieces_arrive_both_ways_at_once() {
     });
     runtime.shutdown_background();
 }
-
-/// SDKs write head and body apart and leave Nagle's algorithm on: the body waits in the client's kernel until the head is
-/// acknowledged, which ours would put off for 40 ms.
-#[test]
-fn a_head_on_its_own_is_acknowledged_at_once() {
-    const CALLS: usize = 20;
-    run(async {
-        for routing in ["\"connection\"", "\"session\""] {
-            let fleet = Fleet::shared(1).await;
-            let balancer = Balancer::start(&fleet.text().listener("routing", routing)).await;
-            let mut client = balancer.client().await;
-            client.stream().set_nodelay(false).unwrap();
-            client.create("nagle").await;
-            let mut took = Vec::new();
-            for id in 0..CALLS {
-                let started = Instant::now();
-                let body =
-                    json!({ "jsonrpc": "2.0", "id": format!("n{id}"), "method": "ping", "params": {} })
-                        .to_string();
-                client.write(format!("Content-Length: {}\r\n\r\n", body.len())).await;
-                client.write(&body).await;
-                client.answer(format!("n{id}")).await;
-                took.push(started.elapsed());
-            }
-            // The first ones the kernel acknowledges at once by itself. A busy machine delays some calls, but not all.
-            let fastest = took[CALLS / 2..].iter().min().unwrap();
-            assert!(*fastest < Duration::from_millis(30), "{took:?} with routing = {routing}");
-        }
-    });
-}

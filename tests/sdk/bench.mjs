@@ -22,14 +22,15 @@ async function timed(call) {
   return performance.now() - before;
 }
 
-/** Sends a prompt and gives the time until the server took it; settles when the turn is over. */
+/** Sends a prompt and gives the times until the server has taken it and until the turn is over. */
 async function send(session) {
   const { promise: idle, resolve } = Promise.withResolvers?.() ?? deferred();
   const off = session.on('session.idle', resolve);
-  const took = await timed(() => session.send({ prompt: '[[hello]]' }));
+  const before = performance.now();
+  const send = await timed(() => session.send({ prompt: '[[hello]]' }));
   await idle;
   off();
-  return took;
+  return { send, turn: performance.now() - before };
 }
 
 function deferred() {
@@ -46,14 +47,19 @@ const measured = {};
 for (const [name, address] of Object.entries(ends)) {
   const client = sdk(t, address);
   const session = await client.createSession({ ...offline(model), sessionId: `bench-${name}` });
-  measured[name] = { client, session, ping: [], send: [] };
+  measured[name] = { client, session, ping: [], send: [], turn: [] };
 }
 for (let round = 0; round < ROUNDS; round += 1) {
-  for (const { client, session, ping, send: sends } of Object.values(measured)) {
+  for (const { client, session, ping, send: sends, turn } of Object.values(measured)) {
     for (let n = 0; n < PINGS; n += 1) ping.push(await timed(() => client.ping('hello')));
-    for (let n = 0; n < SENDS; n += 1) sends.push(await send(session));
+    for (let n = 0; n < SENDS; n += 1) {
+      const took = await send(session);
+      sends.push(took.send);
+      turn.push(took.turn);
+    }
   }
 }
-const result = Object.fromEntries(Object.entries(measured).map(([name, { ping, send: sends }]) => [name, { ping: median(ping), send: median(sends) }]));
+const medians = ({ ping, send: sends, turn }) => ({ ping: median(ping), send: median(sends), turn: median(turn) });
+const result = Object.fromEntries(Object.entries(measured).map(([name, times]) => [name, medians(times)]));
 for (const end of endings) await end();
 process.stdout.write(`${JSON.stringify(result)}\n`);

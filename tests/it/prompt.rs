@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use crate::harness::wire::{Wire, next_body};
 use crate::harness::*;
 
-/// The first half of them the kernel acknowledges at once by itself.
+/// Early ones the kernel may acknowledge at once by itself: the first half does not count.
 const ROUNDS: usize = 20;
 /// Half of what an acknowledgement is put off.
 const PROMPT: Duration = Duration::from_millis(20);

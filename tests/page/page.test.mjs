@@ -130,6 +130,21 @@ test('a backend is drained and put back by keyboard alone', { timeout }, async (
   await toned(page, 'cli-2', 'good');
 });
 
+test('a question that follows another at once is a question of its own', { timeout }, async (t) => {
+  const balancer = await fleet(t, 2);
+  const page = await opened(t, balancer);
+  const drain = row(page, 'cli-2').getByRole('button', { name: 'drain' });
+  // In one go, before the page hears that the first dialog has closed.
+  await drain.evaluate((button) => {
+    button.click();
+    document.querySelector('#confirm button[value="no"]').click();
+    button.click();
+  });
+  await page.getByRole('dialog', { name: 'Drain cli-2?' }).getByRole('button', { name: 'Drain' }).click();
+  await toned(page, 'cli-2', 'slow');
+  assert.equal((await balancer.status()).backends[1].state, 'drain');
+});
+
 test('every control has a name, a visible focus, and a place in the order of tabs', { timeout }, async (t) => {
   const page = await opened(t, await fleet(t, 2));
   const wanted = await page.locator('a, button, input').evaluateAll((all) => all.filter((each) => each.checkVisibility()).length);

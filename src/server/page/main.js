@@ -142,9 +142,17 @@ function speak(text) {
   write($("told"), text);
 }
 
+/** Answers the question that is open, if one is. */
+let answer = () => {};
+$("confirm").addEventListener("submit", (event) => answer(event.submitter.value));
+$("confirm").addEventListener("cancel", () => answer("no"));
+// However else it closed. This event comes late: the next question may be open by then.
+$("confirm").addEventListener("close", () => { if (!$("confirm").open) answer("no"); });
+
 /** Gives a backend a state, after a question where that takes something away. */
 async function ask(backend, state) {
   if (backend.state === state) return;
+  answer("no");
   const words = STATES[state](backend.name);
   const others = before.backends.filter((other) => other.name !== backend.name && other.health === "up" && other.state === "ready" && !other.leaving);
   write($("confirm-title"), words.title);
@@ -152,10 +160,8 @@ async function ask(backend, state) {
   $("confirm-warn").hidden = state === "ready" || others.length > 0;
   write($("confirm-warn"), "No other backend is up and ready: new sessions will be turned away.");
   write($("confirm-yes"), { ready: "Make ready", drain: "Drain", maint: "Maintenance" }[state]);
-  $("confirm").returnValue = "no";
   $("confirm").showModal();
-  await new Promise((done) => $("confirm").addEventListener("close", done, { once: true }));
-  if ($("confirm").returnValue !== "yes") return;
+  if (await new Promise((said) => { answer = said; }) !== "yes") return;
   await act(`/api/v1/backends/${encodeURIComponent(backend.name)}/${state}`, `${backend.name} is now: ${state}`);
 }
 

@@ -126,7 +126,8 @@ struct Ends {
     client: Stream,
     backend: Stream,
     lease: Lease,
-    owned: OnceLock<Hold>,
+    /// Boxed: an allocation of its size and a task without it take less than a task with room for it.
+    owned: OnceLock<Box<Hold>>,
     /// Raised when the session must leave its backend.
     alarm: Arc<Alarm>,
 }
@@ -146,7 +147,7 @@ impl Homed {
         let Self { opened: Opened { client, unsent, rest, link, midway }, placed, born, .. } = *self;
         let Link { stream, lease, unread } = link;
         let alarm = placed.hold.as_ref().map(Hold::alarm).map(Arc::clone).unwrap_or_default();
-        let owned = placed.hold.map_or_else(OnceLock::new, OnceLock::from);
+        let owned = placed.hold.map(Box::new).map_or_else(OnceLock::new, OnceLock::from);
         let start = Start { unsent, rest, unread: unread.freeze(), midway, born };
         (Ends { client, backend: stream, lease, owned, alarm }, Box::new(start))
     }
@@ -202,8 +203,9 @@ fn carry<'a>(
             && !walks.1.is_lost()
         {
             let Ends { backend: stream, lease, owned, .. } = ends;
-            let id = record.session().or_else(|| owned.get().map(Hold::session)).cloned();
-            let sessions = id.map(|id| (id, owned.into_inner())).into_iter().collect();
+            let id = record.session().or_else(|| owned.get().map(|hold| hold.session())).cloned();
+            let hold = owned.into_inner().map(|hold| *hold);
+            let sessions = id.map(|id| (id, hold)).into_iter().collect();
             let inlet = Inlet::resumed(By::Backend, walks.1);
             park(balancer, Parked { stream, lease, inlet, out: Queue::default(), sessions });
         }
@@ -224,7 +226,7 @@ fn relay<'a>(
     record: &'a Record,
 ) -> Relay<'a, Ending<'a>> {
     let Ends { client, backend: stream, lease, owned, alarm } = ends;
-    let (backend, owned, alarm): (_, &OnceLock<Hold>, &Arc<Alarm>) = (lease.backend(), owned, alarm);
+    let (backend, owned, alarm): (_, &OnceLock<Box<Hold>>, &Arc<Alarm>) = (lease.backend(), owned, alarm);
     let Start { unsent, rest, unread, midway, born } = *start;
     let lingers = walks.is_some();
     let mut up = Direction::new(By::Client, unsent);
@@ -235,14 +237,14 @@ fn relay<'a>(
     }
     if let Some(rest) = rest {
         // What is at hand has been looked at already.
-        up.taps.push(Box::new(Guard(rest)));
+        up.tap_rest(Guard(rest));
     }
     if let Some(request) = born {
         let learned = |id: &SessionId| {
             if let Some(mut hold) = balancer.owners.adopt(id, backend) {
                 hold.set_alarm(alarm);
                 // The answer comes once, so this is the first hold.
-                drop(owned.set(hold));
+                drop(owned.set(Box::new(hold)));
             }
         };
         down.tap(Birth::new(request, midway, learned));
@@ -280,8 +282,10 @@ mod tests {
             size_of::<F>()
         }
         let (connection, switched) = (bytes(connection), bytes(switched));
-        // 128 bytes are put around it, and all is rounded up to the next 128.
-        assert!(connection <= 640, "{connection} bytes");
+        // Each of two sockets takes more where debug assertions are on.
+        let in_debug = if cfg!(debug_assertions) { 2 * 8 } else { 0 };
+        // 112 bytes are put around it, and all is rounded up to the next 128.
+        assert!(connection <= 528 + in_debug, "{connection} bytes");
         assert!(switched <= 1280, "{switched} bytes");
     }
 }

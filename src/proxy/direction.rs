@@ -23,12 +23,14 @@ const FULL_READS: u8 = 2;
 /// Bytes that a direction may move before others of its thread have their turn.
 const TURN_BYTES: u32 = 1024 * 1024;
 
+type Taps<'a> = Vec<Box<dyn Tap + 'a>>;
+
 /// One direction.
 pub struct Direction<'a> {
-    /// To be sent before anything more is read. Boxed, as the pipe is, because most of the time there is none.
+    /// To be sent before anything more is read. Boxed, as the pipe and the taps are: most of the time there are none.
     left: Option<Box<Bytes>>,
-    /// Look at the bytes that follow.
-    pub taps: Vec<Box<dyn Tap + 'a>>,
+    /// Look at the bytes that follow, if anything does.
+    taps: Option<Box<Taps<'a>>>,
     from: By,
     /// Holds bytes, or is about to: nothing may overtake them.
     pipe: Option<Box<Pipe>>,
@@ -61,16 +63,21 @@ impl<'a> Direction<'a> {
     /// What comes from this side, of which `first` is at hand.
     pub fn new(from: By, first: Bytes) -> Self {
         let left = (!first.is_empty()).then(|| Box::new(first));
-        let (taps, pipe, full_reads) = (Vec::new(), None, 0);
-        Self { left, taps, from, pipe, full_reads, moved: false, turn: 0, stage: Stage::Open }
+        let stage = Stage::Open;
+        Self { left, taps: None, from, pipe: None, full_reads: 0, moved: false, turn: 0, stage }
     }
 
     /// Lets `tap` look at everything, from what is at hand on.
     pub fn tap(&mut self, mut tap: impl Tap + 'a) {
         let left = self.left.as_deref().map_or(&[][..], |left| left);
         if tap.look(left) == Tapped::More {
-            self.taps.push(Box::new(tap));
+            self.tap_rest(tap);
         }
+    }
+
+    /// Lets `tap` look at everything behind what is at hand.
+    pub fn tap_rest(&mut self, tap: impl Tap + 'a) {
+        self.taps.get_or_insert_default().push(Box::new(tap));
     }
 
     /// Whether its end has been passed on.
@@ -161,7 +168,7 @@ impl<'a> Direction<'a> {
             }
             self.full_reads = if bytes.len() == room { self.full_reads.saturating_add(1) } else { 0 };
             let plain = matches!((&*from, &*to), (Stream::Plain(_), Stream::Plain(_)));
-            if plain && self.full_reads >= FULL_READS && self.taps.is_empty() {
+            if plain && self.full_reads >= FULL_READS && self.taps.is_none() {
                 self.pipe = Pipe::borrow().map(Box::new);
             }
             Poll::Ready(Ok(()))
@@ -210,12 +217,16 @@ impl<'a> Direction<'a> {
     }
 
     fn tapped(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let Some(taps) = &mut self.taps else { return Ok(()) };
         let mut sound = true;
-        self.taps.retain_mut(|tap| {
+        taps.retain_mut(|tap| {
             let tapped = tap.look(bytes);
             sound &= tapped != Tapped::Fault;
             tapped == Tapped::More
         });
+        if taps.is_empty() {
+            self.taps = None;
+        }
         if sound { Ok(()) } else { Err(Fault::Malformed) }
     }
 

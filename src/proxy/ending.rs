@@ -25,9 +25,15 @@ pub(super) struct Ending<'a> {
     alarm: &'a Alarm,
     /// By which the alarm is rung when everything closes.
     number: usize,
+    rare: Option<Box<Rare<'a>>>,
+}
+
+/// What most connections never wait for.
+#[derive(Default)]
+struct Rare<'a> {
     /// Until it is this connection's turn to close; from then on that everything does.
     closes: Option<BoxFuture<'a, ()>>,
-    is_down: Option<Box<Seldom<'a>>>,
+    is_down: Option<Seldom<'a>>,
 }
 
 impl<'a> Ending<'a> {
@@ -39,9 +45,10 @@ impl<'a> Ending<'a> {
         alarm: &'a Arc<Alarm>,
     ) -> Self {
         let closes_down = balancer.now().config.placement.on_down == OnDown::Close;
-        let is_down = closes_down.then(|| Box::new(Seldom::new(until_down(balancer, backend))));
+        let is_down = || Some(Seldom::new(until_down(balancer, backend)));
+        let rare = closes_down.then(|| Box::new(Rare { is_down: is_down(), closes: None }));
         let number = balancer.closing.enlist(alarm);
-        Self { balancer, record, alarm, number, closes: None, is_down }
+        Self { balancer, record, alarm, number, rare }
     }
 }
 
@@ -53,13 +60,16 @@ impl Future for Ending<'_> {
         if ending.alarm.poll(cx).is_ready() {
             return Poll::Ready(Why::Evicted);
         }
-        if ending.closes.is_none() && ending.balancer.closing.has_begun() {
-            ending.closes = Some(Box::pin(ending.balancer.closing.reaches(ending.record.client())));
+        let closing = &ending.balancer.closing;
+        if closing.has_begun() {
+            let closes = || -> BoxFuture<'_, ()> { Box::pin(closing.reaches(ending.record.client())) };
+            ending.rare.get_or_insert_default().closes.get_or_insert_with(closes);
         }
-        if ending.closes.as_mut().is_some_and(|closes| closes.as_mut().poll(cx).is_ready()) {
+        let Some(rare) = &mut ending.rare else { return Poll::Pending };
+        if rare.closes.as_mut().is_some_and(|closes| closes.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(Why::Draining);
         }
-        match ending.is_down.as_mut().map(|is_down| is_down.poll(cx)) {
+        match rare.is_down.as_mut().map(|is_down| is_down.poll(cx)) {
             Some(Poll::Ready(())) => Poll::Ready(Why::Down),
             _ => Poll::Pending,
         }

@@ -30,16 +30,24 @@ pub struct Relay<'a, Stop> {
     down: Direction<'a>,
     tally: Tally<'a>,
     /// Let go of at the backend's end: what it has left it has unloaded, however long the client takes to leave.
-    owned: &'a OnceLock<Hold>,
+    owned: &'a OnceLock<Box<Hold>>,
     /// Whose end came first.
     first_end: Option<By>,
     /// A client's end is not passed on: the backend's socket is left as it is, for whoever keeps it.
     lingers: bool,
-    half_close: Option<Duration>,
-    /// Runs from the first end on.
-    half_closed: Option<Pin<Box<Sleep>>>,
+    half_close: HalfClose,
     idle: Option<Box<Idle>>,
     stop: Stop,
+}
+
+/// How long the second end may follow the first.
+enum HalfClose {
+    /// For ever.
+    Unbounded,
+    /// No end has come yet.
+    For(Duration),
+    /// The first has.
+    Until(Pin<Box<Sleep>>),
 }
 
 /// Ends a connection on which no byte has moved for some time.
@@ -55,28 +63,15 @@ impl<'a, Stop: Future<Output = Why> + Unpin> Relay<'a, Stop> {
         (client, up): (&'a mut Stream, Direction<'a>),
         (backend, down): (&'a mut Stream, Direction<'a>),
         tally: Tally<'a>,
-        owned: &'a OnceLock<Hold>,
+        owned: &'a OnceLock<Box<Hold>>,
         timeouts: &Timeouts,
         lingers: bool,
         stop: Stop,
     ) -> Self {
         let idle = |limit| Box::new(Idle { limit, moved: Instant::now(), timer: Box::pin(sleep(limit)) });
         let idle = timeouts.idle.map(idle);
-        let half_close = timeouts.half_close;
-        Self {
-            client,
-            backend,
-            up,
-            down,
-            tally,
-            owned,
-            first_end: None,
-            lingers,
-            half_close,
-            half_closed: None,
-            idle,
-            stop,
-        }
+        let half_close = timeouts.half_close.map_or(HalfClose::Unbounded, HalfClose::For);
+        Self { client, backend, up, down, tally, owned, first_end: None, lingers, half_close, idle, stop }
     }
 
     /// Moves what can be moved now.
@@ -99,7 +94,9 @@ impl<'a, Stop: Future<Output = Why> + Unpin> Relay<'a, Stop> {
                     if let (By::Backend, Some(hold)) = (by, self.owned.get()) {
                         hold.let_go();
                     }
-                    self.half_closed = self.half_close.map(|limit| Box::pin(sleep(limit)));
+                    if let HalfClose::For(limit) = self.half_close {
+                        self.half_close = HalfClose::Until(Box::pin(sleep(limit)));
+                    }
                 }
                 (Err(fault), None) => return Poll::Ready(failed(by, &fault)),
                 // After a FIN the other side may fail as it likes: an RST in answer to late bytes is an ordinary end.
@@ -114,7 +111,7 @@ impl<'a, Stop: Future<Output = Why> + Unpin> Relay<'a, Stop> {
     }
 
     fn poll_timers(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
-        if let (Some(first), Some(timer)) = (self.first_end, &mut self.half_closed)
+        if let (Some(first), HalfClose::Until(timer)) = (self.first_end, &mut self.half_close)
             && timer.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Close { why: Why::Timeout, ..fin(first) });

@@ -9,6 +9,7 @@ import { Model } from './lib/model.mjs';
 const ROUNDS = 5;
 const PINGS = 40;
 const SENDS = 8;
+const OPENINGS = 4;
 
 /** Stands for a test: what is started is ended at the end. */
 const endings = [];
@@ -43,23 +44,33 @@ const model = await Model.start(t);
 const servers = await fleet(t, 1);
 const balancer = await Balancer.start(t, servers);
 const ends = { direct: servers[0].address, sessile: balancer.address };
+const kinds = ['start', 'create', 'resume', 'ping', 'send', 'turn'];
 const measured = {};
 for (const [name, address] of Object.entries(ends)) {
   const client = sdk(t, address);
   const session = await client.createSession({ ...offline(model), sessionId: `bench-${name}` });
-  measured[name] = { client, session, ping: [], send: [], turn: [] };
+  measured[name] = { client, session, address, times: Object.fromEntries(kinds.map((kind) => [kind, []])) };
 }
 for (let round = 0; round < ROUNDS; round += 1) {
-  for (const { client, session, ping, send: sends, turn } of Object.values(measured)) {
-    for (let n = 0; n < PINGS; n += 1) ping.push(await timed(() => client.ping('hello')));
+  for (const [name, { client, session, address, times }] of Object.entries(measured)) {
+    for (let n = 0; n < PINGS; n += 1) times.ping.push(await timed(() => client.ping('hello')));
     for (let n = 0; n < SENDS; n += 1) {
       const took = await send(session);
-      sends.push(took.send);
-      turn.push(took.turn);
+      times.send.push(took.send);
+      times.turn.push(took.turn);
+    }
+    for (let n = 0; n < OPENINGS; n += 1) {
+      const config = { ...offline(model), sessionId: `bench-${name}-${round}-${n}` };
+      const [maker, taker] = [sdk(t, address), sdk(t, address)];
+      times.start.push(await timed(() => maker.start()));
+      times.create.push(await timed(() => maker.createSession(config)));
+      await taker.start();
+      times.resume.push(await timed(() => taker.resumeSession(config.sessionId, offline(model))));
+      await Promise.all([maker.stop(), taker.stop()]);
     }
   }
 }
-const medians = ({ ping, send: sends, turn }) => ({ ping: median(ping), send: median(sends), turn: median(turn) });
-const result = Object.fromEntries(Object.entries(measured).map(([name, times]) => [name, medians(times)]));
+const medians = (times) => Object.fromEntries(kinds.map((kind) => [kind, median(times[kind])]));
+const result = Object.fromEntries(Object.entries(measured).map(([name, { times }]) => [name, medians(times)]));
 for (const end of endings) await end();
 process.stdout.write(`${JSON.stringify(result)}\n`);

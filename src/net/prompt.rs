@@ -20,6 +20,7 @@ use crate::wire::Head;
 /// Where the method of a call stands, if there is one: servers put it before the parameters. Of one that does not, events
 /// are acknowledged late, as ever.
 const METHOD_WITHIN_BYTES: usize = 64;
+const METHOD: &[u8] = b"\"method\"";
 
 /// Reads as [`fill`](super::fill) does, and acknowledges what came if that may be waited for. Cancel-safe.
 ///
@@ -74,7 +75,7 @@ fn may_wait(of: By, bytes: &[u8]) -> bool {
 /// Whether a body is a request or a notification, as far as its first bytes tell.
 fn is_call(body: &[u8]) -> bool {
     let start = body.get(..METHOD_WITHIN_BYTES.min(body.len())).unwrap_or_default();
-    memchr::memmem::find(start, b"\"method\"").is_some()
+    start.windows(METHOD.len()).any(|window| window == METHOD)
 }
 
 #[cfg(test)]

@@ -229,8 +229,8 @@ fn a_command_that_fails_is_tried_again_after_the_interval() {
         let text = text.set("health.restart_interval", "\"300ms\"");
         let balancer = Balancer::start_up(&text).await;
         fleet[0].zombie(true);
-        until("it is tried again", || counted(&balancer, "a", "failure") == 2).await;
-        assert_eq!(marks.lines(), ["a", "a"]);
+        until("it is tried again", || counted(&balancer, "a", "failure") >= 2).await;
+        assert!(marks.lines().iter().all(|name| name == "a"), "{:?}", marks.lines());
         balancer.reload(&text.set("health.restart_command", "[\"/no/such/program\"]")).await;
         fleet[0].zombie(false);
         balancer.until_health("a", Health::Up).await;

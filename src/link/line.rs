@@ -164,12 +164,9 @@ mod tests {
             }
             took.push(started.elapsed());
         }
-        took.sort();
-        let median = took[ROUNDS / 2];
-        assert!(
-            median < Duration::from_millis(20),
-            "{median:?}, and the kernel puts acknowledgements off for 40 ms"
-        );
+        // Early ones the kernel may acknowledge at once by itself. A busy machine delays some, but not all.
+        let fastest = took[ROUNDS / 2..].iter().min().unwrap();
+        assert!(*fastest < Duration::from_millis(20), "an acknowledgement is put off for 40 ms: {took:?}");
         drop(line);
         serving.await.unwrap();
     }

@@ -4,6 +4,8 @@
 //! their kernel, and ours puts an acknowledgement off for 40 ms, hoping for bytes to ride on. So the body waits that is
 //! written after its head, and the answer that is written after an event. What comes is therefore acknowledged at once,
 //! unless it is all there is to say before the other side speaks: then the acknowledgement rides on what that one says.
+//!
+//! Where several requests are in flight on one connection that is not so: the second answer waits behind the first.
 
 use std::future::poll_fn;
 use std::io;

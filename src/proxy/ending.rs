@@ -45,8 +45,10 @@ impl<'a> Ending<'a> {
         alarm: &'a Arc<Alarm>,
     ) -> Self {
         let closes_down = balancer.now().config.placement.on_down == OnDown::Close;
-        let is_down = || Some(Seldom::new(until_down(balancer, backend)));
-        let rare = closes_down.then(|| Box::new(Rare { is_down: is_down(), closes: None }));
+        let rare = closes_down.then(|| {
+            let is_down = Some(Seldom::new(until_down(balancer, backend)));
+            Box::new(Rare { is_down, closes: None })
+        });
         let number = balancer.closing.enlist(alarm);
         Self { balancer, record, alarm, number, rare }
     }

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use sessile::standin::Standin;
 
 use crate::fleet::{ANY, exchange};
-use crate::process::{Place, Process, standins};
+use crate::process::{Place, Process, get, standins};
 use crate::traffic::Client;
 
 /// A configuration with a listener at `address`.
@@ -131,8 +131,7 @@ async fn systemds_own_tool_starts_it_at_the_first_connection() {
             Err(_) => tokio::task::yield_now().await,
         }
     };
-    let health = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    assert_eq!(exchange(first, health).await.status, 200, "{}", place.log());
+    assert_eq!(exchange(first, &get("/healthz")).await.status, 200, "{}", place.log());
     place.told("READY=1");
     process.signal(Signal::TERM);
     assert!(process.end().success());

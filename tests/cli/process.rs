@@ -132,9 +132,13 @@ impl Place {
     }
 
     pub async fn get(&self, path: &str) -> Answer {
-        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        send_unix(&self.admin(), &head).await
+        send_unix(&self.admin(), &get(path)).await
     }
+}
+
+/// The head that asks for a page.
+pub fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 }
 
 /// A process that is killed when it is no longer wanted.

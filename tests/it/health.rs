@@ -134,13 +134,18 @@ fn a_backend_that_is_down_keeps_its_connections_unless_told_to_close_them() {
     });
 }
 
+/// A fleet that says nothing yet, and a balancer that waits for it.
+async fn unheard() -> (Fleet, Balancer) {
+    let fleet = Fleet::local(3).await;
+    fleet.iter().for_each(|server| server.mute(true));
+    let balancer = Balancer::start_unprobed(&fleet.text().set("timeouts.connect", "\"20s\"")).await;
+    (fleet, balancer)
+}
+
 #[test]
 fn openings_wait_for_the_first_round_of_probes() {
     run(async {
-        let fleet = Fleet::local(3).await;
-        fleet.iter().for_each(|server| server.mute(true));
-        let text = fleet.text().set("timeouts.connect", "\"20s\"");
-        let balancer = Balancer::start_unprobed(&text).await;
+        let (fleet, balancer) = unheard().await;
         let snapshot = balancer.inner().snapshot();
         assert!(!snapshot.is_up(), "nobody has answered yet");
         let session = balancer.session_at(2);
@@ -158,10 +163,7 @@ fn openings_wait_for_the_first_round_of_probes() {
 #[test]
 fn so_do_questions_where_a_session_would_go() {
     run(async {
-        let fleet = Fleet::local(3).await;
-        fleet.iter().for_each(|server| server.mute(true));
-        let text = fleet.text().set("timeouts.connect", "\"20s\"");
-        let balancer = Balancer::start_unprobed(&text).await;
+        let (fleet, balancer) = unheard().await;
         let session = SessionId::new(&balancer.session_at(2));
         let route = sessile::place::route(balancer.inner(), &session);
         tokio::pin!(route);

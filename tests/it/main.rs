@@ -1,7 +1,7 @@
 //! The balancer as its clients and its operators meet it: real sockets on port 0, stand-in servers behind.
 //!
 //! One binary, one module for each room of the balancer. What every test needs stands in [`harness`]. Tests wait for
-//! states and never sleep; where a time must pass because it is what is tested, it is a few hundred milliseconds and
+//! states and never sleep; where a time must pass because it is what is tested, it is a second or two at most and
 //! says so.
 #![expect(
     clippy::unwrap_used,

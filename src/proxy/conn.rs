@@ -52,9 +52,14 @@ pub fn connection(
                 record.placed(session.clone(), placed.backend.name(), placed.reason.label());
                 carry(&balancer, homed, &record)
             }
-            Err(close) => return record.settle(close),
+            Err(close) => {
+                drop(place);
+                return record.settle(close);
+            }
         };
         let close = carried.await;
+        // Whoever is told that there is room finds it.
+        drop(place);
         record.settle(close);
     }
 }
@@ -69,6 +74,7 @@ pub fn switched(
 ) -> impl Future<Output = ()> + Send {
     async move {
         let close = switch(&balancer, place.listener(), client, &mut record).await;
+        drop(place);
         record.settle(close);
     }
 }

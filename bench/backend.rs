@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 /// Starts `count` backends on a thread of their own.
 pub fn start(count: usize) -> Vec<SocketAddr> {
@@ -12,7 +12,7 @@ pub fn start(count: usize) -> Vec<SocketAddr> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             for _ in 0..count {
-                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let listener = sessile::fake_server::listen(([127, 0, 0, 1], 0).into()).unwrap();
                 addresses.send(listener.local_addr().unwrap()).unwrap();
                 tokio::spawn(async move {
                     while let Ok((stream, _)) = listener.accept().await {
@@ -69,7 +69,8 @@ fn answer(body: &[u8], answers: &mut Vec<u8>) {
     } else if has("\"connect\"") {
         r#""result":{"ok":true,"protocolVersion":3,"version":"bench"}"#.to_owned()
     } else if has("isProcessing") {
-        r#""error":{"code":-32603,"message":"Session not found"}"#.to_owned()
+        let session = number("\"sessionId\":\"").and_then(|rest| rest.split('"').next()).unwrap_or_default();
+        format!(r#""error":{{"code":-32603,"message":"Session not found for sessionId: {session}"}}"#)
     } else if has("getMetadata") {
         r#""result":{}"#.to_owned()
     } else {

@@ -5,13 +5,33 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sessile::config;
-use sessile::fleet::{Backend, Facts, Found, Health, Pins, Ring, decide};
+use sessile::fleet::{Backend, Evidence, Facts, Found, Health, Heard, Owners, Pins, Ring, decide};
 use sessile::metrics::Metrics;
+use sessile::place::{Remembered, Want};
 use sessile::snapshot::{Member, Snapshot};
 use sessile::wire::{Scan, SessionId};
 
 const PINS: usize = 1_000_000;
+/// As many as can be made while instructions are counted.
+const PINS_COUNTED: usize = 1000;
 const ROUNDS: usize = 5;
+
+/// Something computed whose instructions are counted, ready to be done.
+pub fn work(name: &str) -> Box<dyn FnMut()> {
+    let scan = |filler| {
+        let body = create(filler);
+        Box::new(move || {
+            black_box(Scan::whole(black_box(&body))).unwrap();
+        })
+    };
+    match name {
+        "scan-300" => scan(180),
+        "scan-64k" => scan(64 << 10),
+        "decide-3" => Box::new(placement(3, PINS_COUNTED)),
+        "decide-100" => Box::new(placement(100, PINS_COUNTED)),
+        _ => panic!("{name} is not computed"),
+    }
+}
 
 /// The table.
 pub fn report() -> String {
@@ -29,7 +49,7 @@ pub fn report() -> String {
     for backends in [3, 100, 1000] {
         text += &format!(
             "| placement among {backends} backends, {PINS} pins | {} | |\n",
-            shown(placement(backends))
+            shown(best(placement(backends, PINS)))
         );
     }
     text
@@ -60,7 +80,7 @@ fn best(mut work: impl FnMut()) -> Duration {
 }
 
 /// Pins, facts and the decision for sessions of which one in a thousand is pinned.
-fn placement(backends: usize) -> Duration {
+fn placement(backends: usize, pinned: usize) -> impl FnMut() {
     let mut text = "[[listener]]\naddress = \"127.0.0.1:0\"\n".to_owned();
     for at in 0..backends {
         text += &format!("[[backend]]\nname = \"cli-{at}\"\naddress = \"127.0.0.1:{}\"\n", 1 + at);
@@ -80,35 +100,27 @@ fn placement(backends: usize) -> Duration {
         .collect();
     let names = config.backends.iter().map(|backend| (backend.name.as_str(), backend.weight));
     let ring = Arc::new(Ring::new(names, config.placement.hash_key.reveal()));
-    let snapshot = Snapshot { generation: 1, config, members, ring };
+    let snapshot = Snapshot { generation: 1, config, members, retired: Vec::new(), ring };
+    let (owners, evidence) = (Owners::new(metrics.owners.clone()), Evidence::default());
     let pins = Pins::new(metrics.pins.clone());
-    for number in 0..PINS {
+    for number in 0..pinned {
         let name = snapshot.members[number % backends].backend.name();
-        pins.pin(&SessionId::new(&format!("pinned-{number}")), name, PINS);
+        pins.pin(&SessionId::new(&format!("pinned-{number}")), name, pinned);
     }
     let sessions: Vec<SessionId> = (0..1000).map(|n| SessionId::new(&format!("user-{n}-chat"))).collect();
     let mut turn = 0;
-    best(|| {
+    let heard = Heard { found: Found::Nobody, ..Heard::default() };
+    move || {
         turn += 1;
         let session = &sessions[turn % sessions.len()];
-        let placement = &snapshot.config.placement;
-        let facts = Facts {
-            key: Some(snapshot.affinity_key(session)),
-            must_exist: false,
-            owner_up: None,
-            panic: false,
-            found: Found::Nobody,
-            pin: pins.find(session).and_then(|name| snapshot.named(&name)),
-            strategy: placement.strategy,
-            storage: placement.storage,
-            load_factor: placement.load_factor,
-            sessions: 10_000,
-            turn,
-        };
+        let remembered = Remembered { owners: &owners, pins: &pins, evidence: &evidence };
+        let want = Want::of(session, false);
+        let facts = Facts::of(&snapshot, Some(remembered), &want, None, &heard, turn);
+        let facts = Facts { sessions: 10_000, ..facts };
         black_box(decide(&facts, &snapshot.ring, snapshot.members.len(), |at| {
             snapshot.candidate(at, &[], &[])
         }));
-    })
+    }
 }
 
 fn shown(time: Duration) -> String {

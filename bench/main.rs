@@ -3,6 +3,7 @@
 //!
 //! Each target (no balancer, sessile in both routings, a plain copying proxy, and HAProxy, nginx and Envoy where they are
 //! installed) carries the same load in short rounds, interleaved, so that what the machine does meanwhile hits all alike.
+//! `SESSILE_BEFORE=path` adds another build of sessile to them, in both routings; `SESSILE_LOG=info` turns the access log on.
 //! Rates vary on a busy machine; processor time of the balancer's process per unit of work repeats, so both are told. The
 //! load and the backends run in this process, on threads of their own.
 
@@ -18,6 +19,7 @@
 
 mod backend;
 mod client;
+mod count;
 mod decide;
 mod idle;
 mod reload;
@@ -62,9 +64,21 @@ impl Ask {
 
 fn main() {
     let mut args = std::env::args().skip(1).peekable();
-    if args.peek().is_some_and(|arg| arg == "naive") {
-        let [_, address, backend] = args.collect::<Vec<_>>().try_into().unwrap();
-        return rivals::naive(&address, &backend);
+    match args.peek().map_or("", String::as_str) {
+        "naive" => {
+            let [_, address, backend] = args.collect::<Vec<_>>().try_into().unwrap();
+            return rivals::naive(&address, &backend);
+        }
+        "compute" => {
+            let [_, name, times] = args.collect::<Vec<_>>().try_into().unwrap();
+            return count::compute(&name, &times);
+        }
+        "count" => {
+            let (text, fine) = count::report(args.any(|arg| arg == "keep"));
+            print!("{text}");
+            return assert!(fine, "a count has grown by more than there is room for: see above");
+        }
+        _ => {}
     }
     let ask = Ask::read(args);
     let (time, rounds) = (Duration::from_secs(ask.number("seconds", 2)), ask.number("rounds", 5));

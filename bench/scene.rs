@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::client::Client;
-use crate::stats::Work;
+use crate::stats::{Unit, Work};
 use crate::target::Kind;
 
 /// Backends behind every balancer.
@@ -19,15 +19,6 @@ const CHURNING: usize = 16;
 const PACE_PER_SECOND: u64 = 8_000;
 /// Bytes that one request of the stream scenes asks for.
 const STREAM_BYTES: usize = 4 << 20;
-
-/// What is counted.
-#[derive(Clone, Copy)]
-pub enum Unit {
-    Exchanges,
-    /// Exchanges, each with the time it took.
-    Latency,
-    Bytes,
-}
 
 /// One kind of work.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,14 @@
 
 use std::time::Duration;
 
-use crate::scene::Unit;
+/// What is counted.
+#[derive(Clone, Copy)]
+pub enum Unit {
+    Exchanges,
+    /// Exchanges, each with the time it took.
+    Latency,
+    Bytes,
+}
 
 /// What one round did.
 #[derive(Default)]

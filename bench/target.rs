@@ -17,6 +17,9 @@ pub enum Kind {
     Session,
     Located,
     Sealed,
+    /// Another build of sessile, named by `SESSILE_BEFORE`: what a change has cost or saved.
+    Before,
+    BeforeSession,
     Naive,
     Haproxy,
     HaproxySplice,
@@ -26,12 +29,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Direct,
         Self::Connection,
         Self::Session,
         Self::Located,
         Self::Sealed,
+        Self::Before,
+        Self::BeforeSession,
         Self::Naive,
         Self::Haproxy,
         Self::HaproxySplice,
@@ -48,6 +53,8 @@ impl Kind {
             Self::Session => "session",
             Self::Located => "located",
             Self::Sealed => "sealed",
+            Self::Before => "before",
+            Self::BeforeSession => "before-session",
             Self::Naive => "naive",
             Self::Haproxy => "haproxy",
             Self::HaproxySplice => "haproxy-splice",
@@ -64,6 +71,8 @@ impl Kind {
             Self::Session => "sessile, routing = session",
             Self::Located => "sessile, routing = connection, locate = always",
             Self::Sealed => "sessile, clients with TLS 1.3",
+            Self::Before => "sessile before, routing = connection",
+            Self::BeforeSession => "sessile before, routing = session",
             Self::Naive => "copy_bidirectional",
             Self::Haproxy => "HAProxy, tcp",
             Self::HaproxySplice => "HAProxy, splice-response",
@@ -101,6 +110,11 @@ impl Target {
                 let (near, [sealing, opening]) = sealed(path, address, backends);
                 sealer = Some((near, sessile(path, "near", &sealing)));
                 sessile(path, "sessile", &opening)
+            }
+            Kind::Before | Kind::BeforeSession => {
+                let before = std::env::var_os("SESSILE_BEFORE")?;
+                let routing = if kind == Kind::Before { "connection" } else { "session" };
+                run(before.as_ref(), path, "before", &config(address, routing, "off", backends))
             }
             Kind::Naive => {
                 let mut command = Command::new(std::env::current_exe().unwrap());
@@ -242,10 +256,16 @@ fn sealed(folder: &Path, address: SocketAddr, backends: &[SocketAddr]) -> (Socke
 
 /// The command that runs sessile on `text`, kept in `folder` as `name`.
 pub fn sessile(folder: &Path, name: &str, text: &str) -> Command {
+    run(env!("CARGO_BIN_EXE_sessile").as_ref(), folder, name, text)
+}
+
+/// The same for any build of it. Without `SESSILE_LOG` there is no access line for each connection, as other balancers'
+/// logs are off.
+fn run(program: &Path, folder: &Path, name: &str, text: &str) -> Command {
     let file = folder.join(format!("{name}.toml"));
     fs::write(&file, text).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
-    // No access line for every connection, as other balancers' logs are off.
-    command.args(["run", "--config"]).arg(file).env("SESSILE_LOG", "warn");
+    let mut command = Command::new(program);
+    let log = std::env::var("SESSILE_LOG").unwrap_or_else(|_| "warn".to_owned());
+    command.args(["run", "--config"]).arg(file).env("SESSILE_LOG", log);
     command
 }

@@ -1,19 +1,34 @@
 //! What all connections of one process share, and the two words that end them.
 
+mod answers;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
-use prometheus::IntGauge;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::closing::Closing;
-use crate::fleet::{Greetings, Owners, Pins};
+use crate::config::Limits;
+use crate::fleet::{Backend, Evidence, Greetings, Handovers, Owners, Pins};
 use crate::metrics::Metrics;
+use crate::runtime::account::{Budget, FREE_BYTES, SHARE_BYTES};
+use crate::runtime::descriptors;
+use crate::runtime::shutdown::Shutdown;
+use crate::runtime::workers::Workers;
 use crate::snapshot::Snapshot;
-use crate::workers::Workers;
+
+pub use answers::{Answers, SMALL_BYTES_MAX, Whole};
+
+/// What of large frames of backends is held until they are whole, of all together.
+const FRAMES_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// What all connections may hold beyond their shares: enough for one to hold an opening of full size in a buffer that has
+/// grown to twice of that, whatever another does.
+fn large_max(limits: &Limits) -> usize {
+    limits.opening_bytes.saturating_mul(8)
+}
 
 /// The running balancer.
 #[derive(Debug)]
@@ -23,14 +38,22 @@ pub struct Balancer {
     pub owners: Arc<Owners>,
     /// Where sessions went.
     pub pins: Pins,
+    /// Which servers see each other's sessions.
+    pub evidence: Evidence,
     /// What the fleet answers to `connect`.
     pub greetings: Greetings,
     /// What Prometheus is told.
     pub metrics: Arc<Metrics>,
-    /// What openings hold.
-    pub opening_memory: Arc<Budget>,
+    /// What connections hold because clients made them.
+    pub memory: Arc<Budget>,
+    /// What of large frames of backends is held until clients have taken them.
+    pub frame_memory: Arc<Budget>,
+    /// What the whole fleet is asked for clients.
+    pub answers: Answers,
     /// Links kept for the running turns of clients that are gone.
     pub parked: AtomicUsize,
+    /// How a parked link is told that a client comes back to its session.
+    pub handovers: Arc<Handovers>,
     /// Where connections live.
     pub workers: Workers,
     /// Every task of every connection.
@@ -38,7 +61,7 @@ pub struct Balancer {
     /// Not ready any more, and nothing new is accepted; what is there goes on.
     pub draining: CancellationToken,
     /// Everything closes.
-    pub closing: Closing,
+    pub shutdown: Shutdown,
     turns: AtomicUsize,
     /// Whether each backend of the first configuration has been probed once.
     probed: watch::Sender<bool>,
@@ -47,18 +70,28 @@ pub struct Balancer {
 impl Balancer {
     /// A balancer with nothing connected yet.
     pub fn new(snapshot: Snapshot, metrics: Arc<Metrics>, workers: Workers) -> Arc<Self> {
+        let memory = snapshot.config.limits.opening_memory;
         Arc::new(Self {
             owners: Owners::new(metrics.owners.clone()),
             pins: Pins::new(metrics.pins.clone()),
+            evidence: Evidence::default(),
             greetings: Greetings::default(),
-            opening_memory: Budget::new(metrics.opening_memory.clone()),
+            memory: Budget::of_shares(
+                metrics.opening_memory.clone(),
+                FREE_BYTES,
+                SHARE_BYTES,
+                (memory, large_max(&snapshot.config.limits)),
+            ),
+            frame_memory: Budget::of_shares(metrics.frame_memory.clone(), 0, 0, (memory, FRAMES_BYTES_MAX)),
+            answers: Answers::new(metrics.answer_memory.clone()),
             parked: AtomicUsize::new(0),
+            handovers: Arc::default(),
             metrics,
             snapshot: ArcSwap::from_pointee(snapshot),
             workers,
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
-            closing: Closing::default(),
+            shutdown: Shutdown::default(),
             turns: AtomicUsize::new(0),
             probed: watch::Sender::new(false),
         })
@@ -76,6 +109,10 @@ impl Balancer {
 
     /// Puts the next configuration in force.
     pub fn commit(&self, next: Snapshot) {
+        let limits = &next.config.limits;
+        self.memory.set_max(limits.opening_memory, large_max(limits));
+        self.frame_memory.set_max(limits.opening_memory, FRAMES_BYTES_MAX);
+        descriptors::commit(&next.config.demand(next.servers()));
         self.snapshot.store(Arc::new(next));
     }
 
@@ -102,9 +139,19 @@ impl Balancer {
     }
 
     /// Whether some backend serves only clients that have sent it a good token: then nobody else may learn where sessions
-    /// are.
+    /// are, nor act on them. One that is down, or has left, counts only while none is up.
     pub fn demands_token(&self) -> bool {
-        self.now().members.iter().any(|member| member.backend.demands_token())
+        let now = self.now();
+        let up = now.is_up();
+        let left = now.retired.iter().filter(|_| !up);
+        let backends = now.members.iter().chain(left).map(|member| &member.backend);
+        backends.filter(|backend| !up || backend.is_up()).any(|backend| backend.demands_token())
+    }
+
+    /// Whether `backend` may be sent what a client says. While the fleet demands a token, one that is not `authenticated`
+    /// is heard only by those that demand it: they refuse it in their own words, and the others would act on it.
+    pub fn may_hear(&self, backend: &Backend, authenticated: bool) -> bool {
+        authenticated || backend.demands_token() || !self.demands_token()
     }
 
     /// The version of every backend that is up, if it is the same one and no backend demands a token.
@@ -122,86 +169,5 @@ impl Balancer {
     /// Whether new connections are welcome and would find a backend.
     pub fn is_ready(&self) -> bool {
         !self.draining.is_cancelled() && self.now().is_up()
-    }
-}
-
-/// A bound on bytes that many connections share.
-#[derive(Debug)]
-pub struct Budget {
-    used: AtomicUsize,
-    gauge: IntGauge,
-}
-
-/// One connection's part of a [`Budget`]; given back when dropped.
-#[derive(Debug)]
-pub struct Share {
-    budget: Arc<Budget>,
-    bytes: usize,
-}
-
-impl Budget {
-    /// Nothing used yet.
-    pub fn new(gauge: IntGauge) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), gauge })
-    }
-
-    /// An empty share.
-    pub fn share(self: &Arc<Self>) -> Share {
-        Share { budget: Arc::clone(self), bytes: 0 }
-    }
-}
-
-impl Share {
-    /// How large it is.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Makes this share `bytes` large; false if all shares together would then exceed `bytes_max`. Shrinking always
-    /// works.
-    pub fn resize(&mut self, bytes: usize, bytes_max: Option<usize>) -> bool {
-        if bytes == self.bytes {
-            return true;
-        }
-        let used = &self.budget.used;
-        if bytes > self.bytes {
-            let more = bytes.saturating_sub(self.bytes);
-            let before = used.fetch_add(more, Ordering::Relaxed);
-            if bytes_max.is_some_and(|max| before.saturating_add(more) > max) {
-                used.fetch_sub(more, Ordering::Relaxed);
-                return false;
-            }
-        } else {
-            used.fetch_sub(self.bytes.saturating_sub(bytes), Ordering::Relaxed);
-        }
-        self.bytes = bytes;
-        self.budget.gauge.set(i64::try_from(used.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
-        true
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.resize(0, None);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_never_exceed_their_budget_and_are_given_back() {
-        let budget = Budget::new(IntGauge::new("g", "g").unwrap());
-        let (mut a, mut b) = (budget.share(), budget.share());
-        assert!(a.resize(60, Some(100)));
-        assert!(!b.resize(41, Some(100)));
-        assert!(b.resize(40, Some(100)));
-        assert!(a.resize(10, Some(100)));
-        assert!(b.resize(90, Some(100)));
-        drop(a);
-        assert_eq!(budget.gauge.get(), 90);
-        drop(b);
-        assert_eq!(budget.gauge.get(), 0);
     }
 }

@@ -47,7 +47,7 @@ pub enum Why {
     Proxy,
     /// Bytes that are no frame, or a frame that is no request.
     Malformed,
-    /// A server that harms all its clients was asked to; only ever counted in answers.
+    /// A server that harms all its clients was asked to; mostly counted in answers.
     Denied,
     /// No backend could take the session.
     NoBackend,
@@ -80,7 +80,44 @@ pub struct Close {
     pub why: Why,
 }
 
+/// How a connection can end, by whom, where and why. Combinations that are not here do not happen.
+const ENDS: [(By, At, &[Why]); 10] = [
+    (By::Client, At::Accept, &[Why::Fin, Why::Reset, Why::Timeout, Why::Tls, Why::Proxy, Why::Malformed]),
+    (By::Client, At::Opening, &[Why::Fin, Why::Reset, Why::Timeout, Why::Malformed]),
+    (By::Client, At::Place, &[Why::Fin, Why::Reset, Why::Timeout]),
+    (By::Client, At::Relay, &[Why::Fin, Why::Reset, Why::Timeout, Why::Malformed]),
+    (By::Backend, At::Opening, &[Why::BackendLost]),
+    (By::Backend, At::Relay, &[Why::Fin, Why::Reset, Why::Timeout, Why::Malformed, Why::BackendLost]),
+    (By::Balancer, At::Accept, &[Why::Limit, Why::Draining, Why::Aborted]),
+    (By::Balancer, At::Opening, &REFUSED),
+    (By::Balancer, At::Place, &REFUSED),
+    (
+        By::Balancer,
+        At::Relay,
+        &[Why::Limit, Why::Timeout, Why::Evicted, Why::Down, Why::Draining, Why::Aborted],
+    ),
+];
+
+/// What a client may be told when its connection is closed, and what is left where nothing could be told.
+const REFUSED: [Why; 10] = [
+    Why::Limit,
+    Why::Malformed,
+    Why::Denied,
+    Why::NoBackend,
+    Why::OwnerDown,
+    Why::ProtocolMismatch,
+    Why::SessionLocked,
+    Why::BackendLost,
+    Why::Draining,
+    Why::Aborted,
+];
+
 impl Close {
+    /// Every close there is: the metric has all of them from the start.
+    pub fn all() -> impl Iterator<Item = Self> {
+        ENDS.iter().flat_map(|(by, at, whys)| whys.iter().map(|why| Self::new(*by, *at, *why)))
+    }
+
     /// A close from its three parts.
     pub const fn new(by: By, at: At, why: Why) -> Self {
         Self { by, at, why }

@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use crate::config::{AdminState, Config};
-use crate::fleet::{Backend, Candidate, Ring, WARM, is_panic, warmth};
+use crate::config::{AdminState, Config, Storage};
+use crate::fleet::{Backend, Candidate, Evidence, Ring, WARM, is_panic, ramp};
 use crate::wire::SessionId;
 
 /// One configuration in force.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Counts configurations, from 1.
     pub generation: u64,
@@ -18,6 +18,10 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     /// The fleet, in the order of the file; what was found for a name stands in its place.
     pub members: Vec<Member>,
+    /// Servers that are in the fleet no more and may have sessions still, the oldest first, none of them a member's. They
+    /// are asked where sessions are, and take what is located there. In state "drain", what is stored there counts too: DNS
+    /// has left them out. In "maint" they have left the file.
+    pub retired: Vec<Member>,
     /// The ring of the members, numbered alike.
     pub ring: Arc<Ring>,
 }
@@ -45,17 +49,46 @@ impl Member {
 }
 
 impl Snapshot {
+    /// Member `at`; those that follow the members are the retired ones.
+    pub fn member(&self, at: usize) -> Option<&Member> {
+        self.members.get(at).or_else(|| self.retired.get(at.checked_sub(self.members.len())?))
+    }
+
+    /// The numbers of the retired ones.
+    pub fn retired(&self) -> std::ops::Range<usize> {
+        self.members.len()..self.members.len().saturating_add(self.retired.len())
+    }
+
+    /// Whether what member `at` alone has stored counts for where its sessions are: not on a server that an operator has
+    /// taken out of the file, nor where all have the same.
+    pub fn keeps(&self, at: usize) -> bool {
+        let kept = |member: &Member| at < self.members.len() || member.state == AdminState::Drain;
+        self.config.placement.storage != Storage::Shared && self.member(at).is_some_and(kept)
+    }
+
+    /// Whether it knows more than one server, those that have left included: else there is no question where a session is.
+    pub fn has_several(&self) -> bool {
+        let first = self.members.first().map(|member| member.backend.server());
+        let others = self.members.iter().any(|member| Some(member.backend.server()) != first);
+        others || !self.retired.is_empty()
+    }
+
+    /// Servers that this snapshot knows, for what each of them costs.
+    pub fn servers(&self) -> usize {
+        self.members.len().saturating_add(self.retired.len())
+    }
+
     /// Member `at` as a decision sees it; `failed` lists the members this placement could not dial, and `have` those that
     /// the client is connected to.
     pub fn candidate(&self, at: usize, failed: &[usize], have: &[Arc<Backend>]) -> Candidate {
-        let Some(member) = self.members.get(at) else {
+        let Some(member) = self.member(at) else {
             return Candidate {
                 ready: false,
                 suspect: false,
                 up: false,
                 maint: false,
                 weight: 0,
-                warmth: WARM,
+                ramp: WARM,
                 sessions: 0,
             };
         };
@@ -69,15 +102,15 @@ impl Snapshot {
             up: dialled && up,
             maint: member.state == AdminState::Maint,
             weight: member.weight,
-            warmth: self.warmth(member),
+            ramp: self.ramp(member),
             sessions: member.backend.sessions(),
         }
     }
 
     /// Percent of its share that a member takes now.
-    pub fn warmth(&self, member: &Member) -> u32 {
+    pub fn ramp(&self, member: &Member) -> u32 {
         let slow_start = self.config.placement.slow_start;
-        warmth(slow_start.and_then(|_| member.backend.up_for()), slow_start)
+        ramp(slow_start.and_then(|_| member.backend.up_for()), slow_start)
     }
 
     /// Whether so few backends are up that probes are doubted: nothing that cannot be taken back is then done on their
@@ -85,6 +118,17 @@ impl Snapshot {
     pub fn is_panic(&self) -> bool {
         let counted = self.members.iter().filter(|member| member.state != AdminState::Maint);
         is_panic(counted.map(|member| member.backend.health()), self.config.health.panic_threshold)
+    }
+
+    /// Whether another server that is up sees what `owner` has stored, and can take its sessions over.
+    pub fn sees(&self, owner: &Backend, evidence: &Evidence) -> bool {
+        let own = owner.process();
+        let shared = |other: &Backend| evidence.shared(&own, &other.process()) == Some(true);
+        match self.config.placement.storage {
+            Storage::Shared => true,
+            Storage::Local => false,
+            Storage::Auto => self.members.iter().any(|other| other.backend.is_up() && shared(&other.backend)),
+        }
     }
 
     /// The member called `name`.

@@ -14,8 +14,8 @@ mod fleet;
 #[path = "cli/process.rs"]
 mod process;
 
-#[path = "it/harness/papers.rs"]
-mod papers;
+#[path = "it/harness/certs.rs"]
+mod certs;
 
 #[path = "cli/access.rs"]
 mod access;
@@ -25,6 +25,9 @@ mod admin;
 
 #[path = "cli/commands.rs"]
 mod commands;
+
+#[path = "cli/logs.rs"]
+mod logs;
 
 #[path = "cli/demo.rs"]
 mod demo;
@@ -46,6 +49,9 @@ mod restart;
 
 #[path = "cli/sealed.rs"]
 mod sealed;
+
+#[path = "cli/families.rs"]
+mod families;
 
 #[path = "cli/leave.rs"]
 mod leave;

@@ -35,6 +35,7 @@ for file in \
   /usr/share/doc/sessile/packaging/Dockerfile \
   /usr/share/doc/sessile/packaging/README.md \
   /usr/share/doc/sessile/packaging/compose/compose.yaml \
+  /usr/share/doc/sessile/packaging/compose/sessile/sessile.toml \
   /usr/share/doc/sessile/packaging/kubernetes/sessile.yaml \
   /usr/share/doc/sessile/systemd/50-sessile.rules \
   /usr/share/fish/vendor_completions.d/sessile.fish \

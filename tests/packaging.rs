@@ -4,10 +4,11 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, reason = "a test may panic")]
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sessile::config::{self, Config, Resolve};
+use sessile::config::{self, AdminAddress, Config, Families, Resolve};
 use yaml_rust2::{Yaml, YamlLoader};
 
 /// Pages that are not in `docs`.
@@ -37,8 +38,11 @@ fn of_kind<'a>(documents: &'a [Yaml], kind: &str) -> &'a Yaml {
 /// A configuration without the secrets, which are not here.
 fn sound(text: &str) -> Config {
     let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("connection_token")).collect();
-    config::parse(&without.join("\n"), "shipped")
-        .unwrap_or_else(|problems| panic!("{}", problems.render(false)))
+    let mut token = tempfile::NamedTempFile::new().unwrap();
+    token.write_all(b"0123456789abcdef").unwrap();
+    let file = format!("file = {:?}", token.path());
+    let text = without.join("\n").replace(r#"env = "SESSILE_ADMIN_TOKEN""#, &file);
+    config::parse(&text, "shipped").unwrap_or_else(|problems| panic!("{}", problems.render(false)))
 }
 
 fn seconds(value: &Yaml) -> Duration {
@@ -114,7 +118,7 @@ fn selectors_select_and_every_manifest_is_listed() {
 #[test]
 fn compose_has_the_servers_of_its_configuration_and_the_time_to_drain() {
     let compose = &documents("packaging/compose/compose.yaml")[0];
-    let config = sound(&text("packaging/compose/sessile.toml"));
+    let config = sound(&text("packaging/compose/sessile/sessile.toml"));
     let services = compose["services"].as_hash().unwrap();
     let mut servers: Vec<&str> =
         services.keys().filter_map(Yaml::as_str).filter(|name| *name != "sessile").collect();
@@ -130,6 +134,60 @@ fn compose_has_the_servers_of_its_configuration_and_the_time_to_drain() {
     let grace =
         humantime::parse_duration(compose["services"]["sessile"]["stop_grace_period"].as_str().unwrap());
     assert!(config.timeouts.drain.unwrap() < grace.unwrap());
+}
+
+#[test]
+fn compose_takes_changes_up_and_shows_the_page() {
+    let compose = &documents("packaging/compose/compose.yaml")[0];
+    let config = sound(&text("packaging/compose/sessile/sessile.toml"));
+    let sessile = &compose["services"]["sessile"];
+    // A file that is mounted alone stays the one that it was when the container started.
+    let mounts: Vec<_> = sessile["volumes"].as_vec().unwrap().iter().filter_map(Yaml::as_str).collect();
+    let [mount] = &mounts[..] else { panic!("{mounts:?}") };
+    let (from, to) = mount.split_once(':').unwrap();
+    let from = root().join("packaging/compose").join(from);
+    assert!(from.is_dir() && from.join("sessile.toml").is_file(), "{mount}");
+    assert_eq!(to, "/etc/sessile:ro");
+    assert!(text("packaging/Dockerfile").contains("ENV SESSILE_CONFIG=/etc/sessile/sessile.toml\n"));
+    // Every socket is published, on loopback of the host alone, and reached from outside of the container.
+    let AdminAddress::Tcp(admin) = config.admin.address else { panic!("no page") };
+    let sockets = [config.listeners[0].address, admin, config.admin.metrics_address.unwrap()];
+    let published = sessile["ports"].as_vec().unwrap().iter().filter_map(Yaml::as_str);
+    let expected = sockets.map(|address| format!("127.0.0.1:{0}:{0}", address.port()));
+    assert_eq!(published.collect::<Vec<_>>(), expected);
+    assert!(sockets.iter().all(|address| address.ip().is_unspecified()));
+    // The token of the page is one that commands in the container have too.
+    assert!(
+        text("packaging/compose/sessile/sessile.toml").contains("token = { env = \"SESSILE_ADMIN_TOKEN\" }")
+    );
+    assert!(config.admin.token.is_some() && sessile["environment"]["SESSILE_ADMIN_TOKEN"].as_str().is_some());
+}
+
+/// A pod has an address of IPv4 or of IPv6, as its cluster is.
+#[test]
+fn the_kubernetes_files_prefer_no_family() {
+    let cli = documents("packaging/kubernetes/cli.yaml");
+    let container = &of_kind(&cli, "StatefulSet")["spec"]["template"]["spec"]["containers"][0];
+    let command: Vec<_> = container["command"].as_vec().unwrap().iter().filter_map(Yaml::as_str).collect();
+    let host = command.iter().position(|word| *word == "--host").unwrap();
+    assert_eq!(command[host + 1], "$(POD_IP)");
+    let mut env = container["env"].as_vec().unwrap().iter();
+    let ip = env.find(|variable| variable["name"].as_str() == Some("POD_IP")).unwrap();
+    assert_eq!(ip["valueFrom"]["fieldRef"]["fieldPath"].as_str(), Some("status.podIP"));
+    // As the image starts it, but for the address.
+    let image = text("packaging/compose/cli.Dockerfile");
+    let started = image.lines().find_map(|line| line.strip_prefix("CMD ")).unwrap();
+    let words: Vec<String> = serde_json::from_str(started).unwrap();
+    assert_eq!(words.join(" ").replace("0.0.0.0", "$(POD_IP)"), command.join(" "));
+    let balancers = documents("packaging/kubernetes/sessile.yaml");
+    let service = of_kind(&balancers, "Service");
+    assert_eq!(service["spec"]["ipFamilyPolicy"].as_str(), Some("PreferDualStack"));
+    let shipped = sound(of_kind(&balancers, "ConfigMap")["data"]["sessile.toml"].as_str().unwrap());
+    for config in [shipped, sound(&text("conf/kubernetes.toml"))] {
+        for address in [config.listeners[0].address, config.admin.metrics_address.unwrap()] {
+            assert_eq!(config.families(address), Families::Both);
+        }
+    }
 }
 
 #[test]
@@ -224,11 +282,15 @@ fn the_service_reads_no_file_that_was_not_checked_and_does_not_try_a_bad_one_aga
     };
     let [start] = &values("ExecStart")[..] else { panic!("{unit}") };
     let check = start.replace("sessile run ", "sessile check ");
-    assert_eq!(values("ExecReload"), [check, "/bin/kill -HUP $MAINPID".to_owned()]);
+    assert_eq!(values("ExecReload"), [check, "/bin/sh -c 'kill -HUP $MAINPID'".to_owned()]);
     let file = start.split_once("--config ").unwrap().1;
     let installed = format!("\"{}\"", file.trim_start_matches('/'));
     assert!(text("Cargo.toml").contains(&installed), "{installed}");
-    assert_eq!(values("RestartPreventExitStatus"), ["78"], "the code of `sessile run` with a bad file");
+    assert_eq!(
+        values("RestartPreventExitStatus"),
+        ["64 78"],
+        "the codes of `sessile run` with a bad SESSILE_LOG or a bad file"
+    );
 }
 
 /// How many links lead from these pages to other files; each leads to one that is there.

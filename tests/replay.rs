@@ -37,6 +37,11 @@ fn envelopes() {
 }
 
 #[test]
+fn frames_decided_early() {
+    replay("early", bodies::early::run);
+}
+
+#[test]
 fn configurations() {
     replay("config", bodies::config::run);
 }
@@ -46,9 +51,10 @@ fn proxy_headers() {
     replay("proxy", bodies::proxy::run);
 }
 
-/// One test: both use one balancer, one script at a time.
+/// One test: all use one balancer, one script at a time.
 #[test]
 fn connections_and_switches() {
     replay("opening", bodies::live::connection);
     replay("switch", bodies::live::switch);
+    replay("answers", bodies::live::answers);
 }

@@ -1,5 +1,10 @@
 //! What the project promises of its own text: floors, module docs, file sizes.
-#![expect(clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "a test may panic")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -126,6 +131,169 @@ fn uses_are_found_in_every_form() {
     assert_eq!(found("a/b.rs", "crate::wire::frame::X"), ["wire"]);
 }
 
+/// The file that a path names, which begins at the crate's root: that of the longest part of it that is a module.
+fn file_of(path: &[String], files: &[PathBuf]) -> Option<usize> {
+    (1..=path.len()).rev().find_map(|length| {
+        let module: PathBuf = path[..length].iter().collect();
+        let names = [module.with_extension("rs"), module.join("mod.rs")];
+        files.iter().position(|file| names.contains(file))
+    })
+}
+
+/// The paths that a file uses, each from the crate's root.
+fn used(file: &Path, code: &str) -> Vec<Vec<String>> {
+    let own: Vec<String> =
+        file.with_extension("").iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+    let own = own.strip_suffix(&["mod".to_owned()]).unwrap_or(&own).to_vec();
+    let mut paths = Vec::new();
+    let starts = code.match_indices("crate::").chain(code.match_indices("super::"));
+    for (at, _) in starts.filter(|(at, _)| !code[..*at].ends_with("super::") && !ends_in_name(&code[..*at])) {
+        let mut rest = &code[at..];
+        let mut base = own.clone();
+        if let Some(after) = rest.strip_prefix("crate::") {
+            (base, rest) = (Vec::new(), after);
+        }
+        while let Some(after) = rest.strip_prefix("super::") {
+            base.pop();
+            rest = after;
+        }
+        paths.extend(tails(rest).into_iter().map(|tail| [base.clone(), tail].concat()));
+    }
+    // A module's own children, by their names alone.
+    for child in code.lines().filter_map(|line| line.strip_prefix("use ")) {
+        paths.extend(tails(child).into_iter().map(|tail| [own.clone(), tail].concat()));
+    }
+    paths
+}
+
+fn ends_in_name(text: &str) -> bool {
+    text.chars().next_back().is_some_and(|letter| letter.is_alphanumeric() || letter == '_' || letter == ':')
+}
+
+/// `a::b` or `a::{b, c}` as paths; deeper groups count as their beginnings.
+fn tails(text: &str) -> Vec<Vec<String>> {
+    let mut path = Vec::new();
+    let mut rest = text;
+    loop {
+        if let Some(list) = rest.strip_prefix('{') {
+            let with = |name: String| [path.clone(), vec![name]].concat();
+            return first_names(list).into_iter().map(with).collect();
+        }
+        let name = name(rest);
+        rest = &rest[name.len()..];
+        path.push(name);
+        match rest.strip_prefix("::") {
+            Some(after) => rest = after,
+            None => return vec![path],
+        }
+    }
+}
+
+/// A file that goes round to itself by what it uses, if there is one. What a file uses of the module that it is in, or that
+/// one of it, makes no circle: they are one room.
+fn circle(sources: &[(PathBuf, String)]) -> Option<Vec<PathBuf>> {
+    let files: Vec<PathBuf> = sources.iter().map(|(path, _)| path.clone()).collect();
+    let parent = |file: &Path| {
+        let folder = file.parent().unwrap();
+        if file.ends_with("mod.rs") {
+            folder.parent().unwrap_or(folder).to_owned()
+        } else {
+            folder.to_owned()
+        }
+    };
+    let is_within = |one: &Path, other: &Path| {
+        let module = if other.ends_with("mod.rs") {
+            other.parent().unwrap().to_owned()
+        } else {
+            other.with_extension("")
+        };
+        parent(one).starts_with(&module)
+    };
+    let uses = |(file, text): &(PathBuf, String)| -> Vec<usize> {
+        let used = used(file, &code(text)).into_iter().filter_map(|path| file_of(&path, &files));
+        used.filter(|at| {
+            files[*at] != *file && !is_within(file, &files[*at]) && !is_within(&files[*at], file)
+        })
+        .collect()
+    };
+    let edges: Vec<Vec<usize>> = sources.iter().map(uses).collect();
+    (0..files.len()).find_map(|start| {
+        let mut from: Vec<Option<usize>> = vec![None; files.len()];
+        let mut waiting = vec![start];
+        while let Some(at) = waiting.pop() {
+            for &next in &edges[at] {
+                if next == start {
+                    let mut way = vec![files[start].clone()];
+                    let mut step = at;
+                    while step != start {
+                        way.push(files[step].clone());
+                        step = from[step].unwrap();
+                    }
+                    return Some(way);
+                }
+                if from[next].is_none() {
+                    from[next] = Some(at);
+                    waiting.push(next);
+                }
+            }
+        }
+        None
+    })
+}
+
+#[test]
+fn no_files_use_each_other_in_a_circle() {
+    let sources: Vec<_> = sources().into_iter().filter(|(path, _)| !is_test(path)).collect();
+    assert_eq!(circle(&sources), None, "a circle of files is a missing room");
+    let bench = root().join("bench");
+    for crate_root in [bench.clone(), bench.join("soak")] {
+        let of_crate = |path: PathBuf| {
+            let text = fs::read_to_string(&path).unwrap();
+            (path.strip_prefix(&crate_root).unwrap().to_owned(), text)
+        };
+        let sources: Vec<_> = files(&crate_root, "rs").into_iter().map(of_crate).collect();
+        assert!(sources.len() > 5);
+        assert_eq!(circle(&sources), None, "in {}", crate_root.display());
+    }
+}
+
+#[test]
+fn circles_are_found_in_every_form() {
+    let sources = |texts: &[(&str, &str)]| -> Vec<(PathBuf, String)> {
+        texts.iter().map(|(path, text)| (PathBuf::from(path), (*text).to_owned())).collect()
+    };
+    let found = |texts: &[(&str, &str)]| circle(&sources(texts)).is_some();
+    assert!(found(&[("a.rs", "use crate::b::X;"), ("b.rs", "fn f() { crate::a::g(); }")]));
+    assert!(found(&[
+        ("f/a.rs", "use super::b::X;"),
+        ("f/b.rs", "use super::{c, d::Y};"),
+        ("f/c.rs", "use super::a;"),
+        ("f/d.rs", "")
+    ]));
+    assert!(!found(&[("f/mod.rs", "use a::X;"), ("f/a.rs", "use super::Y;")]), "a module and its child");
+    assert!(!found(&[("a.rs", "use crate::b::X;"), ("b.rs", "// crate::a\n")]));
+    assert!(found(&[("a.rs", "use crate::f::b::X;"), ("f/b.rs", "use crate::a::{Y, Z};"), ("f/mod.rs", "")]));
+}
+
+/// Every module has its place in ARCHITECTURE.md: a floor by its name, and what is in a floor by its own.
+#[test]
+fn the_architecture_names_every_module() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let missing = |(path, _): (PathBuf, String)| {
+        let module = match path.file_name().unwrap().to_str().unwrap() {
+            "lib.rs" | "main.rs" => return None,
+            "mod.rs" => path.parent().unwrap().file_name().unwrap().to_owned(),
+            _ => path.file_stem().unwrap().to_owned(),
+        };
+        let module = module.to_str().unwrap().to_owned();
+        let named =
+            [format!("`{module}`"), format!("`{module}/`"), format!("/{module}`"), format!("/{module}/`")];
+        (!is_test(&path) && !named.iter().any(|name| text.contains(name))).then_some(path)
+    };
+    let missing: Vec<_> = sources().into_iter().filter_map(missing).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
 #[test]
 fn every_file_says_what_it_is() {
     let silent = |(path, text): (PathBuf, String)| (!text.starts_with("//! ")).then_some(path);
@@ -141,4 +309,13 @@ fn no_file_is_too_long() {
     };
     let long: Vec<_> = sources().into_iter().filter_map(long).collect();
     assert!(long.is_empty(), "{long:#?}");
+}
+
+/// A server is marked by what sessile itself has met, and by nothing that a client can bring about.
+#[test]
+fn only_dialling_and_probing_witness_that_a_server_cannot_be_reached() {
+    let makes = |(path, text): (PathBuf, String)| code(&text).contains("witnessed()").then_some(path);
+    let makers: Vec<PathBuf> = sources().into_iter().filter_map(makes).collect();
+    let allowed = ["fleet/unreachable.rs", "link/dial.rs", "link/query.rs"];
+    assert_eq!(makers, allowed.map(PathBuf::from), "see fleet::Unreachable");
 }

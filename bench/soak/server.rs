@@ -171,7 +171,7 @@ impl Connection {
     }
 
     async fn deny(&self, stream: &mut TcpStream, id: &Value, session: &str) -> std::io::Result<()> {
-        let error = json!({"code": -32603, "message": format!("Session not found: {session}")});
+        let error = json!({"code": -32603, "message": format!("Session not found for sessionId: {session}")});
         write(stream, &json!({"jsonrpc": "2.0", "id": id, "error": error})).await
     }
 

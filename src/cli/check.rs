@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::CONFIG;
 use super::terminal::{Table, err, out, plain};
 use crate::config::{self, AdminAddress, AdminState, Config};
-use crate::server::Trouble;
+use crate::control::{Trouble, warnings};
 
 /// Loads a configuration; the exit code, and everything that is wrong on standard error, if it is not sound.
 pub(super) fn load(path: &Path) -> Result<Config, ExitCode> {
@@ -22,16 +22,20 @@ pub(super) fn check(path: &Path, json: bool) -> ExitCode {
     if json {
         let loaded = config::load(path);
         let problems = loaded.as_ref().err().map(Trouble::of).unwrap_or_default();
+        let warnings = loaded.as_ref().map(warnings).unwrap_or_default();
         let file = path.display().to_string();
         out(&format!(
             "{}\n",
-            serde_json::json!({ "file": file, "ok": loaded.is_ok(), "problems": problems })
+            serde_json::json!({ "file": file, "ok": loaded.is_ok(), "problems": problems, "warnings": warnings })
         ));
         return loaded.map_or(ExitCode::from(CONFIG), |_| ExitCode::SUCCESS);
     }
     match load(path) {
         Ok(config) => {
             out(&format!("{} is sound\n{}", plain(&path.display().to_string()), summary(&config)));
+            for warning in warnings(&config) {
+                err(&format!("warning: {warning}\n"));
+            }
             ExitCode::SUCCESS
         }
         Err(code) => code,
@@ -41,7 +45,7 @@ pub(super) fn check(path: &Path, json: bool) -> ExitCode {
 fn summary(config: &Config) -> String {
     let Config { listeners, admin, placement, backends, .. } = config;
     let listeners: Vec<String> = listeners.iter().map(|listener| listener.address.to_string()).collect();
-    let mut desk = match &admin.address {
+    let mut admin_line = match &admin.address {
         AdminAddress::Tcp(address) => address.to_string(),
         AdminAddress::Unix(path) => path.display().to_string(),
     };
@@ -53,9 +57,9 @@ fn summary(config: &Config) -> String {
         (Some(_), None) => " with TLS",
         (Some(_), Some(_)) => " with TLS and a token",
     };
-    desk.push_str(locks);
+    admin_line.push_str(locks);
     if let Some(address) = admin.metrics_address {
-        desk.push_str(&format!(", metrics on {address}"));
+        admin_line.push_str(&format!(", metrics on {address}"));
     }
     let (strategy, storage) = (placement.strategy.label(), placement.storage.label());
     let names = backends.iter().map(|backend| match backend.state {
@@ -66,7 +70,7 @@ fn summary(config: &Config) -> String {
     let mut table = Table::bare();
     for (what, value) in [
         ("listeners", listeners.join(", ")),
-        ("admin", desk),
+        ("admin", admin_line),
         ("placement", format!("{strategy}, storage {storage}, locate {}", placement.locate.label())),
         ("backends", format!("{}: {names}", backends.len())),
     ] {

@@ -18,8 +18,8 @@ use tokio::time::timeout;
 
 use super::terminal::plain;
 use super::{Key, sealed};
+use crate::api::status::Failed;
 use crate::config::{self, BackendTls};
-use crate::server::status::Failed;
 
 /// Where the admin socket is if nobody says otherwise.
 pub(super) const DEFAULT: &str = "http://127.0.0.1:9321";
@@ -79,14 +79,14 @@ impl fmt::Display for Admin {
 
 /// The admin socket of one balancer, and what opens it.
 #[derive(Clone, Debug)]
-pub(super) struct Desk {
+pub(super) struct AdminClient {
     admin: Admin,
     authorization: Option<HeaderValue>,
     /// `None` = no CA is named.
     tls: Option<BackendTls>,
 }
 
-impl Desk {
+impl AdminClient {
     /// The socket at `admin`. The token is in the file that `key` names, or else in the environment, or there is none.
     ///
     /// # Errors
@@ -114,7 +114,7 @@ impl Desk {
     }
 }
 
-impl fmt::Display for Desk {
+impl fmt::Display for AdminClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.admin.fmt(f)
     }
@@ -156,34 +156,34 @@ impl fmt::Display for Fault {
 ///
 /// # Errors
 /// No answer, or one that says no.
-pub(super) fn ask(desk: &Desk, method: Method, path: &str) -> Result<Bytes, Fault> {
+pub(super) fn ask(admin_client: &AdminClient, method: Method, path: &str) -> Result<Bytes, Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Fault::Silent(format!("no runtime: {error}")))?;
     runtime.block_on(async {
-        let answer = timeout(ANSWER_TIMEOUT, exchange(desk, method, path)).await;
-        let late = |_| Err(Fault::Silent(format!("{desk} takes the request but does not answer")));
+        let answer = timeout(ANSWER_TIMEOUT, exchange(admin_client, method, path)).await;
+        let late = |_| Err(Fault::Silent(format!("{admin_client} takes the request but does not answer")));
         answer.unwrap_or_else(late)
     })
 }
 
-async fn exchange(desk: &Desk, method: Method, path: &str) -> Result<Bytes, Fault> {
-    let admin = &desk.admin;
+async fn exchange(admin_client: &AdminClient, method: Method, path: &str) -> Result<Bytes, Fault> {
+    let admin = &admin_client.admin;
     match admin {
         Admin::Tcp(authority) => {
             let stream = dial(admin, TcpStream::connect(authority)).await?;
-            talk(desk, stream, authority, method, path).await
+            talk(admin_client, stream, authority, method, path).await
         }
         Admin::Tls(authority) => {
             let stream = dial(admin, TcpStream::connect(authority)).await?;
-            let tls = desk.tls.as_ref().ok_or_else(|| Fault::Silent("no CA is named".into()))?;
+            let tls = admin_client.tls.as_ref().ok_or_else(|| Fault::Silent("no CA is named".into()))?;
             let shaking = timeout(CONNECT_TIMEOUT, sealed::shake(tls, authority, stream)).await;
             let sealed = shaking.unwrap_or_else(|_| Err("does not shake hands in time".into()));
             let sealed = sealed.map_err(|why| Fault::Silent(format!("{admin} {why}")))?;
-            talk(desk, sealed, authority, method, path).await
+            talk(admin_client, sealed, authority, method, path).await
         }
         Admin::Unix(file) => {
             let stream = dial(admin, UnixStream::connect(file)).await?;
-            talk(desk, stream, "localhost", method, path).await
+            talk(admin_client, stream, "localhost", method, path).await
         }
     }
 }
@@ -205,24 +205,24 @@ async fn dial<S>(admin: &Admin, dialling: impl Future<Output = io::Result<S>>) -
 }
 
 async fn talk(
-    desk: &Desk,
+    admin_client: &AdminClient,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     host: &str,
     method: Method,
     path: &str,
 ) -> Result<Bytes, Fault> {
     let odd = |why: &dyn fmt::Display| {
-        Fault::Silent(format!("what answers at {desk} is not the admin socket of sessile: {why}"))
+        Fault::Silent(format!("what answers at {admin_client} is not the admin socket of sessile: {why}"))
     };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| odd(&e))?;
     let carried = tokio::spawn(connection);
     let mut request = Request::builder().method(method).uri(path).header(HOST, host);
-    if let Some(authorization) = &desk.authorization {
+    if let Some(authorization) = &admin_client.authorization {
         request = request.header(AUTHORIZATION, authorization);
     }
     let request = request.body(Body::empty()).map_err(|e| odd(&e))?;
     let answer = sender.send_request(request).await.map_err(|error| match sealed::why(&error) {
-        Some(why) => Fault::Silent(format!("{desk} {why}")),
+        Some(why) => Fault::Silent(format!("{admin_client} {why}")),
         None => odd(&error),
     })?;
     let status = answer.status();

@@ -11,13 +11,13 @@ use hyper::Method;
 use serde::Serialize;
 
 use super::WAITED;
-use super::client::{Desk, Fault, ask, encoded};
+use super::client::{AdminClient, Fault, ask, encoded};
 use super::remote::complain;
 use super::shown;
 use super::terminal::{err, out, plain};
+use crate::api::status::{BackendStatus, Status};
 use crate::config::AdminState;
-use crate::server::carried::Predecessor;
-use crate::server::status::{BackendStatus, Status};
+use crate::upgrade::OldProcessStatus;
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -45,7 +45,7 @@ struct Left<'a> {
 
 /// Gives a backend its state and waits until its last session has left, for `patience` at most.
 pub(super) fn leave(
-    desk: &Desk,
+    admin_client: &AdminClient,
     json: bool,
     name: &str,
     state: AdminState,
@@ -53,14 +53,14 @@ pub(super) fn leave(
 ) -> ExitCode {
     let started = Instant::now();
     let path = format!("/api/v1/backends/{}/{}", encoded(name), state.label());
-    match ask(desk, Method::POST, &path).map(|body| serde_json::from_slice::<BackendStatus>(&body)) {
+    match ask(admin_client, Method::POST, &path).map(|body| serde_json::from_slice::<BackendStatus>(&body)) {
         Ok(Ok(told)) if !json => err(&shown::told(&told)),
         Ok(_) => {}
         Err(fault) => return complain(&fault, json),
     }
     let (mut silent, mut said) = (0_u32, None);
     loop {
-        match look(desk, name) {
+        match look(admin_client, name) {
             Ok((word, rest)) => {
                 silent = 0;
                 let end = |left, meanwhile, code| {
@@ -108,17 +108,24 @@ pub(super) fn leave(
 const GONE: &str = "gone";
 
 /// The state in force and what is left.
-fn look(desk: &Desk, name: &str) -> Result<(String, Rest), Fault> {
-    let body = ask(desk, Method::GET, "/api/v1/status")?;
+fn look(admin_client: &AdminClient, name: &str) -> Result<(String, Rest), Fault> {
+    let body = ask(admin_client, Method::GET, "/api/v1/status")?;
     let status: Status = serde_json::from_slice(&body)
-        .map_err(|error| Fault::Silent(format!("{desk} answered something else: {error}")))?;
+        .map_err(|error| Fault::Silent(format!("{admin_client} answered something else: {error}")))?;
     Ok(rest(&status.backends, &status.predecessors, name))
 }
 
-fn rest(backends: &[BackendStatus], predecessors: &[Predecessor], name: &str) -> (String, Rest) {
-    let own = backends.iter().filter(|backend| backend.name == name);
+/// What is left on the server of this name, by whatever name it came there.
+fn rest(backends: &[BackendStatus], predecessors: &[OldProcessStatus], name: &str) -> (String, Rest) {
+    let named = backends.iter().filter(|backend| backend.name == name && !backend.leaving);
+    let servers: Vec<&String> = named.filter_map(|backend| backend.server.as_ref()).collect();
+    let is_it = |other: &str, server: Option<&String>| {
+        other == name || server.is_some_and(|server| servers.contains(&server))
+    };
+    let own = backends.iter().filter(|backend| is_it(&backend.name, backend.server.as_ref()));
     let own = own.map(|backend| (backend.sessions, backend.connections));
-    let old = predecessors.iter().flat_map(|old| &old.backends).filter(|carried| carried.name == name);
+    let old = predecessors.iter().flat_map(|old| &old.backends);
+    let old = old.filter(|carried| is_it(&carried.name, carried.server.as_ref()));
     let old = old.map(|carried| (carried.sessions, carried.connections));
     let rest =
         own.chain(old).fold(Rest { sessions: 0, connections: 0 }, |rest, (sessions, connections)| Rest {
@@ -174,5 +181,29 @@ mod tests {
         let old = vec![serde_json::from_value(old).unwrap()];
         assert_eq!(rest(&backends, &old, "a"), ("drain".to_owned(), Rest { sessions: 3, connections: 5 }));
         assert_eq!(rest(&backends, &old, "b"), (GONE.to_owned(), Rest { sessions: 5, connections: 5 }));
+    }
+
+    #[test]
+    fn what_is_left_is_a_server_s_whatever_it_was_called() {
+        let backend = |name: &str, server: &str, sessions: usize, leaving: bool| -> BackendStatus {
+            serde_json::from_value(serde_json::json!({
+                "name": name, "address": server, "server": server, "weight": 1, "state": "drain", "file_state": "ready",
+                "health": "up", "suspect": false, "version": null, "error": null, "probe_seconds": null,
+                "connections": sessions, "sessions": sessions, "leaving": leaving, "warmth": 100,
+            }))
+            .unwrap()
+        };
+        let backends = [
+            backend("new", "127.0.0.1:1", 1, false),
+            backend("old", "127.0.0.1:1", 2, true),
+            backend("other", "127.0.0.1:2", 4, false),
+        ];
+        let carried = r#"[{"name": "old", "server": "127.0.0.1:1", "connections": 8, "sessions": 8}]"#;
+        let old = serde_json::json!({
+            "pid": 7, "version": "0", "uptime_seconds": 1.0, "connections": 8,
+            "backends": serde_json::from_str::<serde_json::Value>(carried).unwrap(),
+        });
+        let left = rest(&backends, &[serde_json::from_value(old).unwrap()], "new");
+        assert_eq!(left, ("drain".to_owned(), Rest { sessions: 11, connections: 11 }));
     }
 }

@@ -32,8 +32,9 @@ SESSILE_ADMIN_CA, SESSILE_ADMIN_CERT, SESSILE_ADMIN_KEY, SESSILE_ADMIN_NAME
 for https://, instead of \-\-ca, \-\-cert, \-\-key and \-\-name
 .TP
 SESSILE_LOG
-how much is logged: error, warn, info (the default), debug or trace, also for single modules, as in
-\(dqwarn,sessile::proxy=debug\(dq
+how much is logged: error, warn, info (the default), debug, trace or off, also for parts alone, as in
+\(dqwarn,sessile::proxy=debug\(dq or, for the access log alone, \(dqwarn,sessile::access=info\(dq; with anything else
+\fBsessile run\fR says what is wrong with it and ends
 .SH "EXIT STATUS"
 .TP
 0
@@ -49,7 +50,7 @@ sessions are left after \-\-timeout
 the configuration is not sound
 .TP
 1
-any other failure
+any other failure; of \fBsessile status\fR also: the balancer is not ready
 "#;
 
 /// The manual page, in roff.

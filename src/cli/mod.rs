@@ -16,11 +16,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use client::{Admin, Desk};
+use client::{Admin, AdminClient};
 
 use crate::config::{self, AdminState};
 
@@ -28,7 +27,7 @@ use crate::config::{self, AdminState};
 #[derive(Debug, Parser)]
 #[command(name = "sessile", version, max_term_width = 100)]
 #[command(
-    after_help = "Exit codes: 0, 64 wrong usage, 75 sessions are left after --timeout, 78 the configuration is not sound, 1 anything else."
+    after_help = "Exit codes: 0, 64 wrong usage, 75 sessions are left after --timeout, 78 the configuration is not sound, 1 anything else, such as a balancer that is not ready (status)."
 )]
 struct Line {
     #[command(subcommand)]
@@ -38,6 +37,9 @@ struct Line {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the balancer until a signal ends it
+    ///
+    /// How much is logged is for SESSILE_LOG to say: error, warn, info (the default), debug, trace or off, also for parts alone,
+    /// as in SESSILE_LOG=warn,sessile::access=info. Why it cannot start is always said.
     Run(File),
     /// Say whether a configuration file is sound, or everything that is wrong with it
     Check {
@@ -49,17 +51,21 @@ enum Command {
     },
     /// Say where sessions would go, and why: one line an ID, with the backend and the reason
     ///
-    /// With --config, from the file alone: where new sessions go while every backend is up. With --admin, the running
-    /// balancer is asked, which knows what is live, what is stored and what is down.
+    /// The running balancer is asked, which knows what is live, what is stored and what is down. With --offline the file alone
+    /// answers: where new sessions go while every backend is up. Which of the two it was is said too. The balancer answers for a
+    /// session.resume; a session.create of a name that nobody has may go elsewhere while a server is down.
     Route {
-        /// The configuration file
-        #[arg(long, value_name = "FILE", env = "SESSILE_CONFIG", required_unless_present = "admin")]
-        config: Option<PathBuf>,
-        /// The admin socket of a running balancer: http://HOST:PORT, https://HOST:PORT or unix:/PATH
-        #[arg(long, value_name = "URL")]
-        admin: Option<Admin>,
+        /// The admin socket: http://HOST:PORT, https://HOST:PORT or unix:/PATH
+        #[arg(long, value_name = "URL", env = "SESSILE_ADMIN", default_value = client::DEFAULT)]
+        admin: Admin,
         #[command(flatten)]
         key: Key,
+        /// Ask nobody: answer from the file of --config
+        #[arg(long, requires = "config")]
+        offline: bool,
+        /// The configuration file, for --offline
+        #[arg(long, value_name = "FILE", env = "SESSILE_CONFIG")]
+        config: Option<PathBuf>,
         /// Print a list of objects, one an ID
         #[arg(long)]
         json: bool,
@@ -67,7 +73,7 @@ enum Command {
         #[arg(required = true, value_name = "ID", value_parser = clap::builder::NonEmptyStringValueParser::new())]
         ids: Vec<String>,
     },
-    /// Show what the running balancer does: listeners, backends, sessions
+    /// Show what the running balancer does: listeners, backends, sessions; exit 1 if it is not ready
     Status(Remote),
     /// Make the running balancer read its file again
     Reload(Remote),
@@ -80,7 +86,7 @@ enum Command {
     /// Play with it: three servers, a balancer in front, and sessions that stay where they belong
     ///
     /// Needs nothing. Real servers are used if `copilot` or `copilot-runtime` is in PATH, without an account and without
-    /// the network; else built-in stand-ins.
+    /// the network; else built-in fake servers.
     Demo {
         /// The CLI server to start, instead of what is in PATH
         #[arg(long, value_name = "PATH")]
@@ -173,19 +179,24 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
-    let tell =
-        |Told { name, remote }: Told, state| at(remote, |desk, json| remote::tell(desk, json, &name, state));
+    let tell = |Told { name, remote }: Told, state| {
+        at(remote, |admin_client, json| remote::tell(admin_client, json, &name, state))
+    };
     let leave = |Leave { told, wait, timeout }: Leave, state| match wait {
-        true => at(told.remote, |desk, json| leave::leave(desk, json, &told.name, state, timeout)),
+        true => {
+            at(told.remote, |admin_client, json| leave::leave(admin_client, json, &told.name, state, timeout))
+        }
         false => tell(told, state),
     };
     match line.command {
         Command::Run(File { config }) => run::run(&config),
         Command::Check { file: File { config }, json } => check::check(&config, json),
-        Command::Route { admin: Some(admin), key, json, ids, .. } => {
-            at(Remote { admin, key, json }, |desk, json| route::online(desk, json, &ids))
+        Command::Route { offline: true, config, json, ids, .. } => {
+            route::offline(&config.unwrap_or_default(), json, &ids)
         }
-        Command::Route { config, json, ids, .. } => route::offline(&config.unwrap_or_default(), json, &ids),
+        Command::Route { admin, key, json, ids, .. } => {
+            at(Remote { admin, key, json }, |admin_client, json| route::online(admin_client, json, &ids))
+        }
         Command::Status(remote) => at(remote, remote::status),
         Command::Reload(remote) => at(remote, remote::reload),
         Command::Drain(told) => leave(told, AdminState::Drain),
@@ -202,7 +213,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Does something at an admin socket, with what opens it in hand.
-fn at(Remote { admin, key, json }: Remote, act: impl FnOnce(&Desk, bool) -> ExitCode) -> ExitCode {
+fn at(Remote { admin, key, json }: Remote, act: impl FnOnce(&AdminClient, bool) -> ExitCode) -> ExitCode {
     let misused = match (&admin, &key.ca) {
         (Admin::Tls(_), None) => {
             "https:// needs --ca: the file of who signed the balancer's certificate".into()
@@ -212,12 +223,12 @@ fn at(Remote { admin, key, json }: Remote, act: impl FnOnce(&Desk, bool) -> Exit
         _ => String::new(),
     };
     if !misused.is_empty() {
-        let error = Line::command().error(ErrorKind::ArgumentConflict, misused);
-        drop(error.print());
+        // As clap says it, but for the usage: which command this is for is not known here.
+        terminal::err(&format!("error: {misused}\n\nFor more information, try '--help'.\n"));
         return ExitCode::from(USAGE);
     }
-    match Desk::new(admin, &key) {
-        Ok(desk) => act(&desk, json),
+    match AdminClient::new(admin, &key) {
+        Ok(admin_client) => act(&admin_client, json),
         Err(why) => {
             terminal::err(&format!("sessile: {why}\n"));
             ExitCode::FAILURE

@@ -6,52 +6,52 @@ use hyper::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 
 use super::CONFIG;
-use super::client::{Desk, Fault, ask, encoded};
+use super::client::{AdminClient, Fault, ask, encoded};
 use super::shown;
 use super::terminal::{Look, err, out};
+use crate::api::status::Status;
 use crate::config::AdminState;
 
-/// Prints the status.
-pub(super) fn status(desk: &Desk, json: bool) -> ExitCode {
-    show(desk, json, Method::GET, "/api/v1/status", |status| shown::status(status, Look::of_output()))
+/// Prints the status; the exit code says whether it is ready.
+pub(super) fn status(admin_client: &AdminClient, json: bool) -> ExitCode {
+    let words = |status: &Status| shown::status(status, Look::of_output());
+    show(admin_client, json, Method::GET, "/api/v1/status", words, |status| status.ready)
 }
 
 /// Reloads the file.
-pub(super) fn reload(desk: &Desk, json: bool) -> ExitCode {
-    show(desk, json, Method::POST, "/api/v1/reload", shown::reloaded)
+pub(super) fn reload(admin_client: &AdminClient, json: bool) -> ExitCode {
+    show(admin_client, json, Method::POST, "/api/v1/reload", shown::reloaded, |_| true)
 }
 
 /// Gives a backend a state.
-pub(super) fn tell(desk: &Desk, json: bool, name: &str, state: AdminState) -> ExitCode {
+pub(super) fn tell(admin_client: &AdminClient, json: bool, name: &str, state: AdminState) -> ExitCode {
     let path = format!("/api/v1/backends/{}/{}", encoded(name), state.label());
-    show(desk, json, Method::POST, &path, shown::told)
+    show(admin_client, json, Method::POST, &path, shown::told, |_| true)
 }
 
-/// Asks, and prints the answer: as it came for scripts, errors included; else in words.
+/// Asks, and prints the answer: as it came for scripts, errors included; else in words. `good` says whether the answer is one
+/// to exit with 0 for.
 fn show<T: DeserializeOwned>(
-    desk: &Desk,
+    admin_client: &AdminClient,
     json: bool,
     method: Method,
     path: &str,
     words: impl Fn(&T) -> String,
+    good: impl Fn(&T) -> bool,
 ) -> ExitCode {
-    match ask(desk, method, path) {
-        Ok(body) if json => {
-            out(&format!("{}\n", String::from_utf8_lossy(&body)));
-            ExitCode::SUCCESS
+    match ask(admin_client, method, path) {
+        Ok(body) => {
+            let answer = serde_json::from_slice::<T>(&body);
+            match &answer {
+                _ if json => out(&format!("{}\n", String::from_utf8_lossy(&body))),
+                Ok(answer) => out(&words(answer)),
+                Err(error) => err(&format!(
+                    "sessile: {admin_client} answered something else: {error}\n  is it another version? --json shows all of it\n"
+                )),
+            }
+            // What another version answers is passed on as it is.
+            if answer.map_or(json, |answer| good(&answer)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Ok(body) => match serde_json::from_slice(&body) {
-            Ok(answer) => {
-                out(&words(&answer));
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                err(&format!(
-                    "sessile: {desk} answered something else: {error}\n  is it another version? --json shows all of it\n"
-                ));
-                ExitCode::FAILURE
-            }
-        },
         Err(fault) => complain(&fault, json),
     }
 }

@@ -1,4 +1,4 @@
-//! `sessile route`: where sessions would go, and why; from a file alone, or as a running balancer sees it.
+//! `sessile route`: where sessions would go, and why; as a running balancer sees it, or from a file alone.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,11 +8,12 @@ use hyper::{Method, StatusCode};
 use serde::Serialize;
 
 use super::check;
-use super::client::{Desk, Fault, PLAIN, ask, encoded};
-use super::terminal::{Table, err, out};
+use super::client::{AdminClient, Fault, PLAIN, ask, encoded};
+use super::terminal::{Table, err, out, plain};
+use crate::api::status::Route;
 use crate::config::{AdminState, Config, Resolve, Strategy};
-use crate::fleet::{Candidate, Decision, Facts, Found, Ring, WARM, decide};
-use crate::server::status::Route;
+use crate::fleet::{Candidate, Decision, Facts, Heard, Ring, WARM, decide};
+use crate::place::Want;
 use crate::snapshot::Snapshot;
 use crate::wire::SessionId;
 
@@ -28,12 +29,18 @@ pub(super) fn offline(path: &Path, json: bool, ids: &[String]) -> ExitCode {
         );
     }
     if config.backends.iter().any(|backend| backend.resolve != Resolve::Dial) {
-        err("left out are backends that are looked up: a running balancer knows them, ask it with --admin\n");
+        err(
+            "left out are backends that are looked up: a running balancer knows them, ask it without --offline\n",
+        );
+    }
+    if !json {
+        let file = plain(&path.display().to_string());
+        err(&format!("from {file} alone, as if every backend were up and no session live:\n"));
     }
     let snapshot = Plan::new(config);
     let way = |(turn, id): (usize, &String)| {
         let (backend, reason) = snapshot.route(&SessionId::new(id), turn);
-        Way { session: id.clone(), backend, reason: reason.into() }
+        Way { session: id.clone(), backend, reason: reason.into(), source: "file" }
     };
     show(&ids.iter().enumerate().map(way).collect::<Vec<_>>(), json)
 }
@@ -44,6 +51,8 @@ struct Way {
     session: String,
     backend: Option<String>,
     reason: String,
+    /// Who says so: "balancer" or "file".
+    source: &'static str,
 }
 
 /// Prints all ways, and says whether every session has one.
@@ -55,7 +64,7 @@ fn show(ways: &[Way], json: bool) -> ExitCode {
         }
     } else {
         let mut table = Table::bare();
-        for Way { session, backend, reason } in ways {
+        for Way { session, backend, reason, .. } in ways {
             table.row([session.clone(), backend.clone().unwrap_or_else(|| "-".into()), reason.clone()]);
         }
         out(&table.render(""));
@@ -72,26 +81,22 @@ impl Plan {
         config.backends.retain(|backend| backend.resolve == Resolve::Dial);
         let names = config.backends.iter().map(|backend| (backend.name.as_str(), backend.weight));
         let ring = Arc::new(Ring::new(names, config.placement.hash_key.reveal()));
-        Self(Snapshot { generation: 0, config: Arc::new(config), members: Vec::new(), ring })
+        Self(Snapshot {
+            generation: 0,
+            config: Arc::new(config),
+            members: Vec::new(),
+            retired: Vec::new(),
+            ring,
+        })
     }
 
     /// Where a session goes that nobody has, while all backends are up and empty: the backend's name, and the word for
     /// why; or for why not.
     pub(super) fn route(&self, session: &SessionId, turn: usize) -> (Option<String>, &'static str) {
         let Snapshot { config, ring, .. } = &self.0;
-        let facts = Facts {
-            key: Some(self.0.affinity_key(session)),
-            must_exist: false,
-            owner_up: None,
-            panic: false,
-            found: Found::Unasked,
-            pin: None,
-            strategy: config.placement.strategy,
-            storage: config.placement.storage,
-            load_factor: config.placement.load_factor,
-            sessions: 0,
-            turn,
-        };
+        // Nobody has it, and no balancer runs: a create.
+        let (want, heard) = (Want::of(session, false), Heard::default());
+        let facts = Facts::of(&self.0, None, &want, None, &heard, turn);
         let candidate = |at: usize| {
             let state = config.backends.get(at).map_or(AdminState::Maint, |backend| backend.state);
             Candidate {
@@ -100,7 +105,7 @@ impl Plan {
                 up: true,
                 maint: state == AdminState::Maint,
                 weight: config.backends.get(at).map_or(0, |backend| backend.weight),
-                warmth: WARM,
+                ramp: WARM,
                 sessions: 0,
             }
         };
@@ -115,31 +120,34 @@ impl Plan {
 }
 
 /// Where a running balancer would send these sessions now.
-pub(super) fn online(desk: &Desk, json: bool, ids: &[String]) -> ExitCode {
+pub(super) fn online(admin_client: &AdminClient, json: bool, ids: &[String]) -> ExitCode {
     let mut ways = Vec::new();
+    let way = |id: &String, backend, reason| Way { session: id.clone(), backend, reason, source: "balancer" };
     for id in ids {
         let path = format!("/api/v1/route?session={}", encoded(id));
-        let answer = ask(desk, Method::GET, &path);
+        let answer = ask(admin_client, Method::GET, &path);
         match answer.map(|body| serde_json::from_slice::<Route>(&body)) {
-            Ok(Ok(Route { backend, reason, .. })) => {
-                ways.push(Way { session: id.clone(), backend: Some(backend), reason });
-            }
+            Ok(Ok(Route { backend, reason, .. })) => ways.push(way(id, Some(backend), reason)),
             Err(Fault::Refused {
                 status: StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_REQUEST,
                 why,
                 ..
-            }) if why.error.reason != PLAIN => {
-                ways.push(Way { session: id.clone(), backend: None, reason: why.error.reason });
-            }
+            }) if why.error.reason != PLAIN => ways.push(way(id, None, why.error.reason)),
             Ok(Err(error)) => {
-                err(&format!("sessile: {desk} answered something else: {error}\n"));
+                err(&format!("sessile: {admin_client} answered something else: {error}\n"));
                 return ExitCode::FAILURE;
             }
             Err(fault) => {
-                err(&format!("sessile: {fault}\n"));
+                let silent = matches!(fault, Fault::Silent(_));
+                let or =
+                    "\n  without a balancer, a file can answer: sessile route --offline --config FILE ID";
+                err(&format!("sessile: {fault}{}\n", if silent { or } else { "" }));
                 return ExitCode::FAILURE;
             }
         }
+    }
+    if !json {
+        err(&format!("asked the balancer at {admin_client}:\n"));
     }
     show(&ways, json)
 }

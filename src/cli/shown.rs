@@ -6,10 +6,10 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::terminal::{Look, Table, Tone, plain};
-use crate::fleet::WARM;
-use crate::server::Trouble;
-use crate::server::carried::Predecessor;
-use crate::server::status::{BackendStatus, ListenerStatus, NameStatus, Reloaded, Status};
+use crate::api::status::{BackendStatus, HomeStatus, ListenerStatus, NameStatus, Reloaded, Status};
+use crate::control::Trouble;
+use crate::fleet::{UNANSWERED_TOLD, WARM};
+use crate::upgrade::OldProcessStatus;
 
 /// `sessile status`.
 pub(super) fn status(status: &Status, look: Look) -> String {
@@ -17,6 +17,7 @@ pub(super) fn status(status: &Status, look: Look) -> String {
         (true, _) => ("is draining", Tone::Slow),
         (false, true) if status.panic => ("is ready, but in PANIC: too few backends are up", Tone::Bad),
         (false, true) => ("is ready", Tone::Good),
+        (false, false) if status.panic => ("is NOT ready, in PANIC: no backend is up", Tone::Bad),
         (false, false) => ("is NOT ready: no backend is up", Tone::Bad),
     };
     let (version, generation) = (plain(&status.version), status.generation);
@@ -29,7 +30,13 @@ pub(super) fn status(status: &Status, look: Look) -> String {
         ("file", status.config.file.clone()),
         (
             "placement",
-            format!("{}, storage {}, locate {}", placement.strategy, placement.storage, placement.locate),
+            format!(
+                "{}, storage {}{}, locate {}",
+                placement.strategy,
+                placement.storage,
+                homes(&placement.homes),
+                placement.locate
+            ),
         ),
         ("sessions", format!("{} owned, {} pinned", status.owners, status.pins)),
         ("connections", format!("{}, of which {} opening", status.connections, status.openings)),
@@ -44,6 +51,13 @@ pub(super) fn status(status: &Status, look: Look) -> String {
         let _infallible = writeln!(text, "\n{}", look.paint(&refused_at(&last.at), Tone::Bad));
         text.push_str(&problems(&last.problems));
     }
+    if !status.warnings.is_empty() {
+        text.push('\n');
+    }
+    for warning in &status.warnings {
+        let _infallible =
+            writeln!(text, "{}", look.paint(&format!("Warning: {}", plain(warning)), Tone::Bad));
+    }
     for name in &status.discovery {
         let _infallible = writeln!(text, "\n{}", looked_up(name, look));
     }
@@ -56,6 +70,31 @@ pub(super) fn status(status: &Status, look: Look) -> String {
         text.push_str(&predecessors(&status.predecessors));
     }
     text
+}
+
+/// Whose homes are the same, as far as has been shown: " (a, b share; c has its own; d not compared yet)".
+fn homes(homes: &[HomeStatus]) -> String {
+    if homes.is_empty() {
+        return String::new();
+    }
+    let said = |names: &[String], word: &str| format!("{} {word}", names.join(", "));
+    let (mut words, mut alone, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
+    for HomeStatus { backends, compared } in homes {
+        match backends.len() {
+            1 if *compared => alone.extend_from_slice(backends),
+            1 => unknown.extend_from_slice(backends),
+            _ => words.push(said(backends, "share")),
+        }
+    }
+    if !alone.is_empty() {
+        words.push(said(&alone, if alone.len() == 1 { "has its own" } else { "have one each" }));
+    }
+    match words.is_empty() {
+        true => words.push("none compared yet".into()),
+        false if !unknown.is_empty() => words.push(said(&unknown, "not compared yet")),
+        false => {}
+    }
+    format!(" ({})", words.join("; "))
 }
 
 /// What one name stands for.
@@ -95,9 +134,9 @@ fn seconds(seconds: f64) -> String {
     words.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
-fn predecessors(predecessors: &[Predecessor]) -> String {
+fn predecessors(predecessors: &[OldProcessStatus]) -> String {
     let mut table = Table::new(&["OLD PROCESS", "VERSION", "CONNECTIONS", "SESSIONS"]);
-    for Predecessor { pid, version, connections, backends, .. } in predecessors {
+    for OldProcessStatus { pid, version, connections, backends, .. } in predecessors {
         let sessions: usize = backends.iter().map(|backend| backend.sessions).sum();
         table.row([pid.to_string(), version.clone(), connections.to_string(), sessions.to_string()]);
     }
@@ -183,8 +222,17 @@ fn notes(backend: &BackendStatus) -> Vec<(String, Tone)> {
         notes.push((format!("warms up, takes {warmth}% of its share"), Tone::Plain));
     }
     if backend.mute {
-        let why = "demands another token: sessions cannot be located there; see upstream.connection_token";
-        notes.push((why.into(), Tone::Bad));
+        let demands = match backend.mute_reason.as_deref() {
+            Some("unset") => "demands a token, and upstream.connection_token is not set",
+            _ => "demands another token than upstream.connection_token",
+        };
+        notes.push((format!("{demands}: sessions that may be there are refused"), Tone::Bad));
+    }
+    if backend.unanswered_questions >= UNANSWERED_TOLD {
+        let many = backend.unanswered_questions;
+        let why =
+            format!("does not answer questions ({many} in a row): sessions that may be there are refused");
+        notes.push((why, Tone::Bad));
     }
     if let Some(error) = &backend.error {
         let ago = backend.error_seconds.map(|ago| format!(", {} ago", seconds(ago))).unwrap_or_default();
@@ -263,13 +311,14 @@ fn s(count: usize) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::carried::Carried;
-    use crate::server::status::{ConfigStatus, PlacementStatus, ReloadStatus};
+    use crate::api::status::{ConfigStatus, PlacementStatus, ReloadStatus};
+    use crate::upgrade::Carried;
 
     fn backend(name: &str) -> BackendStatus {
         BackendStatus {
             name: name.into(),
             address: format!("{name}:4321"),
+            server: None,
             source: None,
             weight: Some(1),
             state: Some("ready".into()),
@@ -282,6 +331,8 @@ mod tests {
             health_seconds: Some(7200.5),
             error_seconds: None,
             mute: false,
+            mute_reason: None,
+            unanswered_questions: 0,
             bytes_to_backend: 1 << 20,
             bytes_to_client: 5 << 30,
             probe_seconds: Some(0.000_31),
@@ -331,9 +382,11 @@ mod tests {
                     changes: Vec::new(),
                 },
             },
+            warnings: Vec::new(),
             placement: PlacementStatus {
                 strategy: "consistent-hash".into(),
                 storage: "shared".into(),
+                homes: Vec::new(),
                 locate: "auto".into(),
             },
             listeners: vec![
@@ -389,8 +442,8 @@ mod tests {
 
     #[test]
     fn old_processes_stand_below() {
-        let carried = Carried { name: "cli-1".into(), connections: 2, sessions: 2 };
-        let old = Predecessor {
+        let carried = Carried { name: "cli-1".into(), server: None, connections: 2, sessions: 2 };
+        let old = OldProcessStatus {
             pid: 4711,
             version: "0.1.0".into(),
             uptime_seconds: 86400.0,
@@ -401,6 +454,14 @@ mod tests {
         let rows =
             "\nOLD PROCESS  VERSION  CONNECTIONS  SESSIONS\n       4711  0.1.0              3         4\n";
         assert!(shown.ends_with(rows), "{shown}");
+    }
+
+    #[test]
+    fn warnings_stand_out() {
+        let warnings = vec!["the certificate of the admin port has expired: \u{1b}".into()];
+        let text = status(&Status { warnings, ..sample() }, Look::default());
+        assert!(text.contains("\nWarning: the certificate of the admin port has expired: "), "{text}");
+        assert!(!text.contains('\u{1b}'));
     }
 
     #[test]
@@ -454,9 +515,37 @@ mod tests {
     }
 
     #[test]
+    fn homes_are_told_as_far_as_they_are_known() {
+        let told = |groups: &[(&[&str], bool)]| {
+            let home = |(names, compared): &(&[&str], bool)| HomeStatus {
+                backends: names.iter().map(ToString::to_string).collect(),
+                compared: *compared,
+            };
+            homes(&groups.iter().map(home).collect::<Vec<_>>())
+        };
+        assert_eq!(told(&[]), "");
+        assert_eq!(told(&[(&["a"], false), (&["b"], false)]), " (none compared yet)");
+        assert_eq!(told(&[(&["a", "b"], true), (&["c"], false)]), " (a, b share; c not compared yet)");
+        assert_eq!(told(&[(&["a"], true), (&["b"], true)]), " (a, b have one each)");
+        assert_eq!(told(&[(&["a", "b"], true), (&["c"], true)]), " (a, b share; c has its own)");
+    }
+
+    #[test]
+    fn tokens_that_are_missing_and_wrong_are_told_apart() {
+        let told =
+            |why: &str| notes(&BackendStatus { mute: true, mute_reason: Some(why.into()), ..backend("a") });
+        let said =
+            |demands: &str| [(format!("{demands}: sessions that may be there are refused"), Tone::Bad)];
+        assert_eq!(told("unset"), said("demands a token, and upstream.connection_token is not set"));
+        assert_eq!(told("refused"), said("demands another token than upstream.connection_token"));
+    }
+
+    #[test]
     fn a_panic_stands_out() {
         let text = status(&Status { panic: true, ..sample() }, Look::default());
         assert!(text.contains(" is ready, but in PANIC: too few backends are up; "), "{text}");
+        let text = status(&Status { panic: true, ready: false, ..sample() }, Look::default());
+        assert!(text.contains(" is NOT ready, in PANIC: no backend is up; "), "{text}");
     }
 
     #[test]

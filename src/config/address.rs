@@ -1,13 +1,14 @@
 //! Addresses and names as operators write them: what is accepted, and for the usual slips, what was meant.
 //!
 //! Listening addresses are IP literals, because a name may resolve to many or to none at a bad moment; backends may be
-//! names, which are looked up at every dial. Faults are worded as in `values`.
+//! names, which are looked up again and again. Faults are worded as in `values`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use super::families::Families;
 use super::model::AdminAddress;
 use super::problem::Fault;
 use super::schema::shown;
@@ -171,10 +172,12 @@ pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
         && (a.ip() == b.ip() || all_of_family(a.ip(), b.ip()) || all_of_family(b.ip(), a.ip()))
 }
 
-/// Whether dialling `backend` would end at this very listener.
-pub(super) fn loops_back(backend: &str, listener: SocketAddr) -> bool {
+/// Whether dialling `backend` would end at this very listener, which takes `families`.
+pub(super) fn loops_back(backend: &str, listener: SocketAddr, families: Families) -> bool {
     if let Ok(backend) = backend.parse::<SocketAddr>() {
-        return backend == listener || (backend.ip().is_loopback() && collide(backend, listener));
+        let here = backend.ip().to_canonical().is_loopback();
+        let reached = families.reach(listener, backend.ip().to_canonical());
+        return backend == listener || (here && reached && backend.port() == listener.port());
     }
     let port = backend.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok());
     port.is_some_and(|port| {
@@ -381,12 +384,20 @@ mod tests {
 
     #[test]
     fn a_backend_that_is_this_listener_is_seen() {
-        let listener = |text: &str| text.parse::<SocketAddr>().unwrap();
-        assert!(loops_back("127.0.0.1:4321", listener("0.0.0.0:4321")));
-        assert!(loops_back("10.0.0.1:4321", listener("10.0.0.1:4321")));
-        assert!(loops_back("localhost:4321", listener("[::]:4321")));
-        assert!(!loops_back("10.0.0.2:4321", listener("0.0.0.0:4321")));
-        assert!(!loops_back("127.0.0.1:4322", listener("0.0.0.0:4321")));
-        assert!(!loops_back("cli-1:4321", listener("0.0.0.0:4321")));
+        for (backend, listener, families, expected) in [
+            ("127.0.0.1:4321", "0.0.0.0:4321", Families::Own, true),
+            ("10.0.0.1:4321", "10.0.0.1:4321", Families::Own, true),
+            ("localhost:4321", "[::]:4321", Families::Both, true),
+            ("127.0.0.1:4321", "[::]:4321", Families::Both, true),
+            ("[::1]:4321", "[::]:4321", Families::Both, true),
+            ("127.0.0.1:4321", "[::]:4321", Families::Own, false),
+            ("[::1]:4321", "0.0.0.0:4321", Families::Own, false),
+            ("10.0.0.2:4321", "0.0.0.0:4321", Families::Own, false),
+            ("127.0.0.1:4322", "0.0.0.0:4321", Families::Own, false),
+            ("cli-1:4321", "0.0.0.0:4321", Families::Own, false),
+        ] {
+            let loops = loops_back(backend, listener.parse().unwrap(), families);
+            assert_eq!(loops, expected, "{backend} {listener} {families:?}");
+        }
     }
 }

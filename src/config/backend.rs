@@ -13,7 +13,7 @@ use super::tls::BackendTls;
 pub struct BackendSpec {
     /// Its name: in the ring, in metrics, in commands. `[A-Za-z0-9._-]`, 1 to 63 bytes, the first a letter or digit.
     pub name: String,
-    /// `host:port`, resolved at every dial; with [`Resolve::Srv`] the name of a service.
+    /// `host:port`; with [`Resolve::Srv`] the name of a service.
     pub address: String,
     /// What the address stands for.
     pub resolve: Resolve,
@@ -30,7 +30,7 @@ pub struct BackendSpec {
 /// What a backend's address stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Resolve {
-    /// One server, found anew whenever it is dialled.
+    /// One server, looked up by the system.
     Dial,
     /// A server for each address record.
     All,
@@ -51,6 +51,8 @@ pub struct Discovery {
     pub timeout: Duration,
     /// Backends found for all names together, at most.
     pub backends: usize,
+    /// A server that has left is asked where sessions are until it has held nothing, or been silent, for so long.
+    pub forget: Duration,
 }
 
 /// What an operator lets a backend take.

@@ -5,6 +5,7 @@
 //! that one mistake is not reported twice.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use super::check_admin::{Socket, admin};
 use super::check_restart;
 use super::check_tls::{self, Own};
 use super::defaults;
+use super::families::families;
 use super::model::{
     AdminState, BackendSpec, Config, Discovery, Health, Lifecycle, Limits, Listener, LocatePolicy,
     MethodPolicy, OnDown, Openings, Placement, Resolve, Routing, Storage, Strategy, Timeouts, Upstream,
@@ -86,7 +88,7 @@ fn listeners(
         let default = Listener::default();
         let address = match reader.value("address") {
             Some(_) => reader.take("address", |value| address::listening(values::text(value)?)),
-            None => reader.found().is_whole().then_some(default.address),
+            None => (reader.found().is_whole() && !reader.misspells("address")).then_some(default.address),
         };
         let routing = reader.word("routing", default.routing, Routing::ALL, Routing::label);
         let lifecycle = reader.word("lifecycle", default.lifecycle, Lifecycle::ALL, Lifecycle::label);
@@ -95,7 +97,7 @@ fn listeners(
         let rules = |list: Vec<String>| list.into_iter().collect::<BTreeSet<_>>();
         let allow = reader.list("methods_allow", METHOD_RULES_MAX, address::method_rule).map(rules);
         let deny = reader.list("methods_deny", METHOD_RULES_MAX, address::method_rule).map(rules);
-        let deny = deny.unwrap_or_else(|| defaults::METHODS_DENIED.map(str::to_owned).into());
+        let deny = deny.unwrap_or_else(defaults::methods_denied);
         let methods = MethodPolicy::new(allow.unwrap_or_default(), deny);
         let tls = check_tls::served(&LISTENER_TLS, &mut reader, around);
         let proxy_protocol = check_tls::proxies(&mut reader);
@@ -255,6 +257,7 @@ fn discovery(mut reader: Reader<'_, '_>) -> Discovery {
         ttl_max,
         timeout: reader.bounded("timeout", default.timeout, &UP_TO_AN_HOUR),
         backends: reader.bounded("backends", default.backends, &DISCOVERED),
+        forget: reader.bounded("forget", default.forget, &(SHORTEST..=DAY)),
     }
 }
 
@@ -322,7 +325,9 @@ fn backends(
 }
 
 fn report_loop(reader: &mut Reader<'_, '_>, address: &str, sockets: &[Socket]) {
-    if let Some(socket) = sockets.iter().find(|socket| address::loops_back(address, socket.address)) {
+    let families = |of: SocketAddr| families(of, sockets.iter().map(|socket| socket.address));
+    let is_it = |socket: &&Socket| address::loops_back(address, socket.address, families(socket.address));
+    if let Some(socket) = sockets.iter().find(is_it) {
         let fault = Fault::new(format!("\"{}\" is the {} of sessile itself", shown(address), socket.what));
         reader.report("address", fault.help("a backend is a CLI server: give one of the two another port"));
     }

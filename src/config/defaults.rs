@@ -10,47 +10,32 @@ use super::model::{
     Admin, AdminAddress, Discovery, Health, Lifecycle, Limits, Listener, LocatePolicy, MethodPolicy, OnDown,
     Openings, Placement, Restart, Routing, Secret, Storage, Strategy, Timeouts,
 };
+use crate::wire::method;
 
 /// The weight of a backend that names none.
 pub(super) const WEIGHT: u32 = 1;
 
-/// Methods that bind, end or change a whole server, and with it the sessions of everybody else on it: the default of
-/// `methods_deny`. A `*` at the end stands for any rest.
-pub const METHODS_DENIED: [&str; 14] = [
-    "account.login",
-    "account.logout",
-    "llmInference.setProvider",
-    "mcp.config.*",
-    "plugins.*",
-    "registerExtensionLaunchProvider",
-    "runtime.shutdown",
-    "secrets.addFilterValues",
-    "sessionFs.setProvider",
-    "sessions.bulkDelete",
-    "sessions.pruneOld",
-    "sessions.setAdditionalPlugins",
-    "skills.config.*",
-    "user.settings.set",
-];
-
-/// Methods every SDK may send before its first session frame. Without their answer no client starts, so a prefix in
-/// `methods_deny` (`plugins.*`, `*`) does not reach them: only the full name there denies one.
-pub const STATE_METHODS: [&str; 2] = ["connect", "plugins.builtin.set"];
+/// The default of `methods_deny`: what binds, ends, changes or gives away a whole server, and with it the sessions of
+/// everybody else on it. A `*` at the end stands for any rest.
+pub(super) fn methods_denied() -> BTreeSet<String> {
+    method::denied_by_default().map(str::to_owned).collect()
+}
 
 impl MethodPolicy {
     /// The policy of what a listener's file section says.
     ///
-    /// [`STATE_METHODS`] that `deny` does not name in full are allowed: adding an exception of one's own to
-    /// `methods_allow` must not take theirs away.
+    /// State methods, without whose answer no client starts, are allowed unless `deny` names them in full: a family there
+    /// (`plugins.*`, `*`) does not reach them, and adding an exception of one's own to `methods_allow` does not take theirs
+    /// away.
     pub fn new(mut allow: BTreeSet<String>, deny: BTreeSet<String>) -> Self {
-        allow.extend(STATE_METHODS.iter().filter(|name| !deny.contains(**name)).map(ToString::to_string));
+        allow.extend(method::of_state().filter(|name| !deny.contains(*name)).map(str::to_owned));
         Self { allow, deny }
     }
 }
 
 impl Default for MethodPolicy {
     fn default() -> Self {
-        Self::new(BTreeSet::new(), METHODS_DENIED.iter().map(ToString::to_string).collect())
+        Self::new(BTreeSet::new(), methods_denied())
     }
 }
 
@@ -82,7 +67,7 @@ impl Default for Placement {
         Self {
             strategy: Strategy::ConsistentHash,
             affinity_pattern: None,
-            storage: Storage::Shared,
+            storage: Storage::Auto,
             locate: LocatePolicy::Auto,
             openings: Openings::Learned,
             load_factor: Some(1.25),
@@ -145,6 +130,7 @@ impl Default for Discovery {
             ttl_max: Duration::from_secs(30),
             timeout: Duration::from_secs(5),
             backends: 256,
+            forget: Duration::from_mins(10),
         }
     }
 }
@@ -177,12 +163,12 @@ mod tests {
             "mcp.config.add",
             "account.login",
         ] {
-            assert!(policy.denies(denied), "{denied}");
+            assert!(policy.denies(&denied.into()), "{denied}");
         }
         for allowed in
             ["connect", "ping", "plugins.builtin.set", "session.create", "sessions.open", "mcp.list"]
         {
-            assert!(!policy.denies(allowed), "{allowed}");
+            assert!(!policy.denies(&allowed.into()), "{allowed}");
         }
     }
 
@@ -190,8 +176,12 @@ mod tests {
     fn only_its_full_name_denies_a_state_method() {
         let set = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
         let all = MethodPolicy::new(set(&["session.*"]), set(&["*"]));
-        assert!(!all.denies("connect") && !all.denies("plugins.builtin.set") && all.denies("ping"));
+        assert!(
+            !all.denies(&"connect".into())
+                && !all.denies(&"plugins.builtin.set".into())
+                && all.denies(&"ping".into())
+        );
         let named = MethodPolicy::new(set(&[]), set(&["plugins.builtin.set"]));
-        assert!(named.denies("plugins.builtin.set") && !named.denies("plugins.install"));
+        assert!(named.denies(&"plugins.builtin.set".into()) && !named.denies(&"plugins.install".into()));
     }
 }

@@ -3,16 +3,18 @@
 //! Pure. Backends are told apart by name and listeners by address, in no order. Secrets are compared, never shown. Each
 //! section is taken apart field by field without a rest, so that a new setting does not compile before it is told here.
 
+mod fleet;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::model::{
-    Admin, AdminAddress, AdminState, BackendSpec, Config, Discovery, Health, Limits, Listener, Placement,
-    Proxies, Resolve, Restart, RestartCommand, Secret, Timeouts, Upstream,
+    Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Limits, Listener, Placement, Proxies,
+    Restart, RestartCommand, Secret, Timeouts, Upstream,
 };
-use super::tls::{BackendTls, ListenerTls};
+use super::tls::ListenerTls;
 use super::values::{Quantity, Size};
 
 /// One difference. `Display` is one short line.
@@ -109,8 +111,8 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     timeouts(&mut changes, &old.timeouts, &new.timeouts);
     limits(&mut changes, &old.limits, &new.limits);
     upstream(&mut changes, &old.upstream, &new.upstream);
-    discovery(&mut changes, &old.discovery, &new.discovery);
-    backends(&mut changes, &old.backends, &new.backends);
+    fleet::discovery(&mut changes, &old.discovery, &new.discovery);
+    fleet::backends(&mut changes, &old.backends, &new.backends);
     changes
 }
 
@@ -152,39 +154,6 @@ fn listeners(changes: &mut Vec<Change>, old: &[Listener], new: &[Listener]) {
             if old != new {
                 changes.push(Change::ListenerMethods { address, key, added, removed });
             }
-        }
-    }
-}
-
-fn backends(changes: &mut Vec<Change>, old: &[BackendSpec], new: &[BackendSpec]) {
-    let by_name = |all: &[BackendSpec]| -> BTreeMap<String, BackendSpec> {
-        all.iter().map(|spec| (spec.name.clone(), spec.clone())).collect()
-    };
-    let (old, new) = (by_name(old), by_name(new));
-    let removed = old.keys().filter(|name| !new.contains_key(*name));
-    changes.extend(removed.map(|name| Change::BackendRemoved { name: name.clone() }));
-    for (name, new) in new {
-        let Some(old) = old.get(&name) else {
-            changes.push(Change::BackendAdded(new));
-            continue;
-        };
-        let BackendSpec { name: _, address, resolve, weight, state, connections, tls } = new;
-        if let Some(what) = tls_change(old.tls.as_deref(), tls.as_deref(), BackendTls::change_from) {
-            changes.push(Change::Tls { whose: format!("backend {name}"), what });
-        }
-        if old.address != address || old.resolve != resolve {
-            let name = name.clone();
-            let (old, new) = (looked_up(&old.address, old.resolve), looked_up(&address, resolve));
-            changes.push(Change::BackendReaddressed { name, old, new });
-        }
-        if old.weight != weight {
-            changes.push(Change::BackendReweighted { name: name.clone(), old: old.weight, new: weight });
-        }
-        if old.state != state {
-            changes.push(Change::BackendState { name: name.clone(), old: old.state, new: state });
-        }
-        if old.connections != connections {
-            changes.push(Change::BackendConnections { name, old: old.connections, new: connections });
         }
     }
 }
@@ -323,27 +292,6 @@ fn tls_change<T>(
     }
 }
 
-fn discovery(changes: &mut Vec<Change>, old: &Discovery, new: &Discovery) {
-    let Discovery { nameservers, ttl_min, ttl_max, timeout, backends } = new;
-    let listed = |servers: &[SocketAddr]| {
-        let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
-        if servers.is_empty() { "the system's".to_owned() } else { servers.join(", ") }
-    };
-    setting(changes, "discovery.nameservers", listed(&old.nameservers), listed(nameservers));
-    setting(changes, "discovery.ttl_min", old.ttl_min.show(), ttl_min.show());
-    setting(changes, "discovery.ttl_max", old.ttl_max.show(), ttl_max.show());
-    setting(changes, "discovery.timeout", old.timeout.show(), timeout.show());
-    setting(changes, "discovery.backends", old.backends.show(), backends.show());
-}
-
-/// An address, and how it is looked up if not as usual.
-fn looked_up(address: &str, resolve: Resolve) -> String {
-    match resolve {
-        Resolve::Dial => address.to_owned(),
-        Resolve::All | Resolve::Srv => format!("{address} ({})", resolve.label()),
-    }
-}
-
 /// Values are compared as shown: what is shown is exact.
 fn setting(changes: &mut Vec<Change>, key: &'static str, old: impl Into<String>, new: impl Into<String>) {
     let (old, new) = (old.into(), new.into());
@@ -371,7 +319,7 @@ impl fmt::Display for Change {
         match self {
             Self::BackendAdded(new) => {
                 let BackendSpec { name, address, resolve, weight, state, connections: _, tls } = new;
-                let (address, state) = (looked_up(address, *resolve), state.label());
+                let (address, state) = (fleet::looked_up(address, *resolve), state.label());
                 let tls = if tls.is_some() { ", TLS" } else { "" };
                 write!(f, "backend {name} added at {address}, weight {weight}, {state}{tls}")
             }

@@ -92,7 +92,7 @@ fn kind(section: &str, key: &str) -> Value {
         ("timeouts", _)
         | ("placement", "slow_start")
         | ("health", "interval" | "timeout" | "restart_after" | "restart_interval" | "restart_timeout")
-        | ("discovery", "ttl_min" | "ttl_max" | "timeout") => {
+        | ("discovery", "ttl_min" | "ttl_max" | "timeout" | "forget") => {
             json!({ "type": "string", "pattern": "^(0| *([0-9]+ *[A-Za-zµ]+ *)+)$" })
         }
         ("listener", "address")

@@ -13,6 +13,7 @@ use super::check::check;
 use super::file;
 use super::model::Config;
 use super::problem::{Fault, Findings, Problems};
+use super::schema::shown;
 use super::secret::{Surroundings, hide_in_text};
 
 /// A larger file is refused unread.
@@ -103,7 +104,10 @@ fn report_syntax(text: &str, errors: &[SyntaxError], found: &mut Findings<'_>) -
         if !starts.insert(start) {
             continue;
         }
-        let fault = Fault::new(format!("not TOML: {}", error.message()));
+        let fault = match twice(text, &span) {
+            Some(fault) if error.message() == "duplicate key" => fault,
+            _ => Fault::new(format!("not TOML: {}", error.message())),
+        };
         if unclosed && error.message().contains("array") {
             // every later line is taken for a part of it: the first one tells it all
             found.at(span, fault.help("a list that began above, or here, is not closed with `]`"));
@@ -113,6 +117,25 @@ fn report_syntax(text: &str, errors: &[SyntaxError], found: &mut Findings<'_>) -
         found.at(span, if lacks_quotes(line) { fault.help("strings are written in quotes") } else { fault });
     }
     without_lines(text, &starts)
+}
+
+/// What is said of the key or section at `span`, if it stands in a line above too.
+fn twice(text: &str, span: &Range<usize>) -> Option<Fault> {
+    let name = text.get(span.clone())?;
+    let start = text.get(..span.start)?.rfind('\n').map_or(0, |newline| newline.saturating_add(1));
+    let opens = |line: &str| line.trim_start().starts_with('[');
+    let section = opens(text.get(start..)?);
+    let is_it = |line: &str| match (section, opens(line)) {
+        (true, true) => line.trim().trim_matches(['[', ']']).trim() == name,
+        (false, false) => line.split_once('=').is_some_and(|(key, _)| key.trim() == name),
+        _ => false,
+    };
+    let above: Vec<(usize, &str)> = (1..).zip(text.get(..start)?.lines()).collect();
+    // A key may stand in another section too.
+    let same = above.iter().rev().take_while(|(_, line)| section || !opens(line));
+    let (first, _) = same.filter(|(_, line)| is_it(line)).last()?;
+    let fault = Fault::new(format!("`{}` is written twice", shown(name)));
+    Some(fault.help(format!("it stands in line {first} already")))
 }
 
 fn span_of(error: &SyntaxError) -> Range<usize> {

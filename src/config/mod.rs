@@ -26,6 +26,8 @@ mod schema;
 
 mod values;
 
+mod families;
+
 mod address;
 
 mod file;
@@ -42,6 +44,9 @@ mod check;
 
 mod load;
 
+mod warnings;
+mod demand;
+
 pub mod diff;
 
 pub mod editor;
@@ -50,10 +55,11 @@ pub mod editor;
 mod tests;
 
 pub use check_tls::{REVOCATIONS_BYTES_MAX as NAMED_BYTES_MAX, towards_admin};
-pub use defaults::{METHODS_DENIED, STATE_METHODS};
 pub use diff::{Change, diff};
 pub use editor::json_schema;
+pub use families::{Families, canonical};
 pub use load::{FILE_BYTES_MAX, files, load, parse};
 pub use model::*;
 pub use problem::{LISTED_MAX, Position, Problem, Problems};
-pub use tls::{BackendTls, ListenerTls};
+pub use tls::{BackendTls, ListenerTls, Validity};
+pub use warnings::warnings;

@@ -16,6 +16,8 @@ use zeroize::Zeroizing;
 pub use super::backend::{AdminState, BackendSpec, Discovery, Resolve};
 pub use super::restart::{Restart, RestartCommand};
 use super::tls::{BackendTls, ListenerTls};
+use crate::wire::method::Way;
+use crate::wire::{Called, Method};
 
 /// One configuration file, understood.
 #[derive(Clone, Debug, PartialEq)]
@@ -204,6 +206,8 @@ pub enum Strategy {
 /// Where the servers keep their sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
+    /// Found out, from what the backends say of each session.
+    Auto,
     /// Every backend can resume every session.
     Shared,
     /// Only the backend that made a session can resume it.
@@ -336,7 +340,7 @@ words!(Routing: Connection = "connection", Session = "session");
 words!(Resolve: Dial = "dial", All = "all", Srv = "srv");
 words!(Lifecycle: Named = "named", All = "all");
 words!(Strategy: ConsistentHash = "consistent-hash", RoundRobin = "round-robin");
-words!(Storage: Shared = "shared", Local = "local");
+words!(Storage: Auto = "auto", Shared = "shared", Local = "local");
 words!(Openings: Learned = "learned", Scouted = "scouted");
 words!(LocatePolicy: Auto = "auto", Always = "always", Off = "off");
 words!(OnDown: Keep = "keep", Close = "close");
@@ -364,13 +368,18 @@ impl fmt::Debug for Secret {
 }
 
 impl MethodPolicy {
-    /// Whether `method` is to be answered with `denied`.
-    pub fn denies(&self, method: &str) -> bool {
+    /// Whether `method` is to be answered with `denied`: by its own name, or by the one under which it is sent on.
+    pub fn denies(&self, method: &Called) -> bool {
+        let Method { way, instead, .. } = method.known();
+        self.has(method) || *way == Way::Close && instead.is_some_and(|instead| self.has(instead))
+    }
+
+    /// Whether it denies a name.
+    fn has(&self, method: &str) -> bool {
         let any = |set: &BTreeSet<String>| {
-            set.iter().any(|rule| match rule.strip_suffix('*') {
-                Some(prefix) => method.starts_with(prefix),
-                None => rule == method,
-            })
+            let has_family =
+                |rule: &String| rule.strip_suffix('*').is_some_and(|begins| method.starts_with(begins));
+            set.contains(method) || set.iter().any(has_family)
         };
         any(&self.deny) && !any(&self.allow)
     }
@@ -379,6 +388,22 @@ impl MethodPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_method_that_is_sent_on_as_another_is_judged_by_both_names() {
+        let set = |rules: &[&str]| rules.iter().map(ToString::to_string).collect();
+        for (deny, allow, denied) in [
+            (&["sessions.*"][..], &[][..], true),
+            (&["sessions.close"], &["session.shutdown"], true),
+            (&["session.shutdown"], &[], true),
+            (&["sessions.*"], &["sessions.close"], false),
+            (&["session.shutdown", "sessions.close"], &["session*"], false),
+            (&["sessions.open"], &[], false),
+        ] {
+            let policy = MethodPolicy { allow: set(allow), deny: set(deny) };
+            assert_eq!(policy.denies(&"session.shutdown".into()), denied, "{deny:?} {allow:?}");
+        }
+    }
 
     #[test]
     fn a_secret_is_wiped_and_not_shown() {

@@ -20,17 +20,18 @@ pub(super) fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, S
         return Err("holds no certificate".into());
     }
     for (number, certificate) in (1_usize..).zip(&certificates) {
-        if expiry(certificate).is_none() {
+        if validity(certificate).is_none() {
             return Err(format!("holds a certificate, number {number}, that is none"));
         }
     }
     Ok(certificates)
 }
 
-/// Until when a certificate counts, in seconds since 1970.
-pub(super) fn expiry(certificate: &CertificateDer<'_>) -> Option<i64> {
+/// From when and until when a certificate is valid, in seconds since 1970.
+pub(super) fn validity(certificate: &CertificateDer<'_>) -> Option<(i64, i64)> {
     let (_, parsed) = parse_x509_certificate(certificate).ok()?;
-    Some(parsed.validity().not_after.timestamp())
+    let validity = parsed.validity();
+    Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
 /// The private key of a file. Its bytes are wiped once the cryptography library has it.

@@ -115,6 +115,15 @@ impl<'r, 't> Reader<'r, 't> {
         self.value(key).map(Spanned::span).or_else(|| self.header.clone())
     }
 
+    /// Whether a key that there is not may mean this one.
+    pub(super) fn misspells(&self, key: &'static str) -> bool {
+        let unknown = |written: &&str| !self.section.keys.contains(written);
+        let written = self.table.into_iter().flat_map(|table| table.keys()).map(|key| key.get_ref().as_ref());
+        written
+            .filter(unknown)
+            .any(|written| schema::nearest(written, self.section.keys.iter().copied()) == Some(key))
+    }
+
     /// `section.key`, as messages name it.
     pub(super) fn full_name(&self, key: &str) -> String {
         format!("{}.{key}", self.section.name)

@@ -118,7 +118,7 @@ pub(super) static BACKEND_TLS: Section =
 pub(super) static DISCOVERY: Section = Section {
     name: "discovery",
     repeated: false,
-    keys: &["nameservers", "ttl_min", "ttl_max", "timeout", "backends"],
+    keys: &["nameservers", "ttl_min", "ttl_max", "timeout", "backends", "forget"],
 };
 
 /// All of them, in the order of the documentation.

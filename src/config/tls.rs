@@ -27,6 +27,15 @@ pub(super) struct Identity {
     key: Arc<dyn SigningKey>,
 }
 
+/// When every certificate of a chain is valid, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// When the last one becomes valid.
+    pub from: i64,
+    /// When the first one expires.
+    pub until: i64,
+}
+
 /// What a listener takes for proof of a client.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Trust {
@@ -139,9 +148,14 @@ impl ListenerTls {
         }
     }
 
+    /// When the whole chain is valid.
+    pub fn validity(&self) -> Option<Validity> {
+        validity(&self.chain)
+    }
+
     /// Until when the whole chain counts, in seconds since 1970.
     pub fn expiry(&self) -> Option<i64> {
-        expiry(&self.chain)
+        self.validity().map(|validity| validity.until)
     }
 }
 
@@ -192,9 +206,14 @@ impl BackendTls {
         Self { name, ..self.clone() }
     }
 
+    /// When the whole chain shown to backends is valid; `None` = none is shown.
+    pub fn validity(&self) -> Option<Validity> {
+        validity(&self.chain)
+    }
+
     /// Until when the whole chain shown to backends counts, in seconds since 1970.
     pub fn expiry(&self) -> Option<i64> {
-        expiry(&self.chain)
+        self.validity().map(|validity| validity.until)
     }
 }
 
@@ -210,8 +229,9 @@ fn roots(ca: &[CertificateDer<'static>]) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-fn expiry(chain: &[CertificateDer<'_>]) -> Option<i64> {
-    chain.iter().filter_map(pem::expiry).min()
+fn validity(chain: &[CertificateDer<'_>]) -> Option<Validity> {
+    let all = chain.iter().filter_map(pem::validity).map(|(from, until)| Validity { from, until });
+    all.reduce(|all, one| Validity { from: all.from.max(one.from), until: all.until.min(one.until) })
 }
 
 // A chain's key is the one that belongs to it, so who has the same chain has the same key.

@@ -89,28 +89,31 @@ pub(super) fn must_be(wanted: &str, value: &DeValue<'_>) -> Fault {
     Fault::new(format!("must be {wanted}, not {article} {found}"))
 }
 
+/// humantime adds up without bounds and can overflow; no sane duration is this long.
+const TEXT_BYTES_MAX: usize = 24;
+
+/// The fault of a duration without a unit.
+fn seconds(fault: Fault, number: &str) -> Fault {
+    if number.len() > TEXT_BYTES_MAX {
+        return fault;
+    }
+    fault.help(format!("durations are strings with a unit: if seconds are meant, \"{number}s\""))
+}
+
 impl Quantity for Duration {
     fn read(value: &DeValue<'_>) -> Result<Self, Fault> {
-        // humantime adds up without bounds and can overflow; no sane duration is this long
-        const TEXT_BYTES_MAX: usize = 24;
         const WANTED: &str = "a duration such as \"500ms\", \"2s\" or \"5m\"";
         match value {
             DeValue::String(text) => {
                 let short = Some(text).filter(|text| text.len() <= TEXT_BYTES_MAX);
                 let duration = short.and_then(|text| humantime::parse_duration(text).ok());
-                duration.ok_or_else(|| Fault::new(format!("must be {WANTED}, not \"{}\"", shown(text))))
-            }
-            DeValue::Integer(number) => {
-                let fault = must_be(WANTED, value);
-                let seconds = number.as_str();
-                Err(if seconds.len() <= TEXT_BYTES_MAX {
-                    fault.help(format!(
-                        "durations are strings with a unit: if seconds are meant, \"{seconds}s\""
-                    ))
-                } else {
-                    fault
+                duration.ok_or_else(|| {
+                    let fault = Fault::new(format!("must be {WANTED}, not \"{}\"", shown(text)));
+                    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+                    if is_number { seconds(fault, text) } else { fault }
                 })
             }
+            DeValue::Integer(number) => Err(seconds(must_be(WANTED, value), number.as_str())),
             _ => Err(must_be(WANTED, value)),
         }
     }
@@ -218,6 +221,21 @@ mod tests {
         assert!(read::<Duration>("'18446744073709551615s1000ms'").is_err());
         for bad in ["''", "'2'", "'-2s'", "'2 parsecs'", "2", "2.5", "true", "['2s']"] {
             assert!(read::<Duration>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_duration_without_a_unit_is_told_how_to_have_one() {
+        let help = |text: &str| Duration::read(&parsed(text)).unwrap_err().help;
+        for bare in ["10", "'10'"] {
+            assert_eq!(
+                help(bare).as_deref(),
+                Some("durations are strings with a unit: if seconds are meant, \"10s\""),
+                "{bare}"
+            );
+        }
+        for other in ["''", "'x'", "true", "'1111111111111111111111111'"] {
+            assert_eq!(help(other), None, "{other}");
         }
     }
 

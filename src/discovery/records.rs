@@ -48,6 +48,8 @@ pub struct Spec {
     pub backend: BackendSpec,
     /// The name in the file for which it was found.
     pub source: Option<Arc<str>>,
+    /// The server that it is; `None`: its name has not been resolved.
+    pub at: Option<SocketAddr>,
 }
 
 /// The servers of an A and AAAA answer: each address once, in order.
@@ -90,25 +92,28 @@ pub fn of_services(services: Vec<Service>, known: &[Found]) -> Vec<Found> {
     found
 }
 
-/// The fleet: what the file names itself, and in place of each name to be resolved what was found for it. Where two have
-/// one name or one address, the first is meant; what is found beyond `discovery.backends` is left out, by name, and
+/// The fleet: what the file names itself, with the server that its address stands for, and in place of each name of many
+/// what was found for it. Where two of those have one name or one address, the first is meant; what is found beyond `discovery.backends` is left out, by name, and
 /// counted.
 pub fn fleet<'a>(config: &Config, found: impl Fn(&BackendSpec) -> &'a [Found]) -> (Vec<Spec>, usize) {
     let fixed = config.backends.iter().filter(|spec| spec.resolve == Resolve::Dial);
     let mut names: HashSet<String> = fixed.clone().map(|spec| spec.name.clone()).collect();
-    let mut addresses: HashSet<String> = fixed.map(|spec| spec.address.clone()).collect();
+    let server = |spec: &BackendSpec| match spec.address.parse() {
+        Ok(address) => Some(address),
+        Err(_) => found(spec).first().map(|found| found.address),
+    };
+    let mut addresses: HashSet<SocketAddr> = fixed.filter_map(server).collect();
     let (mut specs, mut room, mut left_out) = (Vec::new(), config.discovery.backends, 0_usize);
     for spec in &config.backends {
         if spec.resolve == Resolve::Dial {
-            specs.push(Spec { backend: spec.clone(), source: None });
+            specs.push(Spec { backend: spec.clone(), source: None, at: server(spec) });
             continue;
         }
         let source: Arc<str> = spec.name.as_str().into();
         let mut sorted: Vec<&Found> = found(spec).iter().collect();
         sorted.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         for Found { name, address, weight } in sorted {
-            let address = address.to_string();
-            if names.contains(name) || addresses.contains(&address) {
+            if names.contains(name) || addresses.contains(address) {
                 continue;
             }
             let Some(left) = room.checked_sub(1) else {
@@ -117,10 +122,11 @@ pub fn fleet<'a>(config: &Config, found: impl Fn(&BackendSpec) -> &'a [Found]) -
             };
             room = left;
             names.insert(name.clone());
-            addresses.insert(address.clone());
+            addresses.insert(*address);
             let weight = weight.unwrap_or(spec.weight);
-            let backend = BackendSpec { name: name.clone(), address, weight, ..spec.clone() };
-            specs.push(Spec { backend, source: Some(Arc::clone(&source)) });
+            let backend =
+                BackendSpec { name: name.clone(), address: address.to_string(), weight, ..spec.clone() };
+            specs.push(Spec { backend, source: Some(Arc::clone(&source)), at: Some(*address) });
         }
     }
     (specs, left_out)

@@ -1,49 +1,33 @@
-//! One backend: its name, what probes last said, what it carries, and where to ask it something.
+//! One backend: its name, the one server behind it, what probes last said, what it carries, and where to ask it something.
 //!
-//! A backend lives as long as anything refers to it. A reload keeps the same value for the same name and address, so
-//! health, counts and the standing connection outlast it; a removed backend stays until its last connection has gone.
+//! A backend is one server at one socket address for as long as it exists: all that is known of it (health, owners, what
+//! it answered) is about that server. A name that comes to stand for another address gets another backend. A reload keeps
+//! the same value for the same name and server, so health, counts and the standing connection outlast it. A removed
+//! backend is *over* when its last connection has gone: its series go then. It is probed and asked on until it is
+//! *forgotten*, which is its keeper's decision.
 
-use std::sync::Arc;
+mod lease;
+mod life;
+mod unanswered;
+
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use serde_json::Value;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, watch};
 
+use super::asks::{Asked, Asks};
 use super::health::Health;
 use super::history::History;
+use super::moved::Moved;
+use super::unreachable::Unreachable;
 use crate::config::BackendTls;
 use crate::metrics::BackendSeries;
 
-/// Questions waiting for one backend's standing connection; a further one waits outside.
-const ASKS_MAX: usize = 1024;
-
-/// How often a question may outlast its patience while others are answered.
-const PATIENCES_MAX: u32 = 8;
-/// Lookups of one backend's name under way. A slow resolver holds on to a thread for each, long after whoever dialled has
-/// given up.
-const LOOKUPS_MAX: usize = 8;
-
-/// A question, sent over the standing query connection.
-#[derive(Debug)]
-pub struct Ask {
-    /// A read.
-    pub method: Box<str>,
-    /// About what.
-    pub params: Value,
-    /// Dropped without a word: no answer.
-    pub answer: oneshot::Sender<Answer>,
-}
-
-/// What a backend answered.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Answer {
-    /// `result`.
-    Result(Value),
-    /// `error`: its code.
-    Error(i64),
-}
+pub use lease::{Lease, Leased};
+pub use unanswered::UNANSWERED_TOLD;
 
 /// What the last probes said.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +38,8 @@ pub struct Standing {
     pub demands_token: bool,
     /// It does not take our token, or we have none: it can be probed but not asked.
     pub mute: bool,
+    /// It answers on the connections it has, and takes no other.
+    pub takes_no_more: bool,
     /// As it says.
     pub version: Option<Arc<str>>,
     /// Since when it has this health; `None` before the first verdict.
@@ -66,57 +52,95 @@ pub struct Standing {
     pub probe: Option<Duration>,
 }
 
+/// The next number of a server's process.
+fn next_life() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed)
+}
+
 /// One CLI server.
 #[derive(Debug)]
 pub struct Backend {
     name: Arc<str>,
     address: Arc<str>,
+    socket: Option<SocketAddr>,
+    server: Arc<str>,
     tls: ArcSwapOption<BackendTls>,
     series: Arc<BackendSeries>,
+    /// Who it is to its series: of two backends of one name, gauges tell of the one that was enlisted last.
+    voice: AtomicU64,
     connections: AtomicUsize,
     /// 0: no bound.
     connections_max: AtomicUsize,
     sessions: AtomicUsize,
-    answers: AtomicUsize,
     standing: watch::Sender<Standing>,
     history: History,
+    /// Its server's: backends of one server share it.
+    moved: OnceLock<Arc<Moved>>,
     up: AtomicBool,
+    takes_no_more: AtomicBool,
     suspect: AtomicBool,
+    /// A number that no other process of a server has had.
+    life: AtomicU64,
     made: Instant,
     newcomer: AtomicBool,
     /// When it came up, in microseconds since it was made; zero if it was found up.
     came_up: AtomicU64,
+    /// When a probe was answered last, in microseconds since it was made; zero if none was.
+    heard: AtomicU64,
     retired: AtomicBool,
     over: AtomicBool,
+    forgotten: AtomicBool,
     nudge: Notify,
-    lookups: Arc<Semaphore>,
-    asks: mpsc::Sender<Ask>,
+    doubt: Notify,
+    /// Questions in a row.
+    unanswered: AtomicUsize,
+    asks: Asks,
 }
 
 impl Backend {
-    /// A backend nobody has probed, and the questions its attendant will have to answer.
-    pub fn new(name: &str, address: &str, series: Arc<BackendSeries>) -> (Arc<Self>, mpsc::Receiver<Ask>) {
-        let (asks, asked) = mpsc::channel(ASKS_MAX);
+    /// A backend nobody has probed, and the questions its attendants will have to answer. Its address is an IP address and a
+    /// port, or it has no server yet.
+    pub fn new(name: &str, address: &str, series: Arc<BackendSeries>) -> (Arc<Self>, Asked) {
+        Self::at(name, address, address.parse().ok(), series)
+    }
+
+    /// The same with the server that its address stands for; `None`: its name has not been resolved.
+    pub fn at(
+        name: &str,
+        address: &str,
+        socket: Option<SocketAddr>,
+        series: Arc<BackendSeries>,
+    ) -> (Arc<Self>, Asked) {
+        let (asks, asked) = Asks::new();
         let backend = Self {
             name: name.into(),
             address: address.into(),
+            socket,
+            server: socket.map_or_else(|| address.into(), |socket| socket.to_string().into()),
             tls: ArcSwapOption::empty(),
+            voice: AtomicU64::new(series.take_voice()),
             series,
             connections: AtomicUsize::new(0),
             connections_max: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
-            answers: AtomicUsize::new(0),
             standing: watch::Sender::new(Standing::default()),
             history: History::default(),
+            moved: OnceLock::new(),
             up: AtomicBool::new(false),
+            takes_no_more: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
+            life: AtomicU64::new(next_life()),
             made: Instant::now(),
             newcomer: AtomicBool::new(false),
             came_up: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
             retired: AtomicBool::new(false),
             over: AtomicBool::new(false),
+            forgotten: AtomicBool::new(false),
             nudge: Notify::new(),
-            lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
+            doubt: Notify::new(),
+            unanswered: AtomicUsize::new(0),
             asks,
         };
         (Arc::new(backend), asked)
@@ -132,20 +156,37 @@ impl Backend {
         &self.address
     }
 
+    /// Where its server listens; `None`: its name has not been resolved.
+    pub fn socket(&self) -> Option<SocketAddr> {
+        self.socket
+    }
+
+    /// Which server it is, in text: two backends of one server have the same.
+    pub fn server(&self) -> &Arc<str> {
+        &self.server
+    }
+
+    /// The process of the server, as far as it can be told from the one before: what was learned of one process is not believed
+    /// of the next.
+    pub fn process(&self) -> String {
+        format!("{}#{}", self.server, self.life.load(Ordering::Acquire))
+    }
+
+    /// Its standing connection was lost and there is another: it may be another process by now.
+    pub fn reborn(&self) {
+        self.life.store(next_life(), Ordering::Release);
+        self.forget_unanswered();
+    }
+
     /// The TLS it speaks, if any.
     pub fn tls(&self) -> Option<Arc<BackendTls>> {
         self.tls.load_full()
     }
 
     /// Connections made from now on speak this; those that are there go on.
-    pub fn speak(&self, tls: Option<Arc<BackendTls>>) {
+    pub fn set_tls(&self, tls: Option<Arc<BackendTls>>) {
         self.series.certificate_expires(tls.as_ref().and_then(|tls| tls.expiry()));
         self.tls.store(tls);
-    }
-
-    /// Room for lookups of its name.
-    pub fn lookups(&self) -> &Arc<Semaphore> {
-        &self.lookups
     }
 
     /// Its series.
@@ -163,23 +204,51 @@ impl Backend {
         &self.history
     }
 
+    /// Sessions that went on elsewhere while its server was not up.
+    pub fn moved(&self) -> &Arc<Moved> {
+        self.moved.get_or_init(Arc::default)
+    }
+
+    /// Another backend was, or is, of the same server: what is known to have moved off it is known of this one. Only before
+    /// anything else is asked of this one.
+    pub fn shares_moved_of(&self, same: &Self) {
+        if same.server == self.server {
+            self.moved.get_or_init(|| Arc::clone(same.moved()));
+        }
+    }
+
     /// Changes what probes say.
     pub fn stand(&self, change: impl FnOnce(&mut Standing)) {
         self.standing.send_if_modified(|standing| {
-            let health = standing.health;
+            let (health, took_no_more) = (standing.health, standing.takes_no_more);
             change(standing);
             if standing.health == Health::Up && self.warms_up_after(health) {
-                let micros = u64::try_from(self.made.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.came_up.store(micros.max(1), Ordering::Release);
+                self.came_up.store(self.age(), Ordering::Release);
             }
             self.up.store(standing.health == Health::Up, Ordering::Release);
-            let changed = standing.health != health;
-            if changed {
+            self.takes_no_more.store(standing.takes_no_more, Ordering::Release);
+            if standing.health != health {
                 standing.since = Some(Instant::now());
             }
-            changed
+            standing.health != health || standing.takes_no_more != took_no_more
         });
-        self.series.up.set(i64::from(self.is_up()));
+        self.tell_up();
+        if !self.is_up() {
+            self.forget_unanswered();
+        }
+    }
+
+    fn tell_up(&self) {
+        let unanswered = i64::try_from(self.unanswered()).unwrap_or(i64::MAX);
+        self.as_voice(|series| {
+            series.up.set(i64::from(self.is_up()));
+            series.unanswered.set(unanswered);
+        });
+    }
+
+    /// Sets gauges, if they are to tell of this backend.
+    pub fn as_voice(&self, set: impl FnOnce(&BackendSeries)) {
+        self.series.as_voice(self.voice.load(Ordering::Acquire), set);
     }
 
     /// It joins a fleet that is running: it warms up from its first good probe on. One that a balancer finds up at its own
@@ -198,8 +267,21 @@ impl Backend {
 
     /// How long ago it came up; `None` if it was found up.
     pub fn up_for(&self) -> Option<Duration> {
-        let came_up = Some(self.came_up.load(Ordering::Acquire)).filter(|micros| *micros > 0)?;
-        Some(self.made.elapsed().saturating_sub(Duration::from_micros(came_up)))
+        Some(self.since(&self.came_up)).filter(|_| self.came_up.load(Ordering::Acquire) > 0)
+    }
+
+    /// How long it has answered no probe: since the last one, or since it was made.
+    pub fn silent_for(&self) -> Duration {
+        self.since(&self.heard)
+    }
+
+    /// In microseconds, and never zero.
+    fn age(&self) -> u64 {
+        u64::try_from(self.made.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
+    }
+
+    fn since(&self, age: &AtomicU64) -> Duration {
+        self.made.elapsed().saturating_sub(Duration::from_micros(age.load(Ordering::Acquire)))
     }
 
     /// Whether probes say it is up.
@@ -222,20 +304,33 @@ impl Backend {
         self.standing.borrow().version.clone()
     }
 
-    /// A dial failed or an answer did not come: nothing new is placed here and nothing asked until a probe is answered.
-    /// The first time, one is wanted at once.
-    pub fn suspect(&self) {
+    /// Sessile itself could not reach it: nothing new is placed here until a probe is answered, if another will do. The
+    /// first time, a probe is wanted soon.
+    pub fn mark_suspect(&self, _: Unreachable) {
         if !self.suspect.swap(true, Ordering::AcqRel) {
-            self.nudge.notify_one();
+            self.hasten_probe();
+            self.doubt.notify_one();
         }
+    }
+
+    /// Something that a client had a part in went wrong here: that is no evidence, but a reason to look soon. However
+    /// often it is called, the attendant keeps a least time between two probes.
+    pub fn hasten_probe(&self) {
+        self.nudge.notify_one();
     }
 
     /// A probe was answered.
     pub fn trust(&self) {
         self.suspect.store(false, Ordering::Release);
+        self.heard.store(self.age(), Ordering::Release);
     }
 
-    /// Whether a dial failed since the last answered probe.
+    /// Waits until a dial has failed: its name may stand for another server by now.
+    pub async fn doubted(&self) {
+        self.doubt.notified().await;
+    }
+
+    /// Whether it was marked since the last answered probe.
     pub fn is_suspect(&self) -> bool {
         self.suspect.load(Ordering::Acquire)
     }
@@ -245,45 +340,20 @@ impl Backend {
         self.nudge.notified().await;
     }
 
-    /// It has left the configuration; it is over when its last link has gone.
-    pub fn retire(&self) {
-        self.retired.store(true, Ordering::Release);
-        self.nudge.notify_one();
-    }
-
-    /// It is in the configuration (again); false if it is over already and needs a successor.
-    pub fn enlist(&self) -> bool {
-        self.retired.store(false, Ordering::Release);
-        !self.over.load(Ordering::Acquire)
-    }
-
-    /// Whether it has left the configuration and nothing uses it. Once true it stays true: its attendant has gone.
-    pub fn is_over(&self) -> bool {
-        if self.retired.load(Ordering::Acquire) && self.connections() == 0 {
-            self.over.store(true, Ordering::Release);
-        }
-        self.over.load(Ordering::Acquire)
-    }
-
-    /// Whether it has left the configuration.
-    pub fn is_retired(&self) -> bool {
-        self.retired.load(Ordering::Acquire)
-    }
-
     /// Links open now.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
     /// From now on no more links than this on clients' behalf.
-    pub fn bound(&self, connections: Option<usize>) {
+    pub fn set_connections_max(&self, connections: Option<usize>) {
         self.connections_max.store(connections.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Whether it has as many links as it may.
+    /// Whether it has as many links as it may, or takes no more by itself.
     pub fn is_full(&self) -> bool {
         let most = self.connections_max.load(Ordering::Relaxed);
-        most > 0 && self.connections() >= most
+        most > 0 && self.connections() >= most || self.takes_no_more.load(Ordering::Acquire)
     }
 
     /// Sessions owned now.
@@ -303,67 +373,13 @@ impl Backend {
         self.series.sessions_active.dec();
     }
 
-    /// Asks something. `None` = no answer will come: the connection is lost, or nothing at all was answered for as
-    /// long as `patience`; then the backend is not asked again before it answers a probe. One that answers others is
-    /// merely busy, and waited for, but not for ever: it may be this question alone that it has no answer to.
-    pub async fn ask(&self, method: &str, params: Value, patience: Duration) -> Option<Answer> {
-        let asking = async {
-            let (answer, answered) = oneshot::channel();
-            self.asks.send(Ask { method: method.into(), params, answer }).await.ok()?;
-            answered.await.ok()
-        };
-        tokio::pin!(asking);
-        for _ in 0..PATIENCES_MAX {
-            let before = self.answers.load(Ordering::Relaxed);
-            if let Ok(answer) = tokio::time::timeout(patience, &mut asking).await {
-                return answer;
-            }
-            if self.answers.load(Ordering::Relaxed) == before {
-                self.suspect();
-                return None;
-            }
-        }
-        tracing::warn!(backend = %self.name, method, "a backend answers others, but not this question");
-        None
+    /// Whether questions can still be answered: its attendant has not gone.
+    pub fn is_attended(&self) -> bool {
+        self.asks.is_attended()
     }
 
-    /// A question was answered.
+    /// A question of sessile's own was answered.
     pub fn answered(&self) {
-        self.answers.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// A counted use of a backend: every open link holds one.
-#[derive(Debug)]
-pub struct Lease(Arc<Backend>);
-
-impl Lease {
-    /// Counts one more link.
-    pub fn new(backend: &Arc<Backend>) -> Self {
-        backend.connections.fetch_add(1, Ordering::Relaxed);
-        backend.series.connections_active.inc();
-        Self(Arc::clone(backend))
-    }
-
-    /// Counts one more link, if there may be one more.
-    pub fn within_bound(backend: &Arc<Backend>) -> Option<Self> {
-        let most = backend.connections_max.load(Ordering::Relaxed);
-        let lease = Self::new(backend);
-        // Counted first: of two that come at once, none slips by.
-        (most == 0 || backend.connections() <= most).then_some(lease)
-    }
-
-    /// Whose.
-    pub fn backend(&self) -> &Arc<Backend> {
-        &self.0
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.0.series.connections_active.dec();
-        if self.0.connections.fetch_sub(1, Ordering::Relaxed) == 1 && self.0.is_retired() {
-            self.0.nudge.notify_one();
-        }
+        self.asks.answered();
     }
 }

@@ -3,8 +3,8 @@
 //! The reason is a metric label, a log field and what `sessile route` prints, so the three cannot disagree.
 
 use crate::config::{Storage, Strategy};
+use crate::fleet::ramp::WARM;
 use crate::fleet::ring::Ring;
-use crate::fleet::warmth::WARM;
 use crate::wire::Refusal;
 
 /// No bound on load holds below this many sessions a backend: on small numbers chance would spill.
@@ -64,18 +64,32 @@ impl Reason {
 }
 
 /// What the fleet said of a session. Members are numbered as in the ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Found {
-    /// Nobody was asked.
+    /// Nobody was to be asked.
+    #[default]
     Unasked,
-    /// All answered; nobody has it.
+    /// All answered; nobody has it. On shared storage it may be stored all the same.
     Nobody,
-    /// Nobody who answered has it, and somebody did not answer.
+    /// Somebody did not answer who may have it.
     Unsure,
     /// It is live there.
     Live(usize),
-    /// It is stored there and live nowhere (storage "local" only).
+    /// It is live nowhere, and stored there (with "shared" nobody is asked for that).
     Stored(usize),
+}
+
+/// All that the fleet said of one session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// The sum of it.
+    pub found: Found,
+    /// Members that may have it and have not said so.
+    pub silent: Vec<usize>,
+    /// Whether one of them is not known to be down, and the ID is not sure to be new: it may be live there.
+    pub may_be_live: bool,
+    /// Members that it is stored on, in no older copy than on any other.
+    pub stored: Vec<usize>,
 }
 
 /// What decides about one session.
@@ -91,7 +105,9 @@ pub struct Facts<'a> {
     /// down.
     pub panic: bool,
     /// What the fleet said.
-    pub found: Found,
+    pub heard: &'a Heard,
+    /// Whether a backend that is up sees what its owner has stored. Only asked of a session whose owner is down.
+    pub shared: bool,
     /// Where it is pinned.
     pub pin: Option<usize>,
     /// For sessions nobody has.
@@ -120,7 +136,7 @@ pub struct Candidate {
     /// Share of new sessions.
     pub weight: u32,
     /// Percent of that share which it takes now: 100, but for a while after it came up.
-    pub warmth: u32,
+    pub ramp: u32,
     /// Sessions owned now.
     pub sessions: usize,
 }
@@ -131,9 +147,14 @@ impl Candidate {
         Self { ready: self.ready || self.suspect, ..self }
     }
 
+    /// It has failed the connection that asks: for that one it is what a suspect is for all.
+    pub fn avoided(self) -> Self {
+        Self { ready: false, suspect: self.suspect || self.ready, ..self }
+    }
+
     /// Its share of new sessions now, to be compared with others'.
     fn share(self) -> f64 {
-        f64::from(self.weight) * f64::from(self.warmth)
+        f64::from(self.weight) * f64::from(self.ramp)
     }
 }
 
@@ -157,27 +178,33 @@ pub fn decide(
     members: usize,
     member: impl Fn(usize) -> Candidate,
 ) -> Decision {
-    let local = facts.storage == Storage::Local;
     match facts.owner_up {
         Some(true) => return Decision::Owner,
         // It is attached, and the silence may be ours: it is not given a second life on another backend.
-        Some(false) if local || facts.panic => return Decision::Refuse(Refusal::OwnerDown),
+        Some(false) if !facts.shared || facts.panic => return Decision::Refuse(Refusal::OwnerDown),
         Some(false) => return Decision::Evict,
         None => {}
     }
-    match facts.found {
+    let found = facts.heard.found;
+    let missed = |at: &usize| may_have(facts, ring, *at);
+    match found {
         Found::Live(at) if member(at).up => return Decision::At(at, Reason::Located),
-        Found::Stored(at) if member(at).up && !member(at).maint => {
-            return Decision::At(at, Reason::Located);
+        Found::Live(_) => return Decision::Refuse(Refusal::OwnerDown),
+        Found::Stored(_) => return stored(facts, ring, &member),
+        Found::Unsure if facts.heard.may_be_live || facts.heard.silent.iter().any(missed) => {
+            return Decision::Refuse(Refusal::OwnerDown);
         }
-        Found::Live(_) | Found::Stored(_) => return Decision::Refuse(Refusal::OwnerDown),
-        Found::Unsure if local && facts.must_exist => return Decision::Refuse(Refusal::OwnerDown),
+        Found::Nobody if facts.must_exist && facts.key.is_some() => {
+            let chosen = by_ring_alone(facts, ring, &member, |_| true);
+            return chosen
+                .map_or(Decision::Refuse(Refusal::NoBackend), |(at, reason)| Decision::At(at, reason));
+        }
         Found::Unsure | Found::Unasked | Found::Nobody => {}
     }
     if let Some(at) = facts.pin {
         let pinned = member(at);
-        // On local storage a pin nobody could confirm is where the session's state must be.
-        let holds = local && facts.must_exist && facts.found == Found::Unasked;
+        // Where each has its own storage, a pin nobody could confirm is where the session's state must be.
+        let holds = facts.storage != Storage::Shared && facts.must_exist;
         if pinned.ready || holds && pinned.up && !pinned.maint {
             return Decision::At(at, Reason::Pin);
         }
@@ -187,11 +214,68 @@ pub fn decide(
     }
     let chosen = by_strategy(facts, ring, members, &member)
         .or_else(|| by_strategy(facts, ring, members, &|at| member(at).as_last_resort()));
-    match (chosen, facts.found) {
-        (None, _) => Decision::Refuse(Refusal::NoBackend),
-        (Some((at, _)), Found::Unsure) => Decision::At(at, Reason::Blind),
-        (Some((at, reason)), _) => Decision::At(at, reason),
+    match chosen {
+        None => Decision::Refuse(Refusal::NoBackend),
+        Some((at, _)) if found == Found::Unsure => Decision::At(at, Reason::Blind),
+        Some((at, reason)) => Decision::At(at, reason),
     }
+}
+
+/// Whether it matters that this member, which is down, has not said. What must exist may be anywhere; what is created is, if
+/// anywhere, where the ring would have put it or where it was put before. In turn it may have been put anywhere.
+pub fn may_have(facts: &Facts<'_>, ring: &Ring, at: usize) -> bool {
+    let natural = match (facts.strategy, facts.key) {
+        (Strategy::ConsistentHash, Some(key)) => ring.walk(key).next(),
+        _ => None,
+    };
+    facts.must_exist || facts.pin == Some(at) || natural.is_none_or(|natural| natural == at)
+}
+
+/// A session that is stored and live nowhere goes only where it is stored.
+fn stored(facts: &Facts<'_>, ring: &Ring, member: &impl Fn(usize) -> Candidate) -> Decision {
+    let (there, refused) = (&facts.heard.stored, Decision::Refuse(Refusal::OwnerDown));
+    if let [only] = there.as_slice() {
+        let candidate = member(*only);
+        // Like a live session, it goes to a server that drains: no other has it.
+        let there = candidate.up && !candidate.maint;
+        return if there { Decision::At(*only, Reason::Located) } else { refused };
+    }
+    let has = |at: usize| there.contains(&at);
+    let pin = facts.pin.filter(|at| !facts.must_exist && has(*at) && member(*at).ready);
+    let chosen = match pin {
+        Some(at) => Some((at, Reason::Pin)),
+        None => by_ring_alone(facts, ring, member, has).or_else(|| {
+            let draining = |at: usize| Candidate { ready: member(at).up && !member(at).maint, ..member(at) };
+            by_ring_alone(facts, ring, &draining, has)
+        }),
+    };
+    // What is on no ring has left the fleet.
+    let left = || there.iter().find(|at| member(**at).up && !member(**at).maint);
+    let chosen = chosen.or_else(|| Some((*left()?, Reason::Located)));
+    chosen.map_or(refused, |(at, reason)| Decision::At(at, reason))
+}
+
+/// By the ring under any strategy, whatever the load and the ramp: balancers that are asked for one stored session at
+/// once must agree where it goes, and those differ from one to the other. Of members that have it, if not all have.
+fn by_ring_alone(
+    facts: &Facts<'_>,
+    ring: &Ring,
+    member: &impl Fn(usize) -> Candidate,
+    has: impl Fn(usize) -> bool,
+) -> Option<(usize, Reason)> {
+    let walk = |takes: &dyn Fn(Candidate) -> bool| {
+        let mut reason = Reason::Hash;
+        for at in ring.walk(facts.key?) {
+            match has(at) {
+                true if takes(member(at)) => return Some((at, reason)),
+                true => reason = Reason::Failover,
+                false if reason == Reason::Hash => reason = Reason::Located,
+                false => {}
+            }
+        }
+        None
+    };
+    walk(&|candidate| candidate.ready).or_else(|| walk(&|candidate| candidate.as_last_resort().ready))
 }
 
 fn by_strategy(
@@ -225,7 +309,7 @@ fn by_ring(
             continue;
         }
         let reason = if steps == 0 { Reason::Hash } else { Reason::Failover };
-        if candidate.warmth < WARM && ring.lot(key, ready().warmest) >= candidate.warmth {
+        if candidate.ramp < WARM && ring.lot(key, ready().warmest) >= candidate.ramp {
             passed_over.get_or_insert(Reason::SlowStart);
             continue;
         }
@@ -257,7 +341,7 @@ fn in_turn(turn: usize, members: usize, member: &impl Fn(usize) -> Candidate) ->
     let level = Ready::of(members, member).is_level();
     let weight = |at: usize| {
         let candidate = member(at);
-        let weight = if level { candidate.weight } else { candidate.weight.saturating_mul(candidate.warmth) };
+        let weight = if level { candidate.weight } else { candidate.weight.saturating_mul(candidate.ramp) };
         if candidate.ready { usize::try_from(weight).unwrap_or(usize::MAX) } else { 0 }
     };
     let all = (0..members).map(weight).fold(0usize, usize::saturating_add);
@@ -295,8 +379,8 @@ impl Ready {
         let mut all = Self { shares: 0.0, warmest: 0, coldest: WARM };
         for candidate in (0..members).map(member).filter(|candidate| candidate.ready) {
             all.shares += candidate.share();
-            all.warmest = all.warmest.max(candidate.warmth);
-            all.coldest = all.coldest.min(candidate.warmth);
+            all.warmest = all.warmest.max(candidate.ramp);
+            all.coldest = all.coldest.min(candidate.ramp);
         }
         all
     }

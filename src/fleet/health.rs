@@ -23,7 +23,8 @@ impl Health {
     }
 }
 
-/// Counts results in a row. The first one of all decides at once: a start must not wait for `rise`.
+/// Counts results in a row. The first good one of all decides at once: a start must not wait for `rise`. A bad one does not:
+/// what is taken for down is taken to have nothing live, and one lost second must not say that of a server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Judge {
     health: Health,
@@ -39,7 +40,8 @@ impl Judge {
             return None;
         }
         self.against = self.against.saturating_add(1);
-        if self.health != Health::Unknown && self.against < needed {
+        let first = self.health == Health::Unknown && answered;
+        if !first && self.against < needed {
             return None;
         }
         *self = Self { health: verdict, against: 0 };
@@ -65,8 +67,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_result_decides() {
-        assert_eq!(Judge::default().observe(false, 5, 5), Some(Health::Down));
+    fn the_first_good_result_decides_and_a_bad_one_does_not() {
         assert_eq!(Judge::default().observe(true, 5, 5), Some(Health::Up));
+        let mut judge = Judge::default();
+        assert_eq!([(); 3].map(|()| judge.observe(false, 5, 3)), [None, None, Some(Health::Down)]);
+        assert_eq!(
+            Judge::default().observe(false, 5, 1),
+            Some(Health::Down),
+            "what is sure needs no second one"
+        );
     }
 }

@@ -2,28 +2,46 @@
 //!
 //! Nothing here does I/O. [`decide`] is where every rule of placement stands, as one pure function.
 
+pub mod turns;
+pub mod asks;
+pub mod said;
 pub mod health;
 pub mod history;
+pub mod moved;
+pub mod unreachable;
 pub mod backend;
+pub mod avoided;
 pub mod commands;
 pub mod decide;
+pub mod evidence;
 pub mod greetings;
+pub mod joined;
 pub mod owners;
+mod handovers;
 pub mod panic;
 pub mod pins;
 pub mod restarts;
 pub mod ring;
-pub mod warmth;
+pub mod ramp;
 
-pub use backend::{Answer, Ask, Backend, Lease, Standing};
+pub use asks::{Answer, Ask, Asked, Inquiry, PARAMS_BYTES_MAX, Question, Told, Untold, Wanted};
+pub use avoided::Avoided;
+pub use backend::{Backend, Lease, Leased, Standing, UNANSWERED_TOLD};
 pub use commands::Commands;
-pub use decide::{Candidate, Decision, Facts, Found, Reason, decide};
+pub use decide::{Candidate, Decision, Facts, Found, Heard, Reason, decide};
+pub use evidence::{Evidence, Home};
 pub use greetings::{Greeting, Greetings};
+pub use handovers::{Handover, Handovers, Keeper, Registered};
 pub use health::{Health, Judge};
 pub use history::{History, PROBES_MAX, Restarted};
-pub use owners::{Claim, Hold, Lead, Owners};
+pub use joined::{Joined, Joint};
+pub use moved::Moved;
+pub use owners::{Adopted, Attachment, Claim, Owners, PlacementGuard};
 pub use panic::is_panic;
 pub use pins::Pins;
-pub use restarts::{Patient, Restarts};
+pub use ramp::{WARM, ramp};
+pub use restarts::{Outage, Restarts};
 pub use ring::Ring;
-pub use warmth::{WARM, warmth};
+pub use said::{Said, modified};
+pub use turns::{Askers, Place, Turns};
+pub use unreachable::Unreachable;

@@ -2,7 +2,7 @@
 //!
 //! A session ID is free, claimed or owned. The first opening to name a free ID *leads*: it alone asks the fleet and
 //! chooses. Openings that name it meanwhile wait, then join what the leader found. From then on the session belongs to
-//! the connections attached through this balancer, until the last of them lets go of its [`Hold`].
+//! the connections attached through this balancer, until the last of them lets go of its [`Attachment`].
 //!
 //! Locks are per shard and never held across an await.
 
@@ -16,7 +16,7 @@ use prometheus::IntGauge;
 use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
-use crate::alarm::Alarm;
+use crate::runtime::stop_flag::StopFlag;
 use crate::wire::SessionId;
 
 const SHARDS: usize = 64;
@@ -66,23 +66,34 @@ enum State {
 #[derive(Debug)]
 struct Holder {
     number: u64,
-    alarm: Arc<Alarm>,
+    stop_flag: Arc<StopFlag>,
 }
 
 /// What naming a session gives.
 #[derive(Debug)]
 pub enum Claim {
     /// Nobody has it: find it a home.
-    Lead(Lead),
+    Lead(PlacementGuard),
     /// It is owned, and this opening is now attached.
-    Join(Hold),
+    Join(Attachment),
     /// It is being claimed or evicted: wait for the token, then claim again.
     Wait(CancellationToken),
 }
 
+/// Whose a session is that was opened without having been claimed.
+#[derive(Debug)]
+pub enum Adopted {
+    /// Ours, on the server where it was opened.
+    Held(Attachment),
+    /// Another opening is placing it, which will find it where it is.
+    Claimed,
+    /// It is owned on this other server: what was opened is a second copy.
+    Elsewhere(Arc<Backend>),
+}
+
 /// The exclusive right to place a session; dropped without settling, the ID is free again.
 #[derive(Debug)]
-pub struct Lead {
+pub struct PlacementGuard {
     owners: Arc<Owners>,
     id: SessionId,
     settled: bool,
@@ -90,12 +101,12 @@ pub struct Lead {
 
 /// One connection's part in owning a session.
 #[derive(Debug)]
-pub struct Hold {
+pub struct Attachment {
     owners: Arc<Owners>,
     id: SessionId,
     backend: Arc<Backend>,
     number: u64,
-    alarm: Arc<Alarm>,
+    stop_flag: Arc<StopFlag>,
 }
 
 impl Owners {
@@ -127,15 +138,15 @@ impl Owners {
         match shard.entry(id.clone()) {
             Entry::Vacant(entry) => {
                 entry.insert(Box::new(Session { state: State::Claimed, over: None }));
-                Claim::Lead(Lead { owners: Arc::clone(self), id: id.clone(), settled: false })
+                Claim::Lead(PlacementGuard { owners: Arc::clone(self), id: id.clone(), settled: false })
             }
             Entry::Occupied(mut entry) => {
                 let session = entry.get_mut();
                 match &mut session.state {
                     State::Owned { backend, holders, evicting: false } => {
-                        let (holder, hold) = self.hold(id, backend);
+                        let (holder, attachment) = self.attach(id, backend);
                         holders.push(holder);
-                        Claim::Join(hold)
+                        Claim::Join(attachment)
                     }
                     _ => Claim::Wait(session.over()),
                 }
@@ -151,20 +162,26 @@ impl Owners {
         }
     }
 
-    /// A session was born on `backend`: the connection that bore it owns it. `None` if it is known already elsewhere.
-    pub fn adopt(self: &Arc<Self>, id: &SessionId, backend: &Arc<Backend>) -> Option<Hold> {
+    /// A session was opened on `backend` unclaimed: whose it is. Two names of one server are one.
+    pub fn adopt(self: &Arc<Self>, id: &SessionId, backend: &Arc<Backend>) -> Adopted {
         match self.claim(id) {
-            Claim::Lead(lead) => Some(lead.settle(backend)),
-            Claim::Join(hold) if Arc::ptr_eq(hold.backend(), backend) => Some(hold),
-            Claim::Join(_) | Claim::Wait(_) => None,
+            Claim::Lead(lead) => Adopted::Held(lead.settle(backend)),
+            Claim::Join(attachment) if attachment.backend().address() == backend.address() => {
+                Adopted::Held(attachment)
+            }
+            Claim::Join(attachment) => Adopted::Elsewhere(Arc::clone(attachment.backend())),
+            Claim::Wait(_) => Adopted::Claimed,
         }
     }
 
-    fn hold(self: &Arc<Self>, id: &SessionId, backend: &Arc<Backend>) -> (Holder, Hold) {
+    fn attach(self: &Arc<Self>, id: &SessionId, backend: &Arc<Backend>) -> (Holder, Attachment) {
         let number = self.holds.fetch_add(1, Ordering::Relaxed);
-        let alarm = Arc::<Alarm>::default();
+        let stop_flag = Arc::<StopFlag>::default();
         let (owners, id, backend) = (Arc::clone(self), id.clone(), Arc::clone(backend));
-        (Holder { number, alarm: Arc::clone(&alarm) }, Hold { owners, id, backend, number, alarm })
+        (
+            Holder { number, stop_flag: Arc::clone(&stop_flag) },
+            Attachment { owners, id, backend, number, stop_flag },
+        )
     }
 
     fn shard(&self, id: &SessionId) -> MutexGuard<'_, Shard> {
@@ -178,11 +195,11 @@ impl Owners {
     }
 }
 
-impl Lead {
+impl PlacementGuard {
     /// The session is at `backend` now.
-    pub fn settle(mut self, backend: &Arc<Backend>) -> Hold {
+    pub fn settle(mut self, backend: &Arc<Backend>) -> Attachment {
         self.settled = true;
-        let (holder, hold) = self.owners.hold(&self.id, backend);
+        let (holder, attachment) = self.owners.attach(&self.id, backend);
         let state = State::Owned { backend: Arc::clone(backend), holders: vec![holder], evicting: false };
         let owned = Box::new(Session { state, over: None });
         if let Some(claimed) = self.owners.shard(&self.id).insert(self.id.clone(), owned) {
@@ -191,11 +208,11 @@ impl Lead {
         self.owners.owned.fetch_add(1, Ordering::Relaxed);
         self.owners.gauge.inc();
         backend.session_added();
-        hold
+        attachment
     }
 }
 
-impl Drop for Lead {
+impl Drop for PlacementGuard {
     fn drop(&mut self) {
         if self.settled {
             return;
@@ -206,7 +223,7 @@ impl Drop for Lead {
     }
 }
 
-impl Hold {
+impl Attachment {
     /// Which session.
     pub fn session(&self) -> &SessionId {
         &self.id
@@ -218,28 +235,28 @@ impl Hold {
     }
 
     /// Raised when the session must leave its backend: close the connection.
-    pub fn alarm(&self) -> &Arc<Alarm> {
-        &self.alarm
+    pub fn stop_flag(&self) -> &Arc<StopFlag> {
+        &self.stop_flag
     }
 
-    /// From now on `alarm` is what is raised then.
-    pub fn set_alarm(&mut self, alarm: &Arc<Alarm>) {
-        if self.alarm.is_raised() {
-            alarm.raise();
+    /// From now on `stop_flag` is what is set then.
+    pub fn set_stop_flag(&mut self, stop_flag: &Arc<StopFlag>) {
+        if self.stop_flag.is_set() {
+            stop_flag.set();
         }
         let mut shard = self.owners.shard(&self.id);
         if let Some(session) = shard.get_mut(&self.id)
             && let State::Owned { holders, evicting, .. } = &mut session.state
         {
             if *evicting {
-                alarm.raise();
+                stop_flag.set();
             }
             for holder in holders.iter_mut().filter(|holder| holder.number == self.number) {
-                holder.alarm = Arc::clone(alarm);
+                holder.stop_flag = Arc::clone(stop_flag);
             }
         }
         drop(shard);
-        self.alarm = Arc::clone(alarm);
+        self.stop_flag = Arc::clone(stop_flag);
     }
 
     /// Makes every connection of the session close, this one included, because its backend is down and another will
@@ -250,7 +267,7 @@ impl Hold {
         if let State::Owned { holders, evicting, .. } = &mut session.state {
             *evicting = true;
             for holder in holders {
-                holder.alarm.raise();
+                holder.stop_flag.set();
             }
         }
         session.over()
@@ -275,7 +292,7 @@ impl Hold {
     }
 }
 
-impl Drop for Hold {
+impl Drop for Attachment {
     fn drop(&mut self) {
         self.let_go();
     }
@@ -288,23 +305,23 @@ mod tests {
 
     fn backend(name: &str) -> Arc<Backend> {
         let series = Metrics::new().unwrap().backend(&name.into());
-        Backend::new(name, "127.0.0.1:1", series).0
+        Backend::new(name, &format!("{name}:1"), series).0
     }
 
     fn owners() -> Arc<Owners> {
         Owners::new(IntGauge::new("owners", "owners").unwrap())
     }
 
-    fn lead(owners: &Arc<Owners>, id: &SessionId) -> Lead {
+    fn lead(owners: &Arc<Owners>, id: &SessionId) -> PlacementGuard {
         match owners.claim(id) {
             Claim::Lead(lead) => lead,
             other => panic!("expected to lead, got {other:?}"),
         }
     }
 
-    fn join(owners: &Arc<Owners>, id: &SessionId) -> Hold {
+    fn join(owners: &Arc<Owners>, id: &SessionId) -> Attachment {
         match owners.claim(id) {
-            Claim::Join(hold) => hold,
+            Claim::Join(attachment) => attachment,
             other => panic!("expected to join, got {other:?}"),
         }
     }
@@ -349,18 +366,18 @@ mod tests {
         let (owners, a, b, id) = (owners(), backend("a"), backend("b"), SessionId::new("s"));
         let first = lead(&owners, &id).settle(&a);
         let mut second = join(&owners, &id);
-        let alarm = Arc::default();
-        second.set_alarm(&alarm);
+        let stop_flag = Arc::default();
+        second.set_stop_flag(&stop_flag);
         let over = join(&owners, &id).evict();
-        assert!(alarm.is_raised());
-        assert!(first.alarm().is_raised());
+        assert!(stop_flag.is_set());
+        assert!(first.stop_flag().is_set());
         assert!(!wait(&owners, &id).is_cancelled(), "nobody joins a session that is being evicted");
         drop(first);
         assert!(!over.is_cancelled());
         drop(second);
         assert!(over.is_cancelled());
-        let hold = lead(&owners, &id).settle(&b);
-        assert!(!hold.alarm().is_raised());
+        let attachment = lead(&owners, &id).settle(&b);
+        assert!(!attachment.stop_flag().is_set());
     }
 
     #[test]
@@ -379,10 +396,10 @@ mod tests {
     #[test]
     fn a_born_session_is_adopted_once() {
         let (owners, a, b, id) = (owners(), backend("a"), backend("b"), SessionId::new("s"));
-        let first = owners.adopt(&id, &a).unwrap();
-        let second = owners.adopt(&id, &a).unwrap();
-        assert!(owners.adopt(&id, &b).is_none());
+        let Adopted::Held(first) = owners.adopt(&id, &a) else { panic!("nobody has it") };
+        let Adopted::Held(second) = owners.adopt(&id, &a) else { panic!("it is there") };
+        assert!(matches!(owners.adopt(&id, &b), Adopted::Elsewhere(_)));
         drop((first, second));
-        assert!(owners.adopt(&id, &b).is_some());
+        assert!(matches!(owners.adopt(&id, &b), Adopted::Held(_)));
     }
 }

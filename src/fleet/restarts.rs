@@ -14,7 +14,7 @@ const WAIT_MAX: Duration = Duration::from_hours(1);
 
 /// One backend as a decision about restarts sees it.
 #[derive(Clone, Debug)]
-pub struct Patient {
+pub struct Outage {
     /// Its name.
     pub name: Arc<str>,
     /// Since when it is down, without a doubt; `None`: nothing is to be done about it.
@@ -40,25 +40,24 @@ struct Try {
 
 impl Restarts {
     /// Which of the fleet is to be restarted now, if any is; the one that has waited longest.
-    pub fn due(&self, fleet: &[Patient], rules: &Restart, now: Instant) -> Option<usize> {
-        let is_down = |name: &Arc<str>| {
-            fleet.iter().any(|patient| patient.name == *name && patient.down_since.is_some())
-        };
+    pub fn due(&self, fleet: &[Outage], rules: &Restart, now: Instant) -> Option<usize> {
+        let is_down =
+            |name: &Arc<str>| fleet.iter().any(|outage| outage.name == *name && outage.down_since.is_some());
         if let Some((name, over)) = &self.last
             && is_down(name)
             && now.saturating_duration_since(*over) < rules.after
         {
             return None;
         }
-        let due = |patient: &Patient| {
-            let down_since = patient.down_since?;
+        let due = |outage: &Outage| {
+            let down_since = outage.down_since?;
             let since = self.panicked.map_or(down_since, |panicked| panicked.max(down_since));
             let due = since.checked_add(rules.after)?;
-            let Some(tried) = self.tries.get(&patient.name) else { return Some(due) };
+            let Some(tried) = self.tries.get(&outage.name) else { return Some(due) };
             let vain = if tried.at >= down_since { tried.vain } else { 0 };
             Some(due.max(tried.at.checked_add(wait(rules.interval, vain))?))
         };
-        let all = fleet.iter().enumerate().filter_map(|(at, patient)| Some((due(patient)?, at)));
+        let all = fleet.iter().enumerate().filter_map(|(at, outage)| Some((due(outage)?, at)));
         all.min().filter(|(due, _)| *due <= now).map(|(_, at)| at)
     }
 
@@ -68,18 +67,18 @@ impl Restarts {
     }
 
     /// One is restarted.
-    pub fn begun(&mut self, patient: &Patient, rules: &Restart, now: Instant) {
+    pub fn begun(&mut self, outage: &Outage, rules: &Restart, now: Instant) {
         let forgotten = wait(rules.interval, u32::MAX).saturating_mul(2);
         self.tries.retain(|_, tried| now.saturating_duration_since(tried.at) < forgotten);
-        let before = self.tries.get(&patient.name).copied();
-        let before = before.filter(|tried| patient.down_since.is_some_and(|since| tried.at >= since));
+        let before = self.tries.get(&outage.name).copied();
+        let before = before.filter(|tried| outage.down_since.is_some_and(|since| tried.at >= since));
         let vain = before.map_or(0, |tried| tried.vain.saturating_add(1));
-        self.tries.insert(Arc::clone(&patient.name), Try { at: now, vain });
+        self.tries.insert(Arc::clone(&outage.name), Try { at: now, vain });
     }
 
     /// That restart is over.
-    pub fn over(&mut self, patient: &Patient, now: Instant) {
-        self.last = Some((Arc::clone(&patient.name), now));
+    pub fn over(&mut self, outage: &Outage, now: Instant) {
+        self.last = Some((Arc::clone(&outage.name), now));
     }
 }
 
@@ -114,12 +113,12 @@ mod tests {
             self.start.checked_add(Duration::from_secs(second)).unwrap()
         }
 
-        fn fleet(&self, down: &[(&str, Option<u64>)]) -> Vec<Patient> {
-            let patient = |(name, since): &(&str, Option<u64>)| Patient {
+        fn fleet(&self, down: &[(&str, Option<u64>)]) -> Vec<Outage> {
+            let outage = |(name, since): &(&str, Option<u64>)| Outage {
                 name: (*name).into(),
                 down_since: since.map(|second| self.at(second)),
             };
-            down.iter().map(patient).collect()
+            down.iter().map(outage).collect()
         }
 
         fn due(&self, down: &[(&str, Option<u64>)], second: u64) -> Option<usize> {
@@ -127,9 +126,9 @@ mod tests {
         }
 
         fn restart(&mut self, name: &str, since: u64, second: u64) {
-            let patient = self.fleet(&[(name, Some(since))]).remove(0);
-            self.restarts.begun(&patient, &rules(), self.at(second));
-            self.restarts.over(&patient, self.at(second));
+            let outage = self.fleet(&[(name, Some(since))]).remove(0);
+            self.restarts.begun(&outage, &rules(), self.at(second));
+            self.restarts.over(&outage, self.at(second));
         }
     }
 

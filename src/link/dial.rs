@@ -1,7 +1,8 @@
-//! Dialling a backend.
+//! Dialling a backend: always the one server that it is. Names were resolved before, in one place for everything that is
+//! known of a server; which of several addresses is meant is found out by [`super::first_that_answers`].
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,21 +10,30 @@ use bytes::BytesMut;
 use rustix::io::Errno;
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
 
-use crate::config::Timeouts;
-use crate::fleet::{Backend, Lease};
+use crate::config::{BackendTls, Timeouts};
+use crate::fleet::{Backend, Lease, Leased, Unreachable};
 use crate::net::{self, Sealed, Stream};
+use crate::runtime::descriptors::Purpose;
 
 /// An open connection to a backend.
 #[derive(Debug)]
 pub struct Link {
-    /// What carries its bytes.
-    pub stream: Stream,
-    /// Counts it.
-    pub lease: Lease,
+    /// What carries its bytes, and counts it.
+    pub stream: Leased,
     /// Bytes that came from the backend and have not been used.
     pub unread: BytesMut,
+    /// Tells others of the same client that there is this connection, for as long as it is held.
+    pub held: Option<Arc<()>>,
+}
+
+/// For whom a backend is dialled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// A client, which is refused when few descriptors are left.
+    Client,
+    /// What sessile itself wants to know, which goes on then.
+    Itself,
 }
 
 /// Why a backend could not be dialled.
@@ -38,9 +48,12 @@ pub enum DialFault {
     /// The host has no address.
     #[error("the name has no address")]
     Unresolved,
-    /// This machine has no descriptor, port or memory left: that says nothing of the backend.
+    /// This machine has no descriptor or memory left: that says nothing of the backend, nor would another do better.
     #[error("{0}")]
     Local(io::Error),
+    /// This machine has no port left towards it, which says nothing of the backend; towards another there may be many.
+    #[error("no port is left towards it: {0}")]
+    Ports(io::Error),
     /// It has no certificate that is good, or takes none of ours, or speaks no TLS.
     #[error("TLS handshake failed: {0}")]
     Tls(io::Error),
@@ -55,7 +68,7 @@ impl DialFault {
             Self::Refused => "refused",
             Self::Timeout => "timeout",
             Self::Unresolved => "unresolved",
-            Self::Local(_) => "local",
+            Self::Local(_) | Self::Ports(_) => "local",
             Self::Tls(_) => "tls",
             Self::Other(_) => "other",
         }
@@ -63,9 +76,8 @@ impl DialFault {
 
     fn of(error: io::Error) -> Self {
         match Errno::from_io_error(&error) {
-            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL) => {
-                Self::Local(error)
-            }
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Self::Local(error),
+            Some(Errno::ADDRNOTAVAIL) => Self::Ports(error),
             Some(Errno::CONNREFUSED) => Self::Refused,
             // `timeouts.user_timeout` may be the shorter one.
             Some(Errno::TIMEDOUT) => Self::Timeout,
@@ -74,13 +86,20 @@ impl DialFault {
     }
 }
 
+/// Whether the other side has closed the connection: what a server does at once with one that is too many for it.
+pub fn hung_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
 /// Dials a backend on a client's behalf.
 ///
 /// # Errors
 /// See [`DialFault`].
 pub async fn dial(lease: Lease, timeouts: &Timeouts) -> Result<Link, DialFault> {
-    let stream = reach(lease.backend(), timeouts).await?;
-    Ok(Link { stream, lease, unread: BytesMut::new() })
+    let backend = lease.backend();
+    let stream = mark(backend, reached(backend, timeouts, For::Client).await)?;
+    Ok(Link { stream: Leased::new(stream, lease), unread: BytesMut::new(), held: None })
 }
 
 /// Connects to a backend; a failure of its own is counted, and keeps new sessions away until a probe is answered.
@@ -88,8 +107,27 @@ pub async fn dial(lease: Lease, timeouts: &Timeouts) -> Result<Link, DialFault> 
 /// # Errors
 /// See [`DialFault`].
 pub async fn reach(backend: &Backend, timeouts: &Timeouts) -> Result<Stream, DialFault> {
+    mark(backend, reached(backend, timeouts, For::Itself).await)
+}
+
+fn mark(backend: &Backend, reached: Result<Stream, DialFault>) -> Result<Stream, DialFault> {
+    if matches!(&reached, Err(fault) if !matches!(fault, DialFault::Local(_) | DialFault::Ports(_))) {
+        backend.mark_suspect(Unreachable::witnessed());
+    }
+    reached
+}
+
+/// The same for what a client alone wants: a failure is counted, and marks nobody.
+///
+/// # Errors
+/// See [`DialFault`].
+pub async fn reach_unmarked(backend: &Backend, timeouts: &Timeouts) -> Result<Stream, DialFault> {
+    reached(backend, timeouts, For::Itself).await
+}
+
+async fn reached(backend: &Backend, timeouts: &Timeouts, whom: For) -> Result<Stream, DialFault> {
     let started = Instant::now();
-    let dialled = tokio::time::timeout(timeouts.connect, handshaken(backend, timeouts)).await;
+    let dialled = tokio::time::timeout(timeouts.connect, handshaken(backend, timeouts, whom)).await;
     match dialled.unwrap_or(Err(DialFault::Timeout)) {
         Ok(stream) => {
             backend.series().connect_duration.observe(started.elapsed().as_secs_f64());
@@ -97,9 +135,6 @@ pub async fn reach(backend: &Backend, timeouts: &Timeouts) -> Result<Stream, Dia
         }
         Err(fault) => {
             backend.series().connect_failed(fault.label());
-            if !matches!(fault, DialFault::Local(_)) {
-                backend.suspect();
-            }
             tracing::debug!(backend = %backend.name(), %fault, "dial failed");
             Err(fault)
         }
@@ -107,38 +142,48 @@ pub async fn reach(backend: &Backend, timeouts: &Timeouts) -> Result<Stream, Dia
 }
 
 /// Connects, and shakes hands where the backend speaks TLS.
-async fn handshaken(backend: &Backend, timeouts: &Timeouts) -> Result<Stream, DialFault> {
-    let socket = connect(backend, timeouts).await?;
-    let Some(tls) = backend.tls() else { return Ok(Stream::Plain(socket)) };
-    let name = tls.name_of(backend.address()).ok_or(DialFault::Unresolved)?;
+async fn handshaken(backend: &Backend, timeouts: &Timeouts, whom: For) -> Result<Stream, DialFault> {
+    let socket = connect(backend, timeouts, whom).await?;
+    sealed(socket, backend.address(), backend.tls().as_deref()).await
+}
+
+async fn sealed(socket: TcpStream, address: &str, tls: Option<&BackendTls>) -> Result<Stream, DialFault> {
+    let Some(tls) = tls else { return Ok(Stream::Plain(socket)) };
+    let name = tls.name_of(address).ok_or(DialFault::Unresolved)?;
     // Boxed: a handshake is large and short.
-    let sealed = Box::pin(Sealed::connect(&tls, name, socket)).await.map_err(DialFault::Tls)?;
+    let sealed = Box::pin(Sealed::connect(tls, name, socket)).await.map_err(DialFault::Tls)?;
     Ok(Stream::Sealed(Box::new(sealed)))
 }
 
-/// Tries the host's addresses in the resolver's order.
-async fn connect(backend: &Backend, timeouts: &Timeouts) -> Result<TcpStream, DialFault> {
-    let addresses = match backend.address().parse::<SocketAddr>() {
-        Ok(address) => vec![address],
-        Err(_) => {
-            let host = Arc::clone(backend.address());
-            let look_up = move || host.to_socket_addrs().map(Iterator::collect);
-            // Names are rare, and every connection would carry the room for this.
-            Box::pin(bounded(backend.lookups(), look_up)).await.map_err(|_| DialFault::Unresolved)?
-        }
-    };
-    let mut last = DialFault::Unresolved;
-    for address in addresses {
-        match connect_to(address, timeouts).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = DialFault::of(error),
-        }
+async fn connect(backend: &Backend, timeouts: &Timeouts, whom: For) -> Result<TcpStream, DialFault> {
+    let address = backend.socket().ok_or(DialFault::Unresolved)?;
+    let socket = socket_for(address).map_err(DialFault::of)?;
+    if whom == For::Client && !Purpose::Link.allows(&socket) {
+        return Err(DialFault::Local(io::Error::other("RLIMIT_NOFILE is reached but for a reserve")));
     }
-    Err(last)
+    connect_by(socket, address, timeouts).await.map_err(DialFault::of)
 }
 
-async fn connect_to(address: SocketAddr, timeouts: &Timeouts) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+/// Connects to the server at `at`, which may have no backend yet. `address` is what it was looked up by: with TLS it must prove
+/// that name.
+///
+/// # Errors
+/// See [`DialFault`].
+pub(super) async fn reach_at(
+    at: SocketAddr,
+    address: &str,
+    tls: Option<&BackendTls>,
+    timeouts: &Timeouts,
+) -> Result<Stream, DialFault> {
+    let socket = socket_for(at).map_err(DialFault::of)?;
+    sealed(connect_by(socket, at, timeouts).await.map_err(DialFault::of)?, address, tls).await
+}
+
+fn socket_for(address: SocketAddr) -> io::Result<TcpSocket> {
+    if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+}
+
+async fn connect_by(socket: TcpSocket, address: SocketAddr, timeouts: &Timeouts) -> io::Result<TcpStream> {
     let options = SockRef::from(&socket);
     net::prepare(&options, timeouts)?;
     // Whoever connects has something to say at once: the last step of the handshake can ride on it.
@@ -146,25 +191,8 @@ async fn connect_to(address: SocketAddr, timeouts: &Timeouts) -> io::Result<TcpS
     socket.connect(address).await
 }
 
-/// Looks up on a thread of its own once there is room, which is given back when that thread has ended and not when
-/// somebody stops waiting for it: however slow a resolver is, its threads are few.
-async fn bounded<T: Send + 'static>(
-    room: &Arc<Semaphore>,
-    look_up: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
-    let looking = tokio::task::spawn_blocking(move || {
-        let found = look_up();
-        drop(permit);
-        found
-    });
-    looking.await.map_err(io::Error::other)?
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Barrier;
-
     use super::*;
     use crate::metrics::Metrics;
 
@@ -183,32 +211,5 @@ mod tests {
             while listener.accept().is_ok() {}
         }
         assert!(waited > 0, "each was acknowledged on its own");
-    }
-
-    #[tokio::test]
-    async fn lookups_that_nobody_waits_for_any_more_still_take_their_room() {
-        let room = Arc::new(Semaphore::new(1));
-        let slow = Arc::new(Barrier::new(2));
-        let (began, begun) = tokio::sync::oneshot::channel();
-        let thread = Arc::clone(&slow);
-        let first = tokio::spawn({
-            let room = Arc::clone(&room);
-            async move {
-                let look_up = move || {
-                    began.send(()).map_err(|()| io::Error::other("nobody waits"))?;
-                    thread.wait();
-                    Ok(())
-                };
-                bounded(&room, look_up).await
-            }
-        });
-        begun.await.unwrap();
-        first.abort();
-        assert!(first.await.is_err_and(|error| error.is_cancelled()));
-        let next = bounded(&room, || Ok(7));
-        tokio::pin!(next);
-        assert!(futures_util::poll!(&mut next).is_pending(), "the first thread has not ended");
-        slow.wait();
-        assert_eq!(next.await.unwrap(), 7);
     }
 }

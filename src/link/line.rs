@@ -4,106 +4,207 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use bytes::BytesMut;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::frames::{Came, Passing, next_of_any_length};
+use crate::close::By;
 use crate::fleet::{Answer, Ask, Backend};
+use crate::frames::{Came, Reader, send_by};
 use crate::net::{self, Stream};
-use crate::wire::{Envelope, reply};
+use crate::wire::{Envelope, Scan, reply};
 
-/// The standing connection. It holds no lease: it must not keep a removed backend alive.
-pub(super) struct Line {
-    pub(super) backend: Arc<Backend>,
+/// JSON-RPC errors of servers that mean something to a probe.
+const AUTHENTICATION_REQUIRED: i64 = -32001;
+const AUTHENTICATION_FAILED: i64 = -32002;
+/// What a server says of itself when it is shutting down.
+const SHUTTING_DOWN: i64 = -32000;
+const SHUTS_DOWN: &str = "the server is shutting down";
+/// What a server answers to a token though it has none.
+const AUTHENTICATION_NOT_CONFIGURED: i64 = -32003;
+
+/// A standing connection, and who waits for what on it. It holds no lease and no backend: it must not keep a removed one alive.
+pub(super) struct Line<W> {
     pub(super) stream: Stream,
-    pub(super) unread: BytesMut,
-    pub(super) passing: Option<Passing>,
+    pub(super) reader: Reader,
     pub(super) next_id: u64,
-    pub(super) pending: HashMap<u64, oneshot::Sender<Answer>>,
+    pub(super) pending: HashMap<u64, W>,
 }
 
-impl Line {
-    /// A request and the id it got.
-    pub(super) fn request(&mut self, method: &str, params: &Value) -> (u64, Vec<u8>) {
+impl<W> Line<W> {
+    /// A connection on which nothing has been said. What comes on it goes by `reader`.
+    pub(super) fn new(stream: Stream, reader: Reader) -> Self {
+        Self { stream, reader, next_id: 0, pending: HashMap::new() }
+    }
+
+    /// The id of the next request.
+    pub(super) fn number(&mut self) -> u64 {
         let id = self.next_id;
         self.next_id = self.next_id.saturating_add(1);
+        id
+    }
+
+    /// What is waited for may be held back behind what has come ([`net::acknowledge`]).
+    pub(super) fn acknowledge(&self) {
+        if !self.pending.is_empty() && self.reader.is_empty() {
+            net::acknowledge(&self.stream);
+        }
+    }
+
+    pub(super) async fn write(&mut self, frames: &[u8]) -> io::Result<()> {
+        send_by(&mut self.stream, frames, None).await
+    }
+
+    /// What comes next. Cancel-safe.
+    pub(super) async fn next(&mut self) -> io::Result<Came> {
+        self.reader.next(&mut self.stream).await
+    }
+
+    /// `connect`, with the token where one is given and the server wants one: what it answers, and whether it demands a
+    /// token. Only while nothing else is in flight.
+    pub(super) async fn introduce(&mut self, token: Option<&str>) -> io::Result<(Answer, bool)> {
+        let answer = self.connect(token).await?;
+        if matches!(answer, Answer::Error(AUTHENTICATION_NOT_CONFIGURED, _)) {
+            return Ok((self.connect(None).await?, false));
+        }
+        Ok((answer, token.is_some()))
+    }
+
+    async fn connect(&mut self, token: Option<&str>) -> io::Result<Answer> {
+        let id = self.number();
+        self.write(&reply::connect(id, token)).await?;
+        loop {
+            if let Came::Body(body) = self.next().await?
+                && let Some((answered, answer)) = read(&body)?
+                && answered == id
+            {
+                return Ok(answer);
+            }
+        }
+    }
+}
+
+/// What a server's answer to `connect` says of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Introduced {
+    /// It does not take our token, or we have none.
+    pub(super) mute: bool,
+    /// It wants a token.
+    pub(super) demands_token: bool,
+    /// As it says.
+    pub(super) version: Option<Arc<str>>,
+}
+
+impl Introduced {
+    /// Of what [`Line::introduce`] came to.
+    ///
+    /// # Errors
+    /// Why it is none that can serve.
+    pub(super) fn of((answer, demands_token): (Answer, bool)) -> Result<Self, String> {
+        let known = Self { mute: false, demands_token, version: None };
+        match answer {
+            Answer::Result(result) => {
+                let version = result.get("version").and_then(Value::as_str).map(Arc::from);
+                Ok(Self { version, ..known })
+            }
+            Answer::Error(AUTHENTICATION_REQUIRED | AUTHENTICATION_FAILED, _) => {
+                Ok(Self { mute: true, demands_token: true, ..known })
+            }
+            Answer::Error(Answer::METHOD_NOT_FOUND, _) => Ok(known),
+            Answer::Error(SHUTTING_DOWN, _) => Err(SHUTS_DOWN.into()),
+            Answer::Error(code, _) => Err(format!("the server answered connect with error {code}")),
+            Answer::TooLong => Err("the server answered connect with too much".into()),
+        }
+    }
+}
+
+/// Whether an answer to `ping` is one of a server that serves.
+///
+/// # Errors
+/// Why it is not.
+pub(super) fn pong(answer: &Answer) -> Result<(), String> {
+    match answer {
+        Answer::Error(SHUTTING_DOWN, _) => Err(SHUTS_DOWN.into()),
+        _ => Ok(()),
+    }
+}
+
+/// The one that is probed.
+pub(super) type OwnLine = Line<oneshot::Sender<Answer>>;
+
+impl OwnLine {
+    /// A request and the id it got.
+    pub(super) fn request(&mut self, method: &str, params: &Value) -> (u64, Vec<u8>) {
+        let id = self.number();
         (id, reply::request(id, method, params))
     }
 
     /// The frame of a question whose answer will be handed on.
     pub(super) fn register(&mut self, ask: Ask) -> Vec<u8> {
-        let (id, frame) = self.request(&ask.method, &ask.params);
+        let (id, frame) = self.request(ask.method, &ask.params);
         self.pending.insert(id, ask.answer);
         frame
     }
 
-    pub(super) fn dispatch(&mut self, id: u64, answer: Answer) {
+    pub(super) fn dispatch(&mut self, backend: &Backend, id: u64, answer: Answer) {
         if let Some(waiting) = self.pending.remove(&id) {
-            self.backend.answered();
+            backend.answered();
             // Who asked may have stopped waiting.
             drop(waiting.send(answer));
         }
         self.acknowledge();
     }
 
-    /// An answer was too long to be taken: who waits for it gets none, and nobody else notices.
-    pub(super) fn give_up(&mut self, answer: Option<&Envelope>) {
-        tracing::warn!(backend = %self.backend.name(), "an answer to a question of sessile is too long to be taken");
-        let id = answer.and_then(|answer| str::from_utf8(answer.id.as_ref()?.raw()).ok()?.parse().ok());
-        if let Some(waiting) = id.and_then(|id: u64| self.pending.remove(&id)) {
-            self.backend.answered();
-            drop(waiting);
-        }
-    }
-
-    /// What is waited for may be held back behind what has come ([`net::acknowledge`]).
-    fn acknowledge(&self) {
-        if !self.pending.is_empty() && self.unread.is_empty() {
-            net::acknowledge(&self.stream);
-        }
-    }
-
-    pub(super) async fn write(&mut self, frames: &[u8]) -> io::Result<()> {
-        self.stream.send(frames).await
-    }
-
-    /// Introduces itself and waits for the answer: only while nothing else is in flight.
-    pub(super) async fn connect(&mut self, token: Option<&str>) -> io::Result<Answer> {
-        let (id, frame) = (self.next_id, reply::connect(self.next_id, token));
-        self.next_id = self.next_id.saturating_add(1);
-        self.write(&frame).await?;
-        loop {
-            let (answered, answer) = self.next_answer().await?;
-            if answered == id {
-                return Ok(answer);
-            }
-        }
-    }
-
     /// The next answer to a request of ours; everything else is dropped. Cancel-safe.
     pub(super) async fn next_answer(&mut self) -> io::Result<(u64, Answer)> {
         loop {
-            let came = next_of_any_length(&mut self.stream, &mut self.unread, &mut self.passing).await?;
-            let body = match came {
-                Came::Body(body) => body,
-                Came::TooLong(envelope) => {
-                    self.give_up(envelope.as_ref());
-                    continue;
+            match self.next().await? {
+                Came::Body(body) => match read(&body)? {
+                    Some(answer) => return Ok(answer),
+                    None => self.acknowledge(),
+                },
+                Came::TooLong(Some(envelope)) if envelope.method.is_none() => {
+                    if let Some(id) = number_of(&envelope) {
+                        return Ok((id, without_body(&envelope)));
+                    }
                 }
-            };
-            let mut frame: Value = serde_json::from_slice(&body)?;
-            if frame.get("method").is_some() {
-                self.acknowledge();
-                continue;
+                Came::TooLong(_) => {}
             }
-            let Some(id) = frame.get("id").and_then(Value::as_u64) else { continue };
-            let answer = match frame.pointer("/error/code").and_then(Value::as_i64) {
-                Some(code) => Answer::Error(code),
-                None => Answer::Result(frame.get_mut("result").map(Value::take).unwrap_or_default()),
-            };
-            return Ok((id, answer));
         }
+    }
+}
+
+/// The number under which a request of ours was sent that this answers.
+pub(super) fn number_of(answer: &Envelope) -> Option<u64> {
+    str::from_utf8(answer.id.as_ref()?.raw()).ok()?.parse().ok()
+}
+
+/// An answer to a request of ours, if `body` is one.
+fn read(body: &[u8]) -> io::Result<Option<(u64, Answer)>> {
+    let frame: Value = match serde_json::from_slice(body) {
+        Ok(frame) => frame,
+        Err(fault) => return beyond(body).ok_or_else(|| fault.into()),
+    };
+    if frame.get("method").is_some() {
+        return Ok(None);
+    }
+    let Some(id) = frame.get("id").and_then(Value::as_u64) else { return Ok(None) };
+    Ok(Some((id, Answer::of(frame))))
+}
+
+/// What comes of a body that cannot be parsed (it is nested too deeply, say) and yet has an envelope: it costs the question
+/// that it answers, not the connection. `None` if it has none.
+fn beyond(body: &[u8]) -> Option<Option<(u64, Answer)>> {
+    let envelope = Scan::whole_of(By::Backend, body).ok()?;
+    let answered = number_of(&envelope).filter(|_| envelope.method.is_none());
+    Some(answered.map(|id| (id, without_body(&envelope))))
+}
+
+/// What an answer says of which there is only the envelope.
+fn without_body(envelope: &Envelope) -> Answer {
+    if envelope.is_error {
+        Answer::Error(envelope.error_code.map(i64::from).unwrap_or_default(), Box::default())
+    } else {
+        Answer::TooLong
     }
 }
 
@@ -111,12 +212,13 @@ impl Line {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use bytes::BytesMut;
     use serde_json::json;
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
-    use crate::link::frames::next_body;
+    use crate::frames::next_body;
     use crate::metrics::Metrics;
 
     const ROUNDS: usize = 20;
@@ -139,6 +241,21 @@ mod tests {
         }
     }
 
+    /// Servers nest deeper than serde_json reads, and write halves of surrogate pairs.
+    #[test]
+    fn an_answer_that_cannot_be_parsed_costs_its_question_alone() {
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        for result in [deep.as_str(), r#""\ud800""#] {
+            let body = format!(r#"{{"jsonrpc":"2.0","result":{result},"id":5}}"#);
+            assert_eq!(read(body.as_bytes()).unwrap(), Some((5, Answer::TooLong)));
+            let event = format!(r#"{{"jsonrpc":"2.0","method":"m","params":{{"x":{result}}}}}"#);
+            assert_eq!(read(event.as_bytes()).unwrap(), None);
+            let error = format!(r#"{{"jsonrpc":"2.0","id":5,"error":{{"code":-7,"data":{result}}}}}"#);
+            assert_eq!(read(error.as_bytes()).unwrap(), Some((5, Answer::Error(-7, "".into()))));
+        }
+        assert!(read(b"no JSON").is_err());
+    }
+
     #[tokio::test]
     async fn an_answer_is_not_held_back_behind_what_came_before_it() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -147,20 +264,19 @@ mod tests {
         let serving = tokio::spawn(serve(accepted));
         let series = Metrics::new().unwrap().backend(&"cli-1".into());
         let (backend, _asked) = Backend::new("cli-1", "127.0.0.1:1", series);
-        let (unread, pending) = (BytesMut::new(), HashMap::new());
-        let mut line = Line { backend, stream, unread, passing: None, next_id: 0, pending };
+        let mut line = Line::new(stream, Reader::default());
         let mut took = Vec::new();
         for _ in 0..ROUNDS {
             let started = Instant::now();
             let mut frames = Vec::new();
             for _ in 0..2 {
                 let (answer, _) = oneshot::channel();
-                frames.extend(line.register(Ask { method: "ping".into(), params: json!({}), answer }));
+                frames.extend(line.register(Ask { method: "ping", params: json!({}), answer }));
             }
             line.write(&frames).await.unwrap();
             while !line.pending.is_empty() {
                 let (id, answer) = line.next_answer().await.unwrap();
-                line.dispatch(id, answer);
+                line.dispatch(&backend, id, answer);
             }
             took.push(started.elapsed());
         }

@@ -1,13 +1,17 @@
 //! Links: connections to backends, dialled and greeted, each counted by a lease.
 //!
-//! Whatever sessile does with a backend it does over one of these: a scout, a home, the standing query connection.
+//! Whatever sessile does with a backend it does over one of these: a scout, a home, the two standing connections, one for
+//! sessile's own questions (`query`) and one for those that clients have (`clients`).
 
+mod candidates;
+mod clients;
 mod dial;
-mod frames;
 mod greet;
 mod line;
 mod query;
 
-pub use dial::{DialFault, Link, dial};
-pub use greet::{GreetFault, StateFrame, greet};
+pub use candidates::{first_that_answers, those_that_answer};
+pub use clients::attend_clients;
+pub use dial::{DialFault, Link, dial, hung_up};
+pub use greet::{GreetFault, State, StateFault, StateFrame, attach, greet};
 pub use query::attend;

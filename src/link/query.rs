@@ -1,55 +1,62 @@
-//! The attendant of a backend: its standing connection, over which it is probed and asked where sessions are.
+//! The attendant of a backend: the standing connection over which it is probed and asked where sessions are. What is asked
+//! for clients goes over another one (`clients`).
 //!
 //! One task per backend. It keeps one connection, greets it with `connect` (and the configured token), pings it, and
 //! lets questions about sessions ride along. A connection ends when it breaks or its backend is down, and every tenth
-//! probe makes a new one on purpose, so that a server that talks but no longer accepts is found out too. Broadcast events arrive here all
-//! the time; they are read and dropped.
+//! probe makes a new one on purpose, before the old one is given up: a server that talks but takes no more connections is
+//! found out, and is not down for it. Broadcast events arrive here all the time; they are read and dropped.
+//!
+//! What went on elsewhere while the server was not up is closed before it counts as up, and asked about on later probes (`stale`).
 
-use std::collections::HashMap;
+mod fresh;
+mod stale;
+
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
-use serde_json::{Value, json};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::dial::{DialFault, reach};
-use super::line::Line;
-use crate::chance::stretched;
-use crate::config::{Config, Secret};
-use crate::fleet::{Answer, Ask, Backend, Health, Judge};
+use super::line::{self, OwnLine};
+use crate::config::Config;
+use crate::fleet::{Ask, Backend, Health, Judge, Unreachable};
+use crate::runtime::jitter::stretched;
+use crate::wire::SessionId;
+use stale::Word;
 
 /// Questions in flight on one standing connection; further ones wait in the queue.
 const IN_FLIGHT_MAX: usize = 256;
 /// A fresh connection is made for every so manyth probe.
 const FRESH_EVERY: u32 = 10;
+/// A probe that is wanted soon comes so long after the last one, or a quarter of the interval if that is less.
+const SOON: Duration = Duration::from_millis(500);
 
 /// The fault of a probe whose answer did not come in time.
 const LATE: &str = "no answer in time";
 
-/// JSON-RPC errors of servers that mean something to a probe.
-const SHUTTING_DOWN: i64 = -32000;
-const AUTHENTICATION_REQUIRED: i64 = -32001;
-const AUTHENTICATION_FAILED: i64 = -32002;
-const AUTHENTICATION_NOT_CONFIGURED: i64 = -32003;
-const METHOD_NOT_FOUND: i64 = -32601;
+/// Where this balancer has a session attached, if anywhere.
+type Owner = Box<dyn Fn(&SessionId) -> Option<Arc<Backend>> + Send>;
 
-/// Probes `backend` and answers what it is asked, until `stop`, or until the backend is over.
+/// Probes `backend` and answers what it is asked, until `stop`, or until the backend is over. `owner` says where a session
+/// is attached.
 pub async fn attend(
     backend: Arc<Backend>,
     asked: mpsc::Receiver<Ask>,
     config: impl Fn() -> Arc<Config>,
+    owner: impl Fn(&SessionId) -> Option<Arc<Backend>> + Send + 'static,
     stop: CancellationToken,
 ) {
-    let mut attendant = Attendant { backend, asked, judge: Judge::default(), warned: false };
+    let mut attendant = Attendant::new(backend, asked, Box::new(owner));
     let work = async {
         let mut wait = Duration::ZERO;
         loop {
             attendant.pause(wait).await;
-            if attendant.backend.is_over() {
+            if attendant.backend.is_forgotten() {
                 return;
             }
             let interval = stretched(config().health.interval, 900, 1100);
@@ -57,8 +64,20 @@ pub async fn attend(
                 wait = interval;
                 continue;
             };
-            let started = Instant::now();
-            let end = attendant.serve(&mut line, &config).await;
+            let mut started = Instant::now();
+            let end = loop {
+                if let Err(end) = attendant.serve(&mut line, &config).await {
+                    break end;
+                }
+                match attendant.renew(&mut line, &config()).await {
+                    Ok(None) => {}
+                    Ok(Some(new)) => (line, started) = (new, Instant::now()),
+                    Err(end) => break end,
+                }
+            };
+            attendant.lost = true;
+            attendant.words.clear();
+            attendant.backend.moved().lost();
             tracing::debug!(backend = %attendant.backend.name(), end, "standing connection ended");
             // Whether that was the server's end or just this connection's, a new one will tell at once; but not in a
             // tight loop with a server that greets and hangs up.
@@ -69,139 +88,107 @@ pub async fn attend(
     stop.run_until_cancelled(work).await;
 }
 
-/// Why there is no standing connection.
-enum Miss {
-    Dial(DialFault),
-    Said(String),
-}
-
-impl From<DialFault> for Miss {
-    fn from(fault: DialFault) -> Self {
-        Self::Dial(fault)
-    }
-}
-
 struct Attendant {
     backend: Arc<Backend>,
     asked: mpsc::Receiver<Ask>,
     judge: Judge,
     warned: bool,
+    /// The next probe was wanted soon, because something went wrong.
+    hastened: bool,
+    /// The last connection ended by itself: what answers next may be another process.
+    lost: bool,
+    owner: Owner,
+    /// What is due of sessions that went on elsewhere; when the connection is lost, that comes of it.
+    words: FuturesUnordered<Word>,
 }
 
 impl Attendant {
-    /// Waits while nobody can be asked: questions get no answer at once. Without a wait they stay in the queue, for the
-    /// connection that is made next.
+    fn new(backend: Arc<Backend>, asked: mpsc::Receiver<Ask>, owner: Owner) -> Self {
+        Self {
+            backend,
+            asked,
+            judge: Judge::default(),
+            warned: false,
+            hastened: false,
+            lost: false,
+            owner,
+            words: FuturesUnordered::new(),
+        }
+    }
+
+    /// Waits while nobody can be asked: questions to a backend that is down get no answer at once. Else they stay in the
+    /// queue, for the connection that is made next.
     async fn pause(&mut self, wait: Duration) {
         if wait.is_zero() {
             return;
         }
-        let until = tokio::time::Instant::now().checked_add(wait);
-        let Some(until) = until else { return };
+        let now = tokio::time::Instant::now();
+        let Some(until) = now.checked_add(wait) else { return };
         // A nudge may shorten the wait, but not to nothing: clients' dials must not become a storm of probes.
-        let soonest = until.checked_sub(wait.saturating_sub(wait.checked_div(4).unwrap_or(wait)));
+        let soonest = now.checked_add(soon(wait));
         loop {
             tokio::select! {
                 () = sleep_until(until) => return,
                 () = self.backend.nudged() => {
+                    self.hastened = true;
                     if let Some(soonest) = soonest { sleep_until(soonest).await; }
                     return;
                 }
-                ask = self.asked.recv() => drop(ask),
+                // Whoever asks one that is not down waits for its next connection.
+                ask = self.asked.recv(), if self.backend.health() == Health::Down => drop(ask),
             }
         }
     }
 
-    /// Dials and greets; both together are one probe.
-    async fn connect(&mut self, config: &Config) -> Result<Line, ()> {
-        let started = Instant::now();
-        let greeting = async {
-            let stream = reach(&self.backend, &config.timeouts).await?;
-            let backend = Arc::clone(&self.backend);
-            let unread = BytesMut::new();
-            let pending = HashMap::new();
-            let mut line = Line { backend, stream, unread, passing: None, next_id: 0, pending };
-            self.greet(&mut line, config).await.map(|()| line).map_err(Miss::Said)
-        };
-        match timeout(config.health.timeout, greeting).await {
-            Ok(Ok(line)) => {
-                self.answered(started.elapsed(), config);
-                return Ok(line);
-            }
-            // Nothing was learned of the backend.
-            Ok(Err(Miss::Dial(DialFault::Local(error)))) => {
-                tracing::warn!(backend = %self.backend.name(), %error, "backend cannot be probed from here");
-            }
-            Ok(Err(Miss::Dial(fault))) => self.failed(&fault.to_string(), config),
-            Ok(Err(Miss::Said(fault))) => self.failed(&fault, config),
-            Err(_) => self.failed(LATE, config),
-        }
-        Err(())
-    }
-
-    /// `connect`, with the token if there is one; what the answer says decides whether sessions can be asked for.
-    async fn greet(&self, line: &mut Line, config: &Config) -> Result<(), String> {
-        let token = config.upstream.connection_token.as_ref();
-        let mut demands = token.is_some();
-        let mut answer = line.connect(token.map(Secret::reveal)).await.map_err(|error| error.to_string())?;
-        if answer == Answer::Error(AUTHENTICATION_NOT_CONFIGURED) {
-            demands = false;
-            answer = line.connect(None).await.map_err(|error| error.to_string())?;
-        }
-        let (mute, version) = match answer {
-            Answer::Result(result) => (false, result.get("version").and_then(Value::as_str).map(Arc::from)),
-            Answer::Error(SHUTTING_DOWN) => return Err("the server is shutting down".into()),
-            Answer::Error(AUTHENTICATION_REQUIRED | AUTHENTICATION_FAILED) => {
-                demands = true;
-                (true, None)
-            }
-            Answer::Error(METHOD_NOT_FOUND) => (false, None),
-            Answer::Error(code) => return Err(format!("the server answered connect with error {code}")),
-        };
-        if let Some(version) = &version {
-            self.backend.series().version(version);
-        }
-        self.backend.stand(|standing| {
-            standing.demands_token = demands;
-            standing.mute = mute;
-            standing.version = version.or_else(|| standing.version.take());
-        });
-        Ok(())
-    }
-
-    /// Uses the line until it fails or has served its number of probes; says why it ended.
-    async fn serve(&mut self, line: &mut Line, config: &impl Fn() -> Arc<Config>) -> String {
+    /// Uses the line until it has served its number of probes, or a new one is to be tried before: because something went
+    /// wrong, or the last one could not be had.
+    ///
+    /// # Errors
+    /// Why it ended.
+    async fn serve(&mut self, line: &mut OwnLine, config: &impl Fn() -> Arc<Config>) -> Result<(), String> {
         for _ in 1..FRESH_EVERY {
             let current = config();
-            let due = tokio::time::Instant::now().checked_add(stretched(current.health.interval, 900, 1100));
-            if let Err(fault) = self.ride(line, due).await {
-                return fault;
+            let interval = stretched(current.health.interval, 900, 1100);
+            self.ride(line, interval).await?;
+            if self.backend.is_forgotten() {
+                return Err("the backend has left the configuration".into());
             }
-            if self.backend.is_over() {
-                return "the backend has left the configuration".into();
+            if self.backend.standing().borrow().takes_no_more {
+                return Ok(());
             }
+            let hastened = self.hastened;
             let started = Instant::now();
             match self.probe(line, current.health.timeout).await {
-                Ok(()) => self.answered(started.elapsed(), &current),
+                Ok(()) => {
+                    let took = started.elapsed();
+                    // Some went on elsewhere just as it came up.
+                    self.close_moved(line, &current).await.map_err(|error| error.to_string())?;
+                    self.answered(took, &current);
+                    self.ask_moved(line).await.map_err(|error| error.to_string())?;
+                    if hastened {
+                        return Ok(());
+                    }
+                }
                 Err(fault) => {
-                    self.failed(&fault, &current);
+                    self.failed(&fault, true, &current);
                     // A late answer is no broken connection: those who asked something else wait on, until the backend
                     // is down.
                     if fault != LATE || !self.backend.is_up() {
-                        return fault;
+                        return Err(fault);
                     }
                 }
             }
         }
-        self.finish(line, config().health.timeout).await;
-        "it has served its number of probes".into()
+        // The next probe is a new connection.
+        self.ride(line, stretched(config().health.interval, 900, 1100)).await
     }
 
     /// Waits for the answers that are still due, so that a connection replaced on purpose loses nobody's question.
-    async fn finish(&mut self, line: &mut Line, within: Duration) {
+    async fn finish(&mut self, line: &mut OwnLine, within: Duration) {
         let rest = async {
             while !line.pending.is_empty() {
                 let (id, answer) = line.next_answer().await?;
-                line.dispatch(id, answer);
+                line.dispatch(&self.backend, id, answer);
             }
             io::Result::Ok(())
         };
@@ -210,17 +197,29 @@ impl Attendant {
         }
     }
 
-    /// Carries questions and answers until the next probe is due.
-    async fn ride(&mut self, line: &mut Line, due: Option<tokio::time::Instant>) -> Result<(), String> {
-        let Some(due) = due else { return Ok(()) };
+    /// Carries questions and answers until the next probe is due: sooner if somebody hastens it, but not at once, because
+    /// what clients do must not become a storm of probes.
+    async fn ride(&mut self, line: &mut OwnLine, interval: Duration) -> Result<(), String> {
+        let began = tokio::time::Instant::now();
+        let Some(mut due) = began.checked_add(interval) else { return Ok(()) };
+        let soonest = began.checked_add(soon(interval)).unwrap_or(due);
         loop {
             let room = line.pending.len() < IN_FLIGHT_MAX;
             tokio::select! {
                 () = sleep_until(due) => return Ok(()),
-                () = self.backend.nudged() => return Ok(()),
+                () = self.backend.nudged(), if !self.hastened => {
+                    if self.backend.is_forgotten() {
+                        return Ok(());
+                    }
+                    self.hastened = true;
+                    due = soonest.min(due);
+                }
                 answer = line.next_answer() => {
                     let (id, answer) = answer.map_err(|error| error.to_string())?;
-                    line.dispatch(id, answer);
+                    line.dispatch(&self.backend, id, answer);
+                }
+                Some(heard) = self.words.next() => {
+                    self.heard_of_moved(line, heard).await.map_err(|error| error.to_string())?;
                 }
                 ask = self.asked.recv(), if room => {
                     let Some(ask) = ask else { return Err("nobody will ask".into()) };
@@ -231,7 +230,7 @@ impl Attendant {
     }
 
     /// Sends a question, and with it those that wait behind it.
-    async fn forward(&mut self, line: &mut Line, first: Ask) -> io::Result<()> {
+    async fn forward(&mut self, line: &mut OwnLine, first: Ask) -> io::Result<()> {
         let mut frames = line.register(first);
         while line.pending.len() < IN_FLIGHT_MAX
             && let Ok(ask) = self.asked.try_recv()
@@ -242,7 +241,7 @@ impl Attendant {
     }
 
     /// One `ping`, with questions riding along.
-    async fn probe(&mut self, line: &mut Line, within: Duration) -> Result<(), String> {
+    async fn probe(&mut self, line: &mut OwnLine, within: Duration) -> Result<(), String> {
         let (id, frame) = line.request("ping", &json!({}));
         let (sender, mut pong) = oneshot::channel();
         line.pending.insert(id, sender);
@@ -255,7 +254,7 @@ impl Attendant {
                     pong = &mut pong => return pong.map_err(|_| "the connection was lost".to_owned()),
                     answer = line.next_answer() => {
                         let (id, answer) = answer.map_err(|error| error.to_string())?;
-                        line.dispatch(id, answer);
+                        line.dispatch(&self.backend, id, answer);
                     }
                     ask = self.asked.recv(), if room => {
                         let Some(ask) = ask else { return Err("nobody will ask".into()) };
@@ -268,14 +267,15 @@ impl Attendant {
         match timeout(within, exchange).await {
             Err(_) => Err(LATE.into()),
             Ok(Err(fault)) => Err(fault),
-            Ok(Ok(Answer::Error(SHUTTING_DOWN))) => Err("the server is shutting down".into()),
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(answer)) => line::pong(&answer),
         }
     }
 
     fn answered(&mut self, took: Duration, config: &Config) {
+        self.hastened = false;
         let backend = &self.backend;
         backend.series().probed(took);
+        backend.as_voice(|series| series.last_probe.set(took.as_secs_f64()));
         backend.history().note(Some(took));
         backend.trust();
         let change = self.judge.observe(true, config.health.rise, config.health.fall);
@@ -284,8 +284,8 @@ impl Attendant {
             if let Some(health) = change {
                 standing.health = health;
             }
-            // While it is on its way up, why it was down still matters.
-            if standing.health == Health::Up {
+            // While it is on its way up, why it was down still matters; and why it takes no more connections.
+            if standing.health == Health::Up && !standing.takes_no_more {
                 (standing.error, standing.failed) = (None, None);
             }
         });
@@ -295,19 +295,30 @@ impl Attendant {
         }
         let mute = backend.standing().borrow().mute;
         if mute && !self.warned {
-            tracing::warn!(
+            tracing::error!(
                 backend = %backend.name(),
-                "backend demands a connection token: set upstream.connection_token, or sessions cannot be located"
+                "backend demands a connection token that upstream.connection_token does not give: sessions that may be there are refused"
             );
+        } else if !mute && self.warned {
+            tracing::info!(backend = %backend.name(), "backend can be asked where sessions are");
         }
         self.warned = mute;
     }
 
-    fn failed(&mut self, fault: &str, config: &Config) {
+    /// Notes a failed probe. The first of all decides if it is `sure` that nobody serves there: that a connection was
+    /// refused, say, and not that nothing was heard in time.
+    fn failed(&mut self, fault: &str, sure: bool, config: &Config) {
         let backend = &self.backend;
+        // A probe that comes late stops no placement by itself: one slow second of a busy machine would turn everybody
+        // away. This one was made because something else had gone wrong as well.
+        if std::mem::take(&mut self.hastened) {
+            backend.mark_suspect(Unreachable::witnessed());
+        }
         backend.series().probes_failed.inc();
         backend.history().note(None);
-        let change = self.judge.observe(false, config.health.rise, config.health.fall);
+        let first = sure && backend.health() == Health::Unknown;
+        let fall = if first { 1 } else { config.health.fall };
+        let change = self.judge.observe(false, config.health.rise, fall);
         backend.stand(|standing| {
             standing.error = Some(fault.into());
             standing.failed = Some(Instant::now());
@@ -322,18 +333,24 @@ impl Attendant {
     }
 }
 
+/// The least time between two probes.
+fn soon(interval: Duration) -> Duration {
+    interval.checked_div(4).unwrap_or(interval).min(SOON)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::Question;
     use crate::metrics::Metrics;
 
     #[tokio::test]
     async fn a_question_waits_for_the_connection_that_is_made_at_once() {
         let series = Metrics::new().unwrap().backend(&"cli-1".into());
         let (backend, asked) = Backend::new("cli-1", "127.0.0.1:1", series);
-        let mut attendant =
-            Attendant { backend: Arc::clone(&backend), asked, judge: Judge::default(), warned: false };
-        let asking = backend.ask("ping", json!({}), Duration::from_secs(3600));
+        let mut attendant = Attendant::new(Arc::clone(&backend), asked.questions, Box::new(|_| None));
+        let session = SessionId::new("s");
+        let asking = backend.ask(Question::Live(&session), Duration::from_secs(3600));
         tokio::pin!(asking);
         assert!(futures_util::poll!(&mut asking).is_pending());
         for _ in 0..64 {

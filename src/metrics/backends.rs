@@ -1,6 +1,9 @@
-//! The series of backends: made with them, and removed with the last holder of them.
+//! The series of backends: made with them, and removed when the last backend of their name is over.
+//!
+//! Counters and sums are a name's, whichever servers have had it. A gauge that tells how a server is tells of the one that
+//! has the name now: each backend takes the voice when it is enlisted, and sets such gauges only while it has it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
@@ -9,6 +12,13 @@ use prometheus::{
 
 use super::register::{counters, gauges, histograms, int_gauges};
 use crate::config::AdminState;
+
+/// How dials fail.
+const CONNECT_FAILURES: [&str; 7] = ["refused", "timeout", "unresolved", "local", "tls", "silent", "other"];
+/// What probes bring a backend to.
+const CHANGES: [&str; 2] = ["up", "down"];
+/// How runs of `restart_command` end.
+const RESTARTS: [&str; 3] = ["success", "failure", "timeout"];
 
 /// The families whose series belong to backends.
 #[derive(Debug)]
@@ -27,6 +37,8 @@ pub(super) struct Families {
     restarts: IntCounterVec,
     last_probe: GaugeVec,
     certificate_expiry: IntGaugeVec,
+    stale_copies_closed: IntCounterVec,
+    unanswered: IntGaugeVec,
 }
 
 /// One backend's series; they are removed with it.
@@ -34,6 +46,7 @@ pub(super) struct Families {
 pub struct BackendSeries {
     name: Arc<str>,
     families: Arc<Families>,
+    usage: Mutex<Use>,
     version: Mutex<Option<String>>,
     /// Bytes carried from clients.
     pub bytes_to_backend: IntCounter,
@@ -55,6 +68,21 @@ pub struct BackendSeries {
     pub connect_duration: Histogram,
     /// The last answered probe's duration.
     pub last_probe: Gauge,
+    /// Questions about sessions that it has left unanswered, in a row.
+    pub unanswered: IntGauge,
+    /// Sessions it was made to let go of, because they went on elsewhere while it was not up.
+    pub stale_copies_closed: IntCounter,
+}
+
+/// Who uses one name's series.
+#[derive(Debug, Default)]
+struct Use {
+    /// Backends that are not over.
+    users: usize,
+    /// The last one was over: they are removed, and stay so.
+    removed: bool,
+    /// Counts voices; the last one counts.
+    voice: u64,
 }
 
 impl Families {
@@ -94,6 +122,18 @@ impl Families {
                 &["backend", "result"],
             )?,
             last_probe: gauges(r, "backend_last_probe_seconds", "Of the last answered probe.", &b)?,
+            stale_copies_closed: counters(
+                r,
+                "stale_copies_closed_total",
+                "Sessions closed on a server that came back, because they went on elsewhere.",
+                &b,
+            )?,
+            unanswered: int_gauges(
+                r,
+                "backend_unanswered_questions",
+                "Questions about sessions left unanswered in a row, while it is up.",
+                &b,
+            )?,
             certificate_expiry: int_gauges(
                 r,
                 "backend_tls_certificate_expiry_timestamp_seconds",
@@ -104,9 +144,26 @@ impl Families {
     }
 }
 
+impl Families {
+    /// Counters with one label beside the name, of a closed set.
+    fn closed(&self) -> [(&IntCounterVec, &'static [&'static str]); 3] {
+        [
+            (&self.connect_failures, &CONNECT_FAILURES),
+            (&self.health_changes, &CHANGES),
+            (&self.restarts, &RESTARTS),
+        ]
+    }
+}
+
 impl BackendSeries {
     pub(super) fn new(name: &Arc<str>, families: &Arc<Families>) -> Self {
         let f = families;
+        // What is not counted yet is there all the same, at 0.
+        for (family, values) in f.closed() {
+            for value in values {
+                family.with_label_values(&[&**name, value]);
+            }
+        }
         Self {
             bytes_to_backend: f.relayed_bytes.with_label_values(&[name, "to_backend"]),
             bytes_to_client: f.relayed_bytes.with_label_values(&[name, "to_client"]),
@@ -118,46 +175,97 @@ impl BackendSeries {
             probe_duration: f.probe_duration.with_label_values(&[name]),
             connect_duration: f.connect_duration.with_label_values(&[name]),
             last_probe: f.last_probe.with_label_values(&[name]),
+            unanswered: f.unanswered.with_label_values(&[name]),
+            stale_copies_closed: f.stale_copies_closed.with_label_values(&[name]),
+            usage: Mutex::default(),
             version: Mutex::default(),
             families: Arc::clone(families),
             name: Arc::clone(name),
         }
     }
 
+    /// One more backend uses them; false if they are removed already.
+    pub(super) fn enter(&self) -> bool {
+        let mut used = self.used();
+        used.users = used.users.saturating_add(1);
+        !used.removed
+    }
+
+    /// A backend is over; with the last one they are removed.
+    pub fn leave(&self) {
+        let mut used = self.used();
+        used.users = used.users.saturating_sub(1);
+        if used.users == 0 && !used.removed {
+            used.removed = true;
+            self.remove();
+        }
+    }
+
+    /// The right to set gauges, from now on that of whoever has this number.
+    pub fn take_voice(&self) -> u64 {
+        let mut used = self.used();
+        used.voice = used.voice.saturating_add(1);
+        used.voice
+    }
+
+    /// Sets gauges, if `voice` was the last to be taken.
+    pub fn as_voice(&self, voice: u64, set: impl FnOnce(&Self)) {
+        let used = self.used();
+        if used.voice == voice && !used.removed {
+            set(self);
+        }
+        drop(used);
+    }
+
+    fn used(&self) -> MutexGuard<'_, Use> {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes series by their labels, unless all are removed: then none may come back.
+    fn while_used(&self, make: impl FnOnce(&Families)) {
+        let used = self.used();
+        if !used.removed {
+            make(&self.families);
+        }
+        drop(used);
+    }
+
     /// One failed dial. `why` is from a closed set.
     pub fn connect_failed(&self, why: &'static str) {
-        self.families.connect_failures.with_label_values(&[&self.name, why]).inc();
+        debug_assert!(CONNECT_FAILURES.contains(&why), "{why}");
+        self.while_used(|f| f.connect_failures.with_label_values(&[&self.name, why]).inc());
     }
 
     /// Probes have brought it `to` "up" or "down".
     pub fn health_changed(&self, to: &'static str) {
-        self.families.health_changes.with_label_values(&[&*self.name, to]).inc();
+        self.while_used(|f| f.health_changes.with_label_values(&[&*self.name, to]).inc());
     }
 
     /// `restart_command` was run for it, and how that ended: "success", "failure" or "timeout".
     pub fn restarted(&self, result: &'static str) {
-        self.families.restarts.with_label_values(&[&*self.name, result]).inc();
+        self.while_used(|f| f.restarts.with_label_values(&[&*self.name, result]).inc());
     }
 
     /// The state in force, as one series per state.
     pub fn state(&self, state: AdminState) {
-        for each in AdminState::ALL {
-            let series = self.families.state.with_label_values(&[&self.name, each.label()]);
-            series.set(i64::from(each == state));
-        }
+        self.while_used(|f| {
+            for each in AdminState::ALL {
+                let series = f.state.with_label_values(&[&self.name, each.label()]);
+                series.set(i64::from(each == state));
+            }
+        });
     }
 
     /// Until when the certificate shown to the server counts; `None`: none is shown.
     pub fn certificate_expires(&self, at: Option<i64>) {
-        let family = &self.families.certificate_expiry;
-        match at {
-            Some(at) => family.with_label_values(&[&*self.name]).set(at),
+        self.while_used(|f| match at {
+            Some(at) => f.certificate_expiry.with_label_values(&[&*self.name]).set(at),
             // It need not have been there.
-            None => drop(family.remove_label_values(&[&*self.name])),
-        }
+            None => drop(f.certificate_expiry.remove_label_values(&[&*self.name])),
+        });
     }
 
-    /// The version the server says it has; only the newest is exposed.
+    /// The version the server says it has; only the newest is exposed. Said by whoever has the voice.
     pub fn version(&self, version: &str) {
         let mut known = self.version.lock().unwrap_or_else(PoisonError::into_inner);
         if known.as_deref() == Some(version) {
@@ -173,42 +281,44 @@ impl BackendSeries {
     pub fn probed(&self, took: Duration) {
         self.probes_ok.inc();
         self.probe_duration.observe(took.as_secs_f64());
-        self.last_probe.set(took.as_secs_f64());
     }
-}
 
-impl Drop for BackendSeries {
-    fn drop(&mut self) {
+    fn remove(&self) {
         let name: &str = &self.name;
         let f = &self.families;
         drop(f.relayed_bytes.remove_label_values(&[name, "to_backend"]));
         drop(f.relayed_bytes.remove_label_values(&[name, "to_client"]));
-        for family in [&f.up, &f.connections_active, &f.sessions_active] {
+        for family in [&f.up, &f.connections_active, &f.sessions_active, &f.unanswered] {
             drop(family.remove_label_values(&[name]));
         }
         for state in AdminState::ALL {
             drop(f.state.remove_label_values(&[name, state.label()]));
         }
-        for to in ["up", "down"] {
-            drop(f.health_changes.remove_label_values(&[name, to]));
-        }
-        for result in ["success", "failure", "timeout"] {
-            drop(f.restarts.remove_label_values(&[name, result]));
+        for (family, values) in f.closed() {
+            for value in values {
+                drop(family.remove_label_values(&[name, value]));
+            }
         }
         for result in ["success", "failure"] {
             drop(f.probes.remove_label_values(&[name, result]));
-        }
-        for why in ["refused", "timeout", "unresolved", "local", "tls", "silent", "other"] {
-            drop(f.connect_failures.remove_label_values(&[name, why]));
         }
         for family in [&f.probe_duration, &f.connect_duration] {
             drop(family.remove_label_values(&[name]));
         }
         drop(f.last_probe.remove_label_values(&[name]));
+        drop(f.stale_copies_closed.remove_label_values(&[name]));
         drop(f.certificate_expiry.remove_label_values(&[name]));
-        let version = self.version.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(version) = version.take() {
             drop(f.info.remove_label_values(&[name, &version]));
+        }
+    }
+}
+
+impl Drop for BackendSeries {
+    fn drop(&mut self) {
+        if !self.used().removed {
+            self.remove();
         }
     }
 }

@@ -10,11 +10,14 @@ use prometheus::{
 };
 
 use super::backends::{BackendSeries, Families};
+use super::labels::{self, Closed};
 use super::process::Process;
 use super::register::{SECONDS, add, counters, gauge, histogram, int_gauge, int_gauges};
 use super::requests::Requests;
 use super::upgrades::Upgrades;
-use crate::logs;
+use crate::close::Close;
+use crate::runtime::logs;
+use crate::wire::Refusal;
 
 /// Openings may idle for hours.
 const OPENING_SECONDS: [f64; 12] =
@@ -46,12 +49,16 @@ pub struct Metrics {
     pub opening_duration: Histogram,
     /// Bytes all openings hold.
     pub opening_memory: IntGauge,
+    /// Bytes of backends' large frames that are held until they are whole.
+    pub frame_memory: IntGauge,
+    /// Bytes of long answers that every server is asked for.
+    pub answer_memory: IntGauge,
     /// Errors sessile answered in place of a backend.
-    pub errors_answered: IntCounterVec,
+    pub errors_answered: Closed,
     /// Sessions placed, and why there.
-    pub placements: IntCounterVec,
+    pub placements: Closed,
     /// What the fleet said of unknown sessions.
-    pub locates: IntCounterVec,
+    pub locates: Closed,
     /// How long it took to say so.
     pub locate_duration: Histogram,
     /// 1 while so few backends are up that probes are doubted.
@@ -63,7 +70,7 @@ pub struct Metrics {
     /// Answers to `connect` that were known.
     pub connects_recalled: IntCounter,
     /// Connections whose session belonged elsewhere than their scout.
-    pub rehomes: IntCounterVec,
+    pub rehomes: Closed,
     /// Requests that the switch waits for an answer to.
     pub requests_in_flight: IntGauge,
     /// Answered requests, by class of method.
@@ -73,21 +80,26 @@ pub struct Metrics {
     /// Tasks that live, counted when asked.
     pub tasks: IntGauge,
     /// Answers made of the whole fleet's.
-    pub merged_answers: IntCounterVec,
+    pub merged_answers: Closed,
     /// Ids of server requests made unique for a client.
     pub ids_rewritten: IntCounter,
+    /// Answers of a server to what it was not asked.
+    pub stray_answers: IntCounter,
+    /// Events of servers that were too large to be held until their ends.
+    pub events_skipped: IntCounter,
     /// Requests that the admin socket refused to look at.
-    pub admin_denied: IntCounterVec,
+    pub admin_denied: Closed,
     /// Names looked up.
-    pub discovery_lookups: IntCounterVec,
+    pub discovery_lookups: Closed,
     /// Backends found by name.
     pub discovered_backends: IntGauge,
     /// Upgrades, and the processes before this one.
     pub upgrades: Upgrades,
     /// Configurations read.
-    pub config_reloads: IntCounterVec,
+    pub config_reloads: Closed,
     /// The configuration in force.
     pub config_generation: IntGauge,
+    config_last_reload_successful: IntGauge,
     /// When it came into force.
     pub config_last_reload_success: Gauge,
 }
@@ -158,15 +170,42 @@ impl Metrics {
                 HistogramOpts::new("opening_duration_seconds", "From accept to relay.")
                     .buckets(OPENING_SECONDS.to_vec()),
             )?,
-            opening_memory: int_gauge(r, "opening_memory_bytes", "Bytes held by all openings.")?,
-            errors_answered: counters(
+            opening_memory: int_gauge(
+                r,
+                "opening_memory_bytes",
+                "Bytes that clients make the balancer hold.",
+            )?,
+            frame_memory: int_gauge(
+                r,
+                "frame_memory_bytes",
+                "Bytes of large frames that are not whole yet.",
+            )?,
+            answer_memory: int_gauge(
+                r,
+                "answer_memory_bytes",
+                "Bytes of long answers of the fleet that are read, made or not sent yet.",
+            )?,
+            errors_answered: Closed::new(
                 r,
                 "errors_answered_total",
                 "JSON-RPC errors answered in place of a backend.",
-                &["reason"],
+                "reason",
+                &Refusal::ALL.map(Refusal::label),
             )?,
-            placements: counters(r, "placements_total", "Sessions placed, and why there.", &["reason"])?,
-            locates: counters(r, "locates_total", "What the fleet said of an unknown session.", &["result"])?,
+            placements: Closed::new(
+                r,
+                "placements_total",
+                "Sessions placed, and why there.",
+                "reason",
+                &labels::PLACEMENTS,
+            )?,
+            locates: Closed::new(
+                r,
+                "locates_total",
+                "What the fleet said of an unknown session.",
+                "result",
+                &labels::LOCATES,
+            )?,
             locate_duration: histogram(
                 r,
                 HistogramOpts::new("locate_duration_seconds", "From the question to the decision.")
@@ -175,11 +214,12 @@ impl Metrics {
             panic: int_gauge(r, "panic", "1 while fewer backends are up than health.panic_threshold.")?,
             owners: int_gauge(r, "owners", "Sessions attached through this balancer.")?,
             pins: int_gauge(r, "pins", "Remembered placements of sessions.")?,
-            rehomes: counters(
+            rehomes: Closed::new(
                 r,
                 "rehomes_total",
                 "Connections moved from their scout to the home.",
-                &["result"],
+                "result",
+                &labels::REHOMES,
             )?,
             requests_in_flight: int_gauge(
                 r,
@@ -193,21 +233,53 @@ impl Metrics {
                 "Links kept for turns of clients that left.",
             )?,
             tasks: int_gauge(r, "tasks", "Tasks that live now, on all threads.")?,
-            merged_answers: counters(r, "merged_answers_total", "Answers made of the fleet's.", &["result"])?,
+            merged_answers: Closed::new(
+                r,
+                "merged_answers_total",
+                "Answers made of the fleet's.",
+                "result",
+                &labels::MERGED,
+            )?,
             ids_rewritten: add(
                 r,
                 IntCounter::new("ids_rewritten_total", "Ids of server requests made unique.")?,
             )?,
-            admin_denied: counters(
+            stray_answers: add(
+                r,
+                IntCounter::new("stray_answers_total", "Answers of servers to what they were not asked.")?,
+            )?,
+            events_skipped: add(
+                r,
+                IntCounter::new("events_skipped_total", "Events of servers that were too large to be held.")?,
+            )?,
+            admin_denied: Closed::new(
                 r,
                 "admin_denied_total",
                 "Admin requests without a good token, from a foreign page, or by an outdated connection.",
-                &["why"],
+                "why",
+                &labels::DENIED,
             )?,
-            discovery_lookups: counters(r, "discovery_lookups_total", "Names looked up.", &["result"])?,
+            discovery_lookups: Closed::new(
+                r,
+                "discovery_lookups_total",
+                "Names looked up.",
+                "result",
+                &labels::LOOKUPS,
+            )?,
             discovered_backends: int_gauge(r, "discovered_backends", "Backends found by name.")?,
             upgrades: Upgrades::new(r)?,
-            config_reloads: counters(r, "config_reloads_total", "Configurations read.", &["result"])?,
+            config_reloads: Closed::new(
+                r,
+                "config_reloads_total",
+                "Configurations read.",
+                "result",
+                &labels::RELOADS,
+            )?,
+            config_last_reload_successful: int_gauge(
+                r,
+                "config_last_reload_successful",
+                "1 if the file as it was last read is in force, 0 if it was refused.",
+            )?,
             config_generation: int_gauge(r, "config_generation", "The configuration in force.")?,
             config_last_reload_success: gauge(
                 r,
@@ -225,10 +297,13 @@ impl Metrics {
     pub fn backend(&self, name: &Arc<str>) -> Arc<BackendSeries> {
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         backends.retain(|_, series| series.strong_count() > 0);
-        if let Some(series) = backends.get(name).and_then(Weak::upgrade) {
+        if let Some(series) = backends.get(name).and_then(Weak::upgrade)
+            && series.enter()
+        {
             return series;
         }
         let series = Arc::new(BackendSeries::new(name, &self.families));
+        series.enter();
         backends.insert(Arc::clone(name), Arc::downgrade(&series));
         series
     }
@@ -236,7 +311,12 @@ impl Metrics {
     /// Notes until when the certificate of `listener` counts; `None` takes the series away.
     pub fn certificate_expires(&self, listener: &str, at: Option<i64>) {
         match at {
-            Some(at) => self.tls_certificate_expiry.with_label_values(&[listener]).set(at),
+            Some(at) => {
+                self.tls_certificate_expiry.with_label_values(&[listener]).set(at);
+                for why in labels::HANDSHAKES {
+                    self.tls_handshake_failures.with_label_values(&[listener, why]);
+                }
+            }
             // It need not have been there.
             None => drop(self.tls_certificate_expiry.remove_label_values(&[listener])),
         }
@@ -245,9 +325,28 @@ impl Metrics {
     /// Notes that a configuration came into force.
     pub fn committed(&self, generation: u64) {
         self.config_reloads.with_label_values(&["success"]).inc();
+        self.config_last_reload_successful.set(1);
         self.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.config_last_reload_success.set(now.as_secs_f64());
+    }
+
+    /// Notes that a configuration was refused: the one before goes on.
+    pub fn refused(&self) {
+        self.config_reloads.with_label_values(&["error"]).inc();
+        self.config_last_reload_successful.set(0);
+    }
+
+    /// Notes that a listener is there, whose counters begin at 0.
+    pub fn listens(&self, listener: &str) {
+        self.connections_accepted.with_label_values(&[listener]);
+        self.connections_active.with_label_values(&[listener]);
+        for Close { by, at, why } in Close::all() {
+            self.connections_closed.with_label_values(&[listener, by.label(), at.label(), why.label()]);
+        }
+        for why in labels::PAUSES {
+            self.accept_pauses.with_label_values(&[listener, why]);
+        }
     }
 
     /// The text format.

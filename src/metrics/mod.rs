@@ -5,6 +5,7 @@
 //! gone, so have they.
 
 mod register;
+pub mod labels;
 mod backends;
 mod process;
 mod requests;
@@ -17,5 +18,5 @@ mod tests;
 pub use backends::BackendSeries;
 pub use instruments::Metrics;
 pub use record::Record;
-pub use requests::{Class, Outcome};
+pub use requests::{Outcome, Timed};
 pub use upgrades::Upgrades;

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::Metrics;
 use crate::close::{At, By, Close, Why};
+use crate::config::canonical;
 use crate::wire::SessionId;
 
 /// The account.
@@ -33,7 +34,7 @@ impl Record {
         Self {
             metrics: Arc::clone(metrics),
             listener: Arc::clone(listener),
-            client,
+            client: canonical(client),
             accepted: Instant::now(),
             session: None,
             placed: None,
@@ -45,7 +46,7 @@ impl Record {
 
     /// A proxy says who it really is.
     pub fn comes_from(&mut self, client: SocketAddr) {
-        self.client = client;
+        self.client = canonical(client);
     }
 
     /// The client's address.
@@ -93,6 +94,8 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let Close { by, at, why } = self.close;
+        let is_known = Close::all().any(|known| known == self.close);
+        debug_assert!(is_known || std::thread::panicking(), "{} is in no list", self.close);
         let m = &self.metrics;
         m.connections_active.with_label_values(&[&self.listener]).dec();
         m.connections_closed.with_label_values(&[&self.listener, by.label(), at.label(), why.label()]).inc();

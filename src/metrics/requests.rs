@@ -6,57 +6,7 @@ use std::time::Duration;
 use prometheus::{Histogram, IntCounterVec, Registry};
 
 use super::register::{counters, histograms};
-
-/// What a request is about, as far as its latency goes: a closed set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// `connect`.
-    Connect,
-    /// `session.create`.
-    Create,
-    /// `session.resume`.
-    Resume,
-    /// `session.send`.
-    Send,
-    /// `ping`.
-    Ping,
-    /// What only looks: lists and getters.
-    Read,
-    /// Anything else.
-    Other,
-}
-
-impl Class {
-    /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Connect, Self::Create, Self::Resume, Self::Send, Self::Ping, Self::Read, Self::Other];
-
-    /// The class of `method`.
-    pub fn of(method: &str) -> Self {
-        match method {
-            "connect" => Self::Connect,
-            "session.create" => Self::Create,
-            "session.resume" => Self::Resume,
-            "session.send" => Self::Send,
-            "ping" => Self::Ping,
-            _ if method.contains("list") || method.contains(".get") => Self::Read,
-            _ => Self::Other,
-        }
-    }
-
-    /// The metric label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Create => "create",
-            Self::Resume => "resume",
-            Self::Send => "send",
-            Self::Ping => "ping",
-            Self::Read => "read",
-            Self::Other => "other",
-        }
-    }
-}
+pub use crate::wire::method::Timed;
 
 /// Codes of JSON-RPC errors that are told apart: the standard's, the CLI servers', and sessile's own.
 const CODES: [(i32, &str); 21] = [
@@ -83,6 +33,9 @@ const CODES: [(i32, &str); 21] = [
     (-32057, "-32057"),
 ];
 
+/// All other codes, and none.
+const OTHER: &str = "other";
+
 /// How a request was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -95,7 +48,7 @@ pub enum Outcome {
 /// The instruments of all classes.
 #[derive(Debug)]
 pub struct Requests {
-    durations: [Histogram; Class::ALL.len()],
+    durations: [Histogram; Timed::ALL.len()],
     errors: IntCounterVec,
 }
 
@@ -104,13 +57,18 @@ impl Requests {
         let durations = histograms(r, "request_duration_seconds", "Of answered requests.", &["class"])?;
         let help = "Requests answered with an error, by its code.";
         let errors = counters(r, "request_errors_total", help, &["class", "code"])?;
-        let durations = Class::ALL.map(|class| durations.with_label_values(&[class.label()]));
+        for class in Timed::ALL {
+            for code in CODES.map(|(_, label)| label).into_iter().chain([OTHER]) {
+                errors.with_label_values(&[class.label(), code]);
+            }
+        }
+        let durations = Timed::ALL.map(|class| durations.with_label_values(&[class.label()]));
         Ok(Self { durations, errors })
     }
 
     /// A request was answered.
-    pub fn answered(&self, class: Class, after: Duration, outcome: Outcome) {
-        let all = Class::ALL.iter().zip(&self.durations);
+    pub fn answered(&self, class: Timed, after: Duration, outcome: Outcome) {
+        let all = Timed::ALL.iter().zip(&self.durations);
         for (_, durations) in all.filter(|(each, _)| **each == class) {
             durations.observe(after.as_secs_f64());
         }
@@ -123,7 +81,7 @@ impl Requests {
 /// What the label says of a code: servers may make up any number, but not any series.
 fn label(code: Option<i32>) -> &'static str {
     let known = CODES.iter().find(|(known, _)| Some(*known) == code);
-    known.map_or("other", |(_, label)| label)
+    known.map_or(OTHER, |(_, label)| label)
 }
 
 #[cfg(test)]

@@ -172,3 +172,43 @@ fn the_documentation_has_every_field_of_the_access_log() {
     }
     assert!(count > 20, "{count}");
 }
+
+/// Where an event has not happened yet, its counter says 0: the first one must not be missed.
+#[test]
+fn every_counter_is_there_from_the_start() {
+    let metrics = Metrics::new().unwrap();
+    metrics.listens("0.0.0.0:4321");
+    metrics.certificate_expires("0.0.0.0:4321", Some(1));
+    let _backend = metrics.backend(&"cli-1".into());
+    let text = String::from_utf8(metrics.text()).unwrap();
+    for (name, (kind, labels)) in registered() {
+        if kind != "counter" {
+            continue;
+        }
+        let series = text
+            .lines()
+            .filter(|line| line.strip_prefix(&*name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+        assert!(series.count() > 0, "{name} {labels:?}");
+    }
+    let has = |series: &str| assert!(text.contains(&format!("\n{series} 0\n")), "{series}");
+    has(
+        r#"sessile_connections_closed_total{at="relay",by="backend",listener="0.0.0.0:4321",why="backend_lost"}"#,
+    );
+    has(
+        r#"sessile_connections_closed_total{at="place",by="balancer",listener="0.0.0.0:4321",why="no_backend"}"#,
+    );
+    has(r#"sessile_request_errors_total{class="send",code="-32603"}"#);
+    has(r#"sessile_request_errors_total{class="other",code="other"}"#);
+    // And its labels are those that the documentation tells of.
+    let documented = read("docs/observability.md");
+    let label = Regex::new(r#"^(sessile_[a-z_]+_total)\{[a-z]+="([a-z_]+)"\} 0$"#).unwrap();
+    for (name, value) in text
+        .lines()
+        .filter_map(|line| label.captures(line))
+        .map(|found| (found[1].to_owned(), found[2].to_owned()))
+    {
+        let row = documented.lines().find(|row| row.starts_with(&format!("| `{name}`"))).unwrap();
+        let told = row.contains(&format!("`{value}`")) || row.contains("`data.reason`");
+        assert!(told, "{name}: {value} in {row}");
+    }
+}

@@ -1,13 +1,14 @@
 //! What is told of upgrades: how they went, and what the processes before this one still carry.
 
-use prometheus::{IntCounterVec, IntGauge, Registry};
+use prometheus::{IntGauge, Registry};
 
-use super::register::{counters, int_gauge};
+use super::labels::Closed;
+use super::register::int_gauge;
 
 /// The instruments.
 #[derive(Debug)]
 pub struct Upgrades {
-    tried: IntCounterVec,
+    tried: Closed,
     processes: IntGauge,
     connections: IntGauge,
 }
@@ -15,7 +16,7 @@ pub struct Upgrades {
 impl Upgrades {
     pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
         Ok(Self {
-            tried: counters(r, "upgrades_total", "Upgrades tried by this process.", &["result"])?,
+            tried: Closed::new(r, "upgrades_total", "Upgrades tried by this process.", "result", &["error"])?,
             processes: int_gauge(
                 r,
                 "old_processes",

@@ -1,31 +1,49 @@
 //! How sockets are bound.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::stream::prepare;
-use crate::config::Timeouts;
+use crate::config::{Families, Timeouts};
 
 /// Connections the kernel keeps for us between two accepts.
 const BACKLOG: i32 = 4096;
 
-/// Binds and listens. Accepted sockets inherit what is set here. An IPv6 address takes IPv6 only, so that `0.0.0.0` and `[::]` can stand side by side.
+/// Binds and listens. Accepted sockets inherit what is set here. Where there is no IPv6, what takes both families takes IPv4.
 ///
 /// # Errors
 /// Whatever the kernel says: the address is in use, is not this machine's, or needs privileges.
-pub fn listen(address: SocketAddr, timeouts: &Timeouts) -> io::Result<TcpListener> {
+pub fn listen(address: SocketAddr, families: Families, timeouts: &Timeouts) -> io::Result<TcpListener> {
+    match bind(address, families, timeouts) {
+        Err(error) if families == Families::Both && lacks_v6(&error) => {
+            let instead = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+            tracing::info!(%address, %instead, %error, "this machine has no IPv6: IPv4 alone is listened on");
+            bind(instead, Families::Own, timeouts)
+        }
+        bound => bound,
+    }
+}
+
+fn bind(address: SocketAddr, families: Families, timeouts: &Timeouts) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+        // Said in either case: what holds otherwise is a setting of the machine.
+        socket.set_only_v6(families == Families::Own)?;
     }
     prepare(&socket, timeouts)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// A kernel without IPv6, or one in which it is switched off.
+fn lacks_v6(error: &io::Error) -> bool {
+    let number = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
+    matches!(number, Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL))
 }
 
 #[cfg(test)]
@@ -38,7 +56,7 @@ mod tests {
 
     #[test]
     fn accepted_sockets_are_set_as_their_listener_is() {
-        let listener = listen("127.0.0.1:0".parse().unwrap(), &Timeouts::default()).unwrap();
+        let listener = listen("127.0.0.1:0".parse().unwrap(), Families::Own, &Timeouts::default()).unwrap();
         listener.set_nonblocking(false).unwrap();
         let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();

@@ -1,15 +1,15 @@
 //! Sockets: how they are bound, and what carries a connection's bytes, be it plain or sealed by TLS.
 
-mod lent;
+mod shared_buffer;
 mod listen;
 mod tls;
 mod stream;
-mod prompt;
+mod quickack;
 
-pub use lent::{READ_BYTES_MAX, fill, lend};
 pub use listen::listen;
-pub use prompt::{acknowledge, acknowledge_read, hear, poll_hear};
-pub use stream::{Stream, farewell, prepare, reset};
+pub use quickack::{acknowledge, acknowledge_read, poll_read_and_ack, read_and_ack};
+pub use shared_buffer::{READ_BYTES_MAX, fill, lend};
+pub use stream::{Stream, close_in_order, is_over, part, prepare, reset};
 pub use tls::{Sealed, handshake_fault};
 
 #[cfg(test)]

@@ -130,7 +130,7 @@ pub fn prepare(socket: &Socket, timeouts: &Timeouts) -> io::Result<()> {
 
 /// Closes in order: FIN, then whatever the peer still sends is read for a moment, because unread bytes would turn the FIN
 /// into an RST that destroys an answer on its way.
-pub async fn farewell(mut stream: Stream) {
+pub async fn close_in_order(mut stream: Stream) {
     let parting = async {
         stream.shutdown().await?;
         tokio::io::copy(&mut (&mut stream).take(FAREWELL_BYTES_MAX), &mut tokio::io::sink()).await
@@ -138,6 +138,42 @@ pub async fn farewell(mut stream: Stream) {
     if !matches!(tokio::time::timeout(FAREWELL, parting).await, Ok(Ok(_))) {
         tracing::debug!("a peer did not close its side in time");
     }
+}
+
+/// Closes in order: FIN, and the end of the peer's side is waited for, `within` which it must come. What it still says is
+/// passed over.
+pub async fn part(mut stream: Stream, within: Duration) {
+    let parting = async {
+        stream.shutdown().await?;
+        let mut passed_over = [0; 1024];
+        let mut left = FAREWELL_BYTES_MAX;
+        let socket = stream.socket();
+        while left > 0 {
+            socket.readable().await?;
+            match socket.try_read(&mut passed_over) {
+                Ok(0) => break,
+                Ok(bytes) => left = left.saturating_sub(u64::try_from(bytes).unwrap_or(left)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        io::Result::Ok(())
+    };
+    if !matches!(tokio::time::timeout(within, parting).await, Ok(Ok(()))) {
+        tracing::debug!("a server did not close its side in time");
+    }
+}
+
+/// Whether there is nothing to wait for when this is closed: the peer has closed its side, or will get an RST. The bytes of one
+/// that is not are good for nothing more.
+pub fn is_over(stream: &Stream) -> bool {
+    let socket = stream.socket();
+    let resets = matches!(SockRef::from(socket).linger(), Ok(Some(Duration::ZERO)));
+    resets
+        || match socket.try_read(&mut [0]) {
+            Ok(bytes) => bytes == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
 }
 
 /// Makes the close that follows an RST instead of a FIN, as the other peer did.

@@ -4,13 +4,14 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use futures_util::FutureExt as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::{Sealed, Stream, fill, reset};
+use super::{Sealed, Stream, close_in_order, fill, reset};
 
 /// Two connected sockets.
 pub(crate) async fn plain_pair() -> (TcpStream, TcpStream) {
@@ -50,6 +51,25 @@ async fn a_dropped_side_says_goodbye_after_its_last_byte() {
 }
 
 #[tokio::test]
+async fn what_the_kernel_does_not_take_is_not_sealed_in_advance() {
+    let (client, _server) = sealed_pair().await;
+    let Stream::Sealed(mut sealed) = client else { unreachable!() };
+    // The kernel's buffer is full, beneath the seal.
+    loop {
+        sealed.socket().writable().await.unwrap();
+        let mut is_full = false;
+        while !is_full {
+            is_full = sealed.socket().try_write(&[0; 64 << 10]).is_err();
+        }
+        if sealed.socket().writable().now_or_never().is_none() {
+            break;
+        }
+    }
+    let taken = sealed.write(&[0; 1 << 20]).now_or_never().unwrap().unwrap();
+    assert!(taken <= 16 << 10, "{taken} bytes were taken for a peer that reads nothing");
+}
+
+#[tokio::test]
 async fn an_end_without_goodbye_is_a_reset() {
     let (mut client, mut server) = sealed_pair().await;
     let Stream::Sealed(sealed) = &mut client else { unreachable!() };
@@ -75,4 +95,20 @@ async fn what_there_is_no_room_for_stays_to_be_read() {
         assert_eq!(fill(&mut server, &mut read, 8).await.unwrap(), expected);
     }
     assert_eq!(&read[..], b"0123456789");
+}
+
+#[tokio::test]
+async fn a_peer_that_talks_on_may_close_first_and_is_not_reset() {
+    for close in [true, false] {
+        let (near, mut far) = plain_pair().await;
+        far.write_all(&[0; 10_000]).await.unwrap();
+        if close {
+            far.shutdown().await.unwrap();
+        }
+        let near = Stream::Plain(near);
+        let ending = tokio::spawn(close_in_order(near));
+        assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+        drop(far);
+        ending.await.unwrap();
+    }
 }

@@ -18,6 +18,9 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::config::{BackendTls, ListenerTls};
 
+/// What may be sealed that the kernel has not taken: a record. It is nobody's account, and each side of each connection has it.
+const UNSENT_BYTES_MAX: usize = 16 * 1024;
+
 /// A socket after its handshake.
 #[derive(Debug)]
 pub struct Sealed {
@@ -28,7 +31,11 @@ pub struct Sealed {
 
 impl Sealed {
     /// A socket whose handshake is done.
-    pub(super) fn new(stream: TlsStream<TcpStream>) -> Self {
+    pub(super) fn new(mut stream: TlsStream<TcpStream>) -> Self {
+        match &mut stream {
+            TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(Some(UNSENT_BYTES_MAX)),
+            TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(Some(UNSENT_BYTES_MAX)),
+        }
         Self { stream, abandoned: false }
     }
 
@@ -80,7 +87,7 @@ impl Sealed {
     /// Waits for the first byte, or for an end.
     ///
     /// # Errors
-    /// The peer does not like our papers, or the connection broke.
+    /// The peer does not like our certificates, or the connection broke.
     pub async fn arrival(&mut self) -> io::Result<()> {
         poll_fn(|cx| Pin::new(&mut self.stream).poll_fill_buf(cx).map_ok(|_| ())).await.map_err(cut_off)
     }

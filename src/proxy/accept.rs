@@ -1,8 +1,8 @@
 //! Accepting: a loop per listening socket on each of a few workers.
 //!
 //! `listener.accept_rate` is kept by leaving clients in the kernel's queue. A failed accept neither ends the loop nor
-//! spins it: when descriptors run out, the loop pauses. When it is told to stop, the connections that the kernel had
-//! queued already are served, for their clients were never refused.
+//! spins it: when descriptors run out, the loop pauses; before that, clients are refused. When it is told to stop, the
+//! connections that the kernel had queued already are served, for their clients were never refused.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,15 +19,16 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::admit::Admission;
-use super::arrive::Visitor;
+use super::arrive::Incoming;
+use super::arrive::admit::Admission;
 use super::conn::{arriving, connection, switched};
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
 use crate::config::{Listener, Routing, Timeouts};
 use crate::metrics::Record;
 use crate::net::{self, Stream};
-use crate::workers::Workers;
+use crate::runtime::descriptors::Purpose;
+use crate::runtime::workers::Workers;
 
 /// After an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -42,14 +43,14 @@ const TURNED_AWAY_MAX: usize = 256;
 
 /// What all listeners of a process share.
 #[derive(Debug)]
-pub struct Door {
+pub struct AcceptShared {
     /// Nobody is let in before.
     pub open: CancellationToken,
     admission: Arc<Admission>,
     turned_away: Arc<Semaphore>,
 }
 
-impl Default for Door {
+impl Default for AcceptShared {
     fn default() -> Self {
         let open = CancellationToken::new();
         Self { open, admission: Arc::default(), turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)) }
@@ -58,12 +59,12 @@ impl Default for Door {
 
 /// A listening socket, as several workers accept from it: a connection that need not be handed over costs less.
 #[derive(Debug)]
-pub struct Gate {
+pub struct ListenSocket {
     /// One socket under several numbers: there is one queue, which none of them takes along when it closes.
     sockets: Vec<(TcpListener, Handle)>,
 }
 
-impl Gate {
+impl ListenSocket {
     /// Everything that may fail; nothing is accepted yet.
     ///
     /// # Errors
@@ -100,15 +101,15 @@ impl Gate {
     pub fn open(
         self,
         balancer: &Arc<Balancer>,
-        door: &Arc<Door>,
+        shared: &Arc<AcceptShared>,
         policy: &Arc<ArcSwap<Listener>>,
         stop: &CancellationToken,
     ) -> TaskTracker {
         let tasks = TaskTracker::new();
         let pace = Arc::new(Mutex::new(Pace::default()));
         for (socket, worker) in self.sockets {
-            let (balancer, door, policy) = (Arc::clone(balancer), Arc::clone(door), Arc::clone(policy));
-            let accepting = accept(balancer, door, socket, policy, Arc::clone(&pace), stop.clone());
+            let (balancer, shared, policy) = (Arc::clone(balancer), Arc::clone(shared), Arc::clone(policy));
+            let accepting = accept(balancer, shared, socket, policy, Arc::clone(&pace), stop.clone());
             tasks.spawn_on(accepting, &worker);
         }
         tasks.close();
@@ -118,7 +119,7 @@ impl Gate {
 
 async fn accept(
     balancer: Arc<Balancer>,
-    door: Arc<Door>,
+    shared: Arc<AcceptShared>,
     socket: TcpListener,
     policy: Arc<ArcSwap<Listener>>,
     pace: Arc<Mutex<Pace>>,
@@ -126,7 +127,7 @@ async fn accept(
 ) {
     let label: Arc<str> = policy.load().address.to_string().into();
     // Told to stop before, it has let nobody in and leaves the queue to whoever holds the socket besides.
-    if !door.open.is_cancelled() && stop.run_until_cancelled(door.open.cancelled()).await.is_none() {
+    if !shared.open.is_cancelled() && stop.run_until_cancelled(shared.open.cancelled()).await.is_none() {
         return;
     }
     let pauses = |why| balancer.metrics.accept_pauses.with_label_values(&[&*label, why]);
@@ -147,7 +148,7 @@ async fn accept(
                     too_fast.inc();
                     stop.run_until_cancelled(sleep_until(turn)).await;
                 }
-                admit(&balancer, &door, &label, policy.load_full(), stream, client);
+                admit(&balancer, &shared, &label, policy.load_full(), stream, client);
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -165,7 +166,7 @@ async fn accept(
     let Ok(socket) = socket.into_std() else { return };
     loop {
         match socket.accept().and_then(|(stream, client)| Ok((asynchronous(stream)?, client))) {
-            Ok((stream, client)) => admit(&balancer, &door, &label, policy.load_full(), stream, client),
+            Ok((stream, client)) => admit(&balancer, &shared, &label, policy.load_full(), stream, client),
             Err(error) if is_of_one_connection(&error) => {}
             Err(_) => return,
         }
@@ -174,7 +175,7 @@ async fn accept(
 
 fn admit(
     balancer: &Arc<Balancer>,
-    door: &Door,
+    shared: &AcceptShared,
     label: &Arc<str>,
     listener: Arc<Listener>,
     stream: TcpStream,
@@ -191,14 +192,18 @@ fn admit(
     };
     // Behind a proxy, whose connection this is will be known only when the proxy has said so.
     let address = listener.proxy_protocol.is_none().then(|| client.ip());
-    let place = door.admission.admit(address, &listener, &balancer.now().config.limits);
+    let place = if Purpose::Client.allows(&socket) {
+        shared.admission.admit(address, &listener, &balancer.now().config.limits)
+    } else {
+        Err("RLIMIT_NOFILE is reached but for a reserve")
+    };
     let proves = listener.tls.is_some() || listener.proxy_protocol.is_some();
     let balancer = Arc::clone(balancer);
     let tasks = balancer.tasks.clone();
     let task = match place {
         Ok(place) if proves => {
-            let visitor = Visitor { socket, place: Ok(place) };
-            tasks.spawn_on(arriving(balancer, listener, visitor, record), &worker)
+            let incoming = Incoming { socket, place: Ok(place) };
+            tasks.spawn_on(arriving(balancer, listener, incoming, record), &worker)
         }
         // Two kinds of tasks, so that neither is as large as the other.
         Ok(place) if listener.routing == Routing::Session => {
@@ -206,13 +211,14 @@ fn admit(
         }
         Ok(place) => tasks.spawn_on(connection(balancer, Stream::Plain(socket), record, place), &worker),
         Err(limit) => {
-            let Ok(told) = Arc::clone(&door.turned_away).try_acquire_owned() else {
+            let told = Arc::clone(&shared.turned_away).try_acquire_owned().ok();
+            let Some(told) = told.filter(|_| Purpose::Refusal.allows(&socket)) else {
                 return record.settle(Close::new(By::Balancer, At::Accept, Why::Limit));
             };
-            let visitor = Visitor { socket, place: Err(limit) };
+            let incoming = Incoming { socket, place: Err(limit) };
             tasks.spawn_on(
                 async move {
-                    arriving(balancer, listener, visitor, record).await;
+                    arriving(balancer, listener, incoming, record).await;
                     drop(told);
                 },
                 &worker,

@@ -3,22 +3,24 @@
 //! First the PROXY header, where the listener wants one: it says whose connection this is, before anything else is
 //! known of it. Then the handshake, where the listener speaks TLS. Both together have `timeouts.opening`.
 
+pub mod admit;
+pub mod header;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::admit::Admitted;
-use super::header;
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close, Why};
 use crate::config::{Config, Listener, ListenerTls, Proxies};
 use crate::metrics::Record;
-use crate::net::{Sealed, Stream, farewell, handshake_fault};
+use crate::net::{Sealed, Stream, close_in_order, handshake_fault};
+use admit::Admitted;
 
 /// Who has connected.
-pub struct Visitor {
+pub struct Incoming {
     /// The socket, unread.
     pub socket: TcpStream,
     /// Its place, or the limit that is met.
@@ -31,27 +33,27 @@ pub(super) struct Arrived {
     pub(super) place: Result<Admitted, &'static str>,
 }
 
-/// Lets a visitor in, by whatever way the listener wants.
+/// Lets an incoming connection in, by whatever way the listener wants.
 ///
 /// # Errors
 /// How the connection ended instead.
 pub(super) async fn arrive(
     balancer: &Balancer,
     listener: &Listener,
-    visitor: Visitor,
+    incoming: Incoming,
     record: &mut Record,
 ) -> Result<Arrived, Close> {
     if listener.tls.is_none() && listener.proxy_protocol.is_none() {
-        return Ok(Arrived { stream: Stream::Plain(visitor.socket), place: visitor.place });
+        return Ok(Arrived { stream: Stream::Plain(incoming.socket), place: incoming.place });
     }
     let config = Arc::clone(&balancer.now().config);
     // Boxed: a handshake is large and short.
-    let arriving = Box::pin(prove(balancer, &config, listener, visitor, record));
+    let arriving = Box::pin(prove(balancer, &config, listener, incoming, record));
     tokio::select! {
         arrived = timeout(config.timeouts.opening, arriving) => {
             arrived.unwrap_or(Err(Close::new(By::Client, At::Accept, Why::Timeout)))
         }
-        () = balancer.closing.begun() => Err(Close::new(By::Balancer, At::Accept, Why::Draining)),
+        () = balancer.shutdown.begun() => Err(Close::new(By::Balancer, At::Accept, Why::Draining)),
     }
 }
 
@@ -59,10 +61,10 @@ async fn prove(
     balancer: &Balancer,
     config: &Config,
     listener: &Listener,
-    visitor: Visitor,
+    incoming: Incoming,
     record: &mut Record,
 ) -> Result<Arrived, Close> {
-    let Visitor { mut socket, mut place } = visitor;
+    let Incoming { mut socket, mut place } = incoming;
     if let Some(proxies) = &listener.proxy_protocol {
         if let Some(client) = introduced(&mut socket, proxies, record).await? {
             record.comes_from(client);
@@ -118,7 +120,7 @@ async fn sealed(
     tracing::info!(listener = label, client = %record.client(), why, %error, "TLS handshake failed");
     if let Some(socket) = socket {
         // The alert that says why must not be lost to an RST.
-        farewell(Stream::Plain(socket)).await;
+        close_in_order(Stream::Plain(socket)).await;
     }
     Err(Close::new(By::Client, At::Accept, Why::Tls))
 }

@@ -5,28 +5,29 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
-use super::admit::Admitted;
-use super::arrive::{Arrived, Visitor, arrive};
-use super::client::Rest;
-use super::direction::{Direction, Tally};
-use super::ending::Ending;
+use super::arrive::admit::Admitted;
+use super::arrive::{Arrived, Incoming, arrive};
 use super::inlet::Inlet;
 use super::opening::Opening;
+use super::opening::rehome::Opened;
 use super::park::{Parked, park};
 use super::queue::Queue;
-use super::rehome::Opened;
 use super::relay::Relay;
+use super::relay::direction::{Direction, Tally};
+use super::relay::ending::Ending;
+use super::relay::tap::Rest;
+use super::relay::tap::{Birth, Guard, Walk};
 use super::switch::switch;
-use super::tap::{Birth, Guard, Walk};
-use crate::alarm::Alarm;
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close};
 use crate::config::{Listener, Routing};
-use crate::fleet::{Hold, Lease};
+use crate::fleet::{Adopted, Attachment, Leased};
 use crate::link::Link;
 use crate::metrics::Record;
-use crate::net::{Stream, farewell};
-use crate::place::{Placed, place};
+use crate::net::{Stream, close_in_order};
+use crate::place::{Placed, place, whole};
+use crate::runtime::account::Held;
+use crate::runtime::stop_flag::StopFlag;
 use crate::wire::{Id, Named, SessionId};
 
 /// A connection's life, for as long as it has its place. Its account is settled however this ends.
@@ -90,7 +91,7 @@ async fn turn_away(
     let close = {
         let mut opening = Opening::new(&balancer, &listener, &record, client);
         let close = opening.turn_away(limit).await;
-        farewell(opening.into_client()).await;
+        close_in_order(opening.into_client()).await;
         Close { at: At::Accept, ..close }
     };
     record.settle(close);
@@ -100,10 +101,10 @@ async fn turn_away(
 pub async fn arriving(
     balancer: Arc<Balancer>,
     listener: Arc<Listener>,
-    visitor: Visitor,
+    incoming: Incoming,
     mut record: Record,
 ) {
-    let Arrived { stream, place } = match arrive(&balancer, &listener, visitor, &mut record).await {
+    let Arrived { stream, place } = match arrive(&balancer, &listener, incoming, &mut record).await {
         Ok(arrived) => arrived,
         Err(close) => return record.settle(close),
     };
@@ -130,17 +131,16 @@ struct Homed {
 /// What is kept of it for as long as it is carried.
 struct Ends {
     client: Stream,
-    backend: Stream,
-    lease: Lease,
+    backend: Leased,
     /// Boxed: an allocation of its size and a task without it take less than a task with room for it.
-    owned: OnceLock<Box<Hold>>,
+    owned: OnceLock<Box<Attachment>>,
     /// Raised when the session must leave its backend.
-    alarm: Arc<Alarm>,
+    stop_flag: Arc<StopFlag>,
 }
 
 /// What it begins with: boxed, because it is gone as soon as it has begun.
 struct Start {
-    unsent: Bytes,
+    unsent: Held<Bytes>,
     rest: Option<Box<Rest>>,
     unread: Bytes,
     midway: usize,
@@ -151,11 +151,12 @@ impl Homed {
     /// Parts what lasts from what does not.
     fn apart(self: Box<Self>) -> (Ends, Box<Start>) {
         let Self { opened: Opened { client, unsent, rest, link, midway }, placed, born, .. } = *self;
-        let Link { stream, lease, unread } = link;
-        let alarm = placed.hold.as_ref().map(Hold::alarm).map(Arc::clone).unwrap_or_default();
-        let owned = placed.hold.map(Box::new).map_or_else(OnceLock::new, OnceLock::from);
+        let Link { stream, unread, .. } = link;
+        let stop_flag =
+            placed.attachment.as_ref().map(Attachment::stop_flag).map(Arc::clone).unwrap_or_default();
+        let owned = placed.attachment.map(Box::new).map_or_else(OnceLock::new, OnceLock::from);
         let start = Start { unsent, rest, unread: unread.freeze(), midway, born };
-        (Ends { client, backend: stream, lease, owned, alarm }, Box::new(start))
+        (Ends { client, backend: stream, owned, stop_flag }, Box::new(start))
     }
 }
 
@@ -164,29 +165,38 @@ async fn home(balancer: &Balancer, mut opening: Opening<'_>) -> Result<Box<Homed
     let session = match opening.until_session().await {
         Ok(session) => session,
         Err(close) => {
-            farewell(opening.into_client()).await;
+            close_in_order(opening.into_client()).await;
             return Err(close);
         }
     };
-    let placing = opening.unless_closing(place(balancer, &opening.want(&session))).await;
+    let placing = async {
+        if let (true, Named::Session(id)) = (session.frame.envelope.may_mean_another(), &session.named) {
+            whole(balancer, id).await?;
+        }
+        place(balancer, &opening.want(&session)).await
+    };
+    let placing = opening.unless_closing(placing).await;
     let mut placed = match placing {
         Ok(placed) => placed,
         Err(refused) => {
             let close = opening.refuse(&refused, session.frame.envelope.id.as_ref()).await;
-            farewell(opening.into_client()).await;
+            close_in_order(opening.into_client()).await;
             return Err(Close { at: At::Place, ..close });
         }
     };
     let envelope = &session.frame.envelope;
-    let born = if session.named == Named::Born { envelope.id.clone() } else { None };
+    let born = match session.named {
+        Named::Born | Named::Unsaid => envelope.id.clone(),
+        _ => None,
+    };
     let id = match &session.named {
         Named::Session(id) | Named::Untracked(id) => Some(id.clone()),
-        Named::Born | Named::Nothing => None,
+        Named::Born | Named::Nothing | Named::Unsaid | Named::Two => None,
     };
     match opening.settle(session, placed.link.take()).await {
         Ok(opened) => Ok(Box::new(Homed { opened, placed, session: id, born })),
         Err((client, close)) => {
-            farewell(client).await;
+            close_in_order(client).await;
             Err(close)
         }
     }
@@ -208,12 +218,13 @@ fn carry<'a>(
             && walks.0.is_between()
             && !walks.1.is_lost()
         {
-            let Ends { backend: stream, lease, owned, .. } = ends;
-            let id = record.session().or_else(|| owned.get().map(|hold| hold.session())).cloned();
-            let hold = owned.into_inner().map(|hold| *hold);
-            let sessions = id.map(|id| (id, hold)).into_iter().collect();
-            let inlet = Inlet::resumed(By::Backend, walks.1);
-            park(balancer, Parked { stream, lease, inlet, out: Queue::default(), sessions });
+            let Ends { backend: stream, owned, .. } = ends;
+            let id = record.session().or_else(|| owned.get().map(|attachment| attachment.session())).cloned();
+            let attachment = owned.into_inner().map(|attachment| *attachment);
+            let sessions = id.map(|id| (id, attachment)).into_iter().collect();
+            let account = balancer.memory.account();
+            let inlet = Inlet::resumed(By::Backend, walks.1, account.charge());
+            park(balancer, Parked { stream, inlet, out: Queue::new(&account), sessions });
         }
         close
     }
@@ -231,8 +242,9 @@ fn relay<'a>(
     walks: Option<&'a mut (Walk, Walk)>,
     record: &'a Record,
 ) -> Relay<'a, Ending<'a>> {
-    let Ends { client, backend: stream, lease, owned, alarm } = ends;
-    let (backend, owned, alarm): (_, &OnceLock<Box<Hold>>, &Arc<Alarm>) = (lease.backend(), owned, alarm);
+    let Ends { client, backend, owned, stop_flag } = ends;
+    let (stream, backend) = backend.apart();
+    let (owned, stop_flag): (&OnceLock<Box<Attachment>>, &Arc<StopFlag>) = (owned, stop_flag);
     let Start { unsent, rest, unread, midway, born } = *start;
     let lingers = walks.is_some();
     let mut up = Direction::new(By::Client, unsent);
@@ -247,17 +259,25 @@ fn relay<'a>(
     }
     if let Some(request) = born {
         let learned = |id: &SessionId| {
-            if let Some(mut hold) = balancer.owners.adopt(id, backend) {
-                hold.set_alarm(alarm);
-                // The answer comes once, so this is the first hold.
-                drop(owned.set(Box::new(hold)));
+            match balancer.owners.adopt(id, backend) {
+                Adopted::Held(mut attachment) => {
+                    attachment.set_stop_flag(stop_flag);
+                    // The answer comes once, so this is the first hold.
+                    drop(owned.set(Box::new(attachment)));
+                }
+                Adopted::Claimed => {}
+                Adopted::Elsewhere(owner) => {
+                    tracing::warn!(session = %id, backend = %backend.name(), owner = %owner.name(), "a session was opened that is live elsewhere");
+                    // With its only connection the second copy ends.
+                    stop_flag.set();
+                }
             }
         };
         down.tap(Birth::new(request, midway, learned));
     }
     let timeouts = &balancer.now().config.timeouts;
     let tally = Tally::new(record, backend);
-    let ending = Ending::new(balancer, record, backend, alarm);
+    let ending = Ending::new(balancer, record, backend, stop_flag);
     Relay::new((client, up), (stream, down), tally, owned, timeouts, lingers, ending)
 }
 

@@ -1,4 +1,7 @@
 //! Bytes that a socket has not taken yet.
+//!
+//! A piece is often a slice of a buffer that holds others as well, so what has to wait is copied aside: of a buffer of
+//! 64 KiB nothing may be left but the few bytes that nobody takes. Then what the queue is charged is what it takes.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -9,36 +12,116 @@ use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
-use crate::net::{Sealed, Stream};
+use crate::net::{READ_BYTES_MAX, Sealed, Stream};
+use crate::runtime::account::{Account, Charge};
 
 /// Pieces written with one call.
 const SLICES: usize = 16;
+/// A piece of so many bytes is not copied: its buffer is not much larger.
+const LARGE_BYTES: usize = 32 * 1024;
+
+/// Bytes to be written, and who counts them.
+#[derive(Debug)]
+pub(super) struct Queued {
+    bytes: Bytes,
+    counted: Counted,
+}
+
+#[derive(Debug)]
+enum Counted {
+    /// The queue that it is in.
+    Here,
+    /// Somebody else, for as long as these are the bytes that are held.
+    Elsewhere { _charge: Option<Charge> },
+}
+
+impl Queued {
+    /// Bytes that are counted already, by `charge` or by what holds them. They are never copied.
+    pub(super) fn counted(bytes: Bytes, charge: Option<Charge>) -> Self {
+        Self { bytes, counted: Counted::Elsewhere { _charge: charge } }
+    }
+
+    /// How many bytes are left of it.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn is_counted_here(&self) -> bool {
+        matches!(self.counted, Counted::Here)
+    }
+
+    /// What the queue is charged for it.
+    fn takes(&self) -> usize {
+        if self.is_counted_here() { self.bytes.len().saturating_add(size_of::<Self>()) } else { 0 }
+    }
+
+    fn is_small(&self) -> bool {
+        self.is_counted_here() && self.bytes.len() < LARGE_BYTES
+    }
+}
+
+impl From<Bytes> for Queued {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, counted: Counted::Here }
+    }
+}
+
+impl From<Vec<u8>> for Queued {
+    fn from(bytes: Vec<u8>) -> Self {
+        Bytes::from(bytes).into()
+    }
+}
 
 /// A queue in front of a socket. What fills it looks at [`len`](Queue::len) first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Queue {
-    pieces: VecDeque<Bytes>,
+    pieces: VecDeque<Queued>,
     bytes: usize,
+    /// How many of the last pieces may be slices of larger buffers.
+    loose: usize,
+    charge: Charge,
 }
 
 impl Queue {
-    pub(super) fn push(&mut self, piece: Bytes) {
-        if !piece.is_empty() {
+    /// An empty one.
+    pub(super) fn new(account: &Account) -> Self {
+        Self { pieces: VecDeque::new(), bytes: 0, loose: 0, charge: account.charge() }
+    }
+
+    pub(super) fn push(&mut self, piece: impl Into<Queued>) {
+        let piece = piece.into();
+        if piece.len() > 0 {
             self.bytes = self.bytes.saturating_add(piece.len());
+            self.charge.force(self.charge.bytes().saturating_add(piece.takes()));
             self.pieces.push_back(piece);
+            self.loose = self.loose.saturating_add(1);
         }
     }
 
+    /// The same with what will not be written for a while.
+    pub(super) fn push_aside(&mut self, piece: impl Into<Queued>) {
+        self.push(piece);
+        self.tighten();
+    }
+
     /// The oldest piece, to go another way.
-    pub(super) fn pop(&mut self) -> Option<Bytes> {
+    pub(super) fn pop(&mut self) -> Option<Queued> {
         let piece = self.pieces.pop_front()?;
         self.bytes = self.bytes.saturating_sub(piece.len());
+        self.discharge(piece.takes());
+        self.loose = self.loose.min(self.pieces.len());
         Some(piece)
     }
 
     /// Bytes waiting.
     pub(super) fn len(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether more may be queued: up to `bytes_max`, and a part of that however much others hold.
+    pub(super) fn has_room(&self, bytes_max: usize) -> bool {
+        self.bytes < bytes_max
+            && (self.bytes < bytes_max / 4 || self.charge.account().has_room(READ_BYTES_MAX))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -56,8 +139,10 @@ impl Queue {
             };
             match written {
                 Poll::Ready(written) => self.advance(written?),
-                Poll::Pending if moved => return Poll::Ready(Ok(true)),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    self.tighten();
+                    return if moved { Poll::Ready(Ok(true)) } else { Poll::Pending };
+                }
             }
             moved = true;
         }
@@ -70,6 +155,29 @@ impl Queue {
             return Poll::Pending;
         }
         Poll::Ready(Ok(moved))
+    }
+
+    /// Copies the small pieces that may be slices of larger buffers into buffers of their own, neighbours together.
+    fn tighten(&mut self) {
+        if self.loose == 0 {
+            return;
+        }
+        let tight = self.pieces.len().saturating_sub(self.loose);
+        let mut loose = self.pieces.split_off(tight).into_iter().peekable();
+        while let Some(piece) = loose.next() {
+            if !piece.is_small() {
+                self.pieces.push_back(piece);
+                continue;
+            }
+            let mut copy = piece.bytes.to_vec();
+            while let Some(next) = loose.next_if(|next| next.is_small() && copy.len() < LARGE_BYTES) {
+                copy.extend_from_slice(&next.bytes);
+            }
+            self.pieces.push_back(Bytes::from(copy.into_boxed_slice()).into());
+        }
+        self.loose = 0;
+        self.pieces.shrink_to(self.pieces.len().saturating_mul(2));
+        self.charge.force(self.pieces.iter().map(Queued::takes).fold(0, usize::saturating_add));
     }
 
     fn poll_write(&self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -85,7 +193,7 @@ impl Queue {
     /// One call; the plain one for the usual single piece, which the kernel makes less of.
     fn write(&self, socket: &TcpStream) -> io::Result<usize> {
         match (self.pieces.len(), self.pieces.front()) {
-            (1, Some(only)) => socket.try_write(only),
+            (1, Some(only)) => socket.try_write(&only.bytes),
             _ => self.with_slices(|slices| socket.try_write_vectored(slices)),
         }
     }
@@ -97,20 +205,112 @@ impl Queue {
     fn with_slices<T>(&self, write: impl FnOnce(&[IoSlice<'_>]) -> T) -> T {
         let mut slices = [IoSlice::new(&[]); SLICES];
         for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
-            *slice = IoSlice::new(piece);
+            *slice = IoSlice::new(&piece.bytes);
         }
         write(slices.get(..self.pieces.len().min(SLICES)).unwrap_or_default())
     }
 
     fn advance(&mut self, mut written: usize) {
         self.bytes = self.bytes.saturating_sub(written);
+        let mut takes: usize = 0;
         while let Some(piece) = self.pieces.front_mut() {
             if piece.len() > written {
-                piece.advance(written);
-                return;
+                if piece.is_counted_here() {
+                    takes = takes.saturating_add(written);
+                }
+                piece.bytes.advance(written);
+                break;
             }
             written = written.saturating_sub(piece.len());
+            takes = takes.saturating_add(piece.takes());
             self.pieces.pop_front();
+        }
+        self.loose = self.loose.min(self.pieces.len());
+        self.discharge(takes);
+    }
+
+    fn discharge(&mut self, bytes: usize) {
+        self.charge.force(self.charge.bytes().saturating_sub(bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::runtime::account::Budget;
+    use proptest::prelude::*;
+
+    fn budget() -> Arc<Budget> {
+        Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None)
+    }
+
+    /// A slice of so many bytes of a buffer that holds more; it is unique as soon as nothing of the buffer is held.
+    fn slice(bytes: usize) -> (Bytes, Bytes) {
+        let buffer = Bytes::from(vec![7; bytes.saturating_add(60_000)]);
+        (buffer.slice(..bytes), buffer)
+    }
+
+    #[test]
+    fn what_waits_holds_no_buffer_but_its_own() {
+        let account = budget().account();
+        let mut queue = Queue::new(&account);
+        let buffers: Vec<Bytes> = [100, 20, LARGE_BYTES - 1, 500]
+            .map(|bytes| {
+                let (piece, buffer) = slice(bytes);
+                queue.push(piece);
+                buffer
+            })
+            .into();
+        queue.tighten();
+        assert!(buffers.iter().all(Bytes::is_unique));
+        assert_eq!((queue.pieces.len(), queue.len()), (2, 100 + 20 + LARGE_BYTES - 1 + 500));
+        let (piece, buffer) = slice(9);
+        queue.push_aside(piece);
+        assert!(buffer.is_unique());
+        // What somebody else counts stays as it is: they may wait for it to be gone.
+        let (piece, buffer) = slice(9);
+        let before = account.bytes();
+        queue.push_aside(Queued::counted(piece, None));
+        assert!(!buffer.is_unique());
+        assert_eq!(account.bytes(), before);
+        drop(queue);
+        assert_eq!(account.bytes(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn the_bytes_stay_in_order_and_are_charged(
+            steps in prop::collection::vec((0u8..5, 0usize..70_000), 1..40),
+        ) {
+            let account = budget().account();
+            let (mut queue, mut model, mut next) = (Queue::new(&account), Vec::new(), 0u8);
+            for (what, bytes) in steps {
+                match what {
+                    0 | 1 => {
+                        next = next.wrapping_add(1);
+                        let piece = Bytes::from(vec![next; bytes]);
+                        model.extend_from_slice(&piece);
+                        if what == 0 { queue.push(piece) } else { queue.push(Queued::counted(piece, None)) }
+                    }
+                    2 => queue.tighten(),
+                    3 => {
+                        let written = bytes.min(queue.len());
+                        queue.advance(written);
+                        model.drain(..written);
+                    }
+                    _ => if let Some(piece) = queue.pop() {
+                        prop_assert_eq!(&piece.bytes[..], &model[..piece.len()]);
+                        model.drain(..piece.len());
+                    }
+                }
+                let all: Vec<u8> = queue.pieces.iter().flat_map(|piece| piece.bytes.iter().copied()).collect();
+                prop_assert!(all == model && queue.len() == all.len());
+                prop_assert_eq!(account.bytes(), queue.pieces.iter().map(Queued::takes).sum::<usize>());
+            }
+            drop(queue);
+            prop_assert_eq!(account.bytes(), 0);
         }
     }
 }

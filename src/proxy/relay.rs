@@ -2,10 +2,16 @@
 //!
 //! An idle connection holds no buffer: bytes are read into one that the thread lends, written at once, and only what the
 //! other side does not take yet is copied aside. A direction that proves bulky goes through a pipe instead, uncopied
-//! ([`super::splice`]). The directions are joined, not raced: a FIN is passed on after the last byte, and the other
+//! ([`splice`]). The directions are joined, not raced: a FIN is passed on after the last byte, and the other
 //! direction goes on, for `timeouts.half_close` at most. A reset is passed on as a reset.
 //!
 //! Thousands of these wait at a time, so it is a struct whose size can be read off, not an `async fn`.
+
+pub mod tap;
+pub(super) mod splice;
+pub mod direction;
+mod poll_on_wake;
+pub(super) mod ending;
 
 use std::future::Future;
 use std::io;
@@ -16,11 +22,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use super::direction::{Direction, Fault, Tally};
 use crate::close::{At, By, Close, Why};
 use crate::config::Timeouts;
-use crate::fleet::Hold;
+use crate::fleet::Attachment;
 use crate::net::{self, Stream};
+use direction::{Direction, Fault, Tally};
 
 /// Carries bytes until both directions have ended, one has failed, or `stop` says why not to go on.
 pub struct Relay<'a, Stop> {
@@ -30,7 +36,7 @@ pub struct Relay<'a, Stop> {
     down: Direction<'a>,
     tally: Tally<'a>,
     /// Let go of at the backend's end: what it has left it has unloaded, however long the client takes to leave.
-    owned: &'a OnceLock<Box<Hold>>,
+    owned: &'a OnceLock<Box<Attachment>>,
     /// Whose end came first.
     first_end: Option<By>,
     /// A client's end is not passed on: the backend's socket is left as it is, for whoever keeps it.
@@ -63,7 +69,7 @@ impl<'a, Stop: Future<Output = Why> + Unpin> Relay<'a, Stop> {
         (client, up): (&'a mut Stream, Direction<'a>),
         (backend, down): (&'a mut Stream, Direction<'a>),
         tally: Tally<'a>,
-        owned: &'a OnceLock<Box<Hold>>,
+        owned: &'a OnceLock<Box<Attachment>>,
         timeouts: &Timeouts,
         lingers: bool,
         stop: Stop,
@@ -91,8 +97,8 @@ impl<'a, Stop: Future<Output = Why> + Unpin> Relay<'a, Stop> {
                     if self.lingers && by == By::Client {
                         return Poll::Ready(fin(by));
                     }
-                    if let (By::Backend, Some(hold)) = (by, self.owned.get()) {
-                        hold.let_go();
+                    if let (By::Backend, Some(attachment)) = (by, self.owned.get()) {
+                        attachment.let_go();
                     }
                     if let HalfClose::For(limit) = self.half_close {
                         self.half_close = HalfClose::Until(Box::pin(sleep(limit)));

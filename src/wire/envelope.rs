@@ -1,16 +1,16 @@
 //! The envelope of a body: id, method, and the session ID wherever the protocol puts it.
 
 use std::fmt;
-use std::hash::{Hash, Hasher};
-use std::ops::Range;
 use std::sync::Arc;
+
+use super::id::Id;
+use super::method::{Called, Method, Needs, Way, Where, may_be_prefix};
+use crate::runtime::account::{Owns, allocated};
 
 /// Longest session ID that is tracked; servers take about 200 bytes.
 pub const SESSION_ID_BYTES_MAX: usize = 256;
 /// Longest method name kept; what is longer is cut here, which no rule can mistake for another.
 pub const METHOD_BYTES_MAX: usize = 128;
-/// Longest id taken, in raw bytes.
-pub const ID_BYTES_MAX: usize = 256;
 
 /// A decoded session ID. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,6 +28,13 @@ impl SessionId {
     }
 }
 
+impl Owns for SessionId {
+    fn owns(&self) -> usize {
+        // Two counts stand before the text.
+        allocated(self.0.len().saturating_add(16))
+    }
+}
+
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0.escape_debug(), f)
@@ -37,39 +44,6 @@ impl fmt::Display for SessionId {
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.0, f)
-    }
-}
-
-/// A JSON-RPC id as the bytes that stood in the frame: echoed, never interpreted. Ids are equal if their bytes are.
-#[derive(Clone, Debug)]
-pub struct Id {
-    pub(super) raw: Box<[u8]>,
-    pub(super) at: usize,
-}
-
-impl Id {
-    /// The JSON text.
-    pub fn raw(&self) -> &[u8] {
-        &self.raw
-    }
-
-    /// Where it stood in the body.
-    pub fn span(&self) -> Range<usize> {
-        self.at..self.at.saturating_add(self.raw.len())
-    }
-}
-
-impl PartialEq for Id {
-    fn eq(&self, other: &Self) -> bool {
-        self.raw == other.raw
-    }
-}
-
-impl Eq for Id {}
-
-impl Hash for Id {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.raw.hash(state);
     }
 }
 
@@ -85,6 +59,31 @@ pub enum Field {
     Long(SessionId),
 }
 
+/// `params.kind`: of `sessions.open`, which session it opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// A new one.
+    Create,
+    /// One that is stored, by its ID.
+    Resume,
+    /// One that is live, by its ID.
+    Attach,
+    /// Nothing that sessile can follow, or not there.
+    #[default]
+    Other,
+}
+
+impl Kind {
+    pub(super) fn of(text: &str) -> Self {
+        match text {
+            "create" => Self::Create,
+            "resume" => Self::Resume,
+            "attach" => Self::Attach,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// What a frame says about its session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Named {
@@ -96,6 +95,20 @@ pub enum Named {
     Untracked(SessionId),
     /// A new session that the server will name in its answer.
     Born,
+    /// A session that exists, and that only the server it goes to could name: the one it used last, say.
+    Unsaid,
+    /// Two sessions, and which one the server takes is not for sure.
+    Two,
+}
+
+impl Named {
+    /// The session, if the frame says which.
+    pub fn session(&self) -> Option<&SessionId> {
+        match self {
+            Self::Session(session) | Self::Untracked(session) => Some(session),
+            Self::Born | Self::Nothing | Self::Unsaid | Self::Two => None,
+        }
+    }
 }
 
 /// The envelope of one body.
@@ -104,11 +117,13 @@ pub struct Envelope {
     /// Absent or null: a notification.
     pub id: Option<Id>,
     /// Absent: a response.
-    pub method: Option<Box<str>>,
+    pub method: Option<Called>,
     /// `params.sessionId`.
     pub session: Field,
     /// `params.options.sessionId`.
     pub options_session: Field,
+    /// `params.kind`.
+    pub kind: Kind,
     /// Whether a `result` or `error` member is there.
     pub is_answer: bool,
     /// Whether an `error` member is there.
@@ -125,33 +140,77 @@ pub struct Envelope {
     pub protocol_version: Option<Box<[u8]>>,
 }
 
-/// Methods that are about no single session although a field or a name may look like it.
-const SESSIONLESS: [&str; 3] = ["session.list", "session.getLastId", "session.getForeground"];
-/// Methods whose answer names a session that the request did not.
-const BEARING: [&str; 3] = ["session.create", "sessions.open", "sessions.connect"];
-
 impl Envelope {
+    /// What is known of its method; nothing of an answer.
+    pub fn known(&self) -> Option<&'static Method> {
+        self.method.as_ref().map(Called::known)
+    }
+
     /// What a client's frame says about its session.
     pub fn named(&self) -> Named {
-        let Some(method) = self.method.as_deref() else { return Named::Nothing };
-        if SESSIONLESS.contains(&method) {
-            return Named::Nothing;
-        }
-        let field = match (&self.session, method) {
-            (Field::Absent, "sessions.open") => &self.options_session,
-            (field, _) => field,
+        let Some(method) = self.known() else { return Named::Nothing };
+        let field = match (method.session, self.kind) {
+            (Where::Nowhere | Where::Several, _) => return Named::Nothing,
+            (Where::Params | Where::ParamsOrBorn, _) | (Where::Kind, Kind::Resume | Kind::Attach) => {
+                &self.session
+            }
+            (Where::Kind, Kind::Create) if self.session != Field::Absent => {
+                if self.session != self.options_session {
+                    return Named::Two;
+                }
+                &self.options_session
+            }
+            (Where::Kind, Kind::Create) => &self.options_session,
+            (Where::Kind, Kind::Other) => return Named::Unsaid,
         };
         match field {
             Field::Is(id) => Named::Session(id.clone()),
             Field::Long(id) => Named::Untracked(id.clone()),
-            Field::Absent if BEARING.contains(&method) => Named::Born,
-            Field::Absent => Named::Nothing,
+            Field::Absent if method.session == Where::Params => Named::Nothing,
+            Field::Absent if method.session == Where::Kind && self.kind != Kind::Create => Named::Unsaid,
+            Field::Absent => Named::Born,
         }
+    }
+
+    /// Whether this is a request of the one session that its `params.sessionId` names, and nothing else in it has a say in
+    /// where it goes: only such a one may be sent on before its end.
+    pub fn is_plainly_of_a_session(&self) -> bool {
+        let is_plain = |method: &Method| {
+            method.way == Way::Ordinary && matches!(method.session, Where::Params | Where::ParamsOrBorn)
+        };
+        self.known().is_some_and(is_plain) && self.session != Field::Absent && !self.may_mean_another()
+    }
+
+    /// Whether a frame still is what was `decided` of its beginning.
+    pub fn keeps(&self, decided: &Self) -> bool {
+        self.method == decided.method
+            && self.is_answer == decided.is_answer
+            && (decided.session == Field::Absent || self.session == decided.session)
     }
 
     /// Whether the session may be new: a create, as opposed to everything that needs one to exist.
     pub fn creates(&self) -> bool {
-        matches!(self.method.as_deref(), Some("session.create" | "sessions.open"))
+        let create = |method: &Method| match method.session {
+            Where::Kind => self.kind == Kind::Create,
+            _ => method.needs == Needs::Nothing,
+        };
+        self.known().is_some_and(create)
+    }
+
+    /// The method that takes whole IDs only, to be called in place of this one because a server may take the session's ID
+    /// for the beginning of another one's; if there is one.
+    pub fn instead_of_prefix(&self) -> Option<&'static str> {
+        self.known()?.instead.filter(|_| self.may_mean_another())
+    }
+
+    /// Whether a server may take the session's ID for the beginning of another one's.
+    pub fn may_mean_another(&self) -> bool {
+        let by_prefix = |method: &Method| match method.session {
+            Where::Kind => self.kind == Kind::Resume,
+            _ => method.by_prefix,
+        };
+        let Field::Is(id) = &self.session else { return false };
+        self.known().is_some_and(by_prefix) && may_be_prefix(id.as_str())
     }
 }
 
@@ -164,16 +223,26 @@ pub enum Fault {
     /// JSON, but not one object: a batch, say.
     #[error("the body is not a JSON object")]
     NotAnObject,
-    /// `id`, `method`, `params`, `sessionId` or `options` twice in one object.
+    /// A key that decides the route twice in one object.
     #[error("a key that decides the route stands twice")]
     Duplicate,
-    /// An id that is no number or string, or too long.
-    #[error("the id is neither a number nor a short string")]
+    /// A request and an answer in one, or a result and an error: servers take it for either.
+    #[error("the body says two things at once: of method, result and error only one may be there")]
+    Contradiction,
+    /// `jsonrpc` is not "2.0", or not there.
+    #[error("the body is not JSON-RPC 2.0: jsonrpc must be \"2.0\"")]
+    Version,
+    /// An id that a server might send back in another spelling, or not at all.
+    #[error("the id is neither a plain integer within 2^53 nor a short string of ASCII without escapes")]
     BadId,
     /// A method or session ID that is no string.
     #[error("a field that decides the route has the wrong type")]
     WrongType,
-    /// Nested deeper than [`DEPTH_MAX`](super::scan::DEPTH_MAX).
+    /// A client's `params` that are neither an object nor null: the CLI 1.0.102 ends at some of them, and other servers
+    /// read an object in an array as if it were `params`.
+    #[error("params must be an object")]
+    Params,
+    /// Of a client, and nested deeper than [`DEPTH_MAX`](super::scan::DEPTH_MAX).
     #[error("the body is nested too deeply")]
     TooDeep,
 }

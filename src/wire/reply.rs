@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::envelope::Id;
+use super::envelope::SessionId;
+use super::id::Id;
 use crate::close::Why;
 
 /// An answer that sessile gives in place of a backend: the codes and reasons of the public contract.
@@ -93,12 +94,16 @@ pub fn frame(body: &[u8]) -> Vec<u8> {
     joined(&[body])
 }
 
+fn head(body_bytes: usize) -> Vec<u8> {
+    format!("Content-Length: {body_bytes}\r\n\r\n").into_bytes()
+}
+
 /// The frame whose body is made of these parts.
 fn joined(parts: &[&[u8]]) -> Vec<u8> {
     let length = parts.iter().map(|part| part.len()).fold(0, usize::saturating_add);
-    let head = format!("Content-Length: {length}\r\n\r\n");
+    let head = head(length);
     let mut frame = Vec::with_capacity(head.len().saturating_add(length));
-    frame.extend_from_slice(head.as_bytes());
+    frame.extend_from_slice(&head);
     for part in parts {
         frame.extend_from_slice(part);
     }
@@ -115,9 +120,36 @@ pub fn error(id: &Id, refusal: Refusal, message: &str, retry_after: Option<Durat
     joined(&[ANSWER_TO, id.raw(), b",\"error\":", error.to_string().as_bytes(), b"}"])
 }
 
-/// The frame that answers `id` with a result.
-pub fn result(id: &Id, result: &serde_json::Value) -> Vec<u8> {
-    joined(&[ANSWER_TO, id.raw(), b",\"result\":", result.to_string().as_bytes(), b"}"])
+/// The frame that asks a server to let a session go: a request with this id, or a notification.
+pub fn close_session(id: Option<&[u8]>, session: &SessionId) -> Vec<u8> {
+    of_session("sessions.close", id, session)
+}
+
+/// The frame that calls `method` with a session's ID and nothing else: a request with this id, or a notification.
+pub fn of_session(method: &str, id: Option<&[u8]>, session: &SessionId) -> Vec<u8> {
+    let params = json!({ "sessionId": session.as_str() }).to_string();
+    let id = id.map(|id| [b"\"id\":", id, b","].concat()).unwrap_or_default();
+    let method = format!("\"method\":\"{method}\",\"params\":");
+    joined(&[b"{\"jsonrpc\":\"2.0\",", &id, method.as_bytes(), params.as_bytes(), b"}"])
+}
+
+/// What stands before and behind a result of so many bytes in the frame that answers `id` with it.
+pub fn around_result(id: &Id, bytes: usize) -> (Vec<u8>, &'static [u8]) {
+    around(id, b",\"result\":", bytes)
+}
+
+/// The same for a server's error.
+pub fn around_error(id: &Id, bytes: usize) -> (Vec<u8>, &'static [u8]) {
+    around(id, b",\"error\":", bytes)
+}
+
+fn around(id: &Id, member: &[u8], bytes: usize) -> (Vec<u8>, &'static [u8]) {
+    const AFTER: &[u8] = b"}";
+    let parts = [ANSWER_TO, id.raw(), member];
+    let length = parts.iter().map(|part| part.len()).fold(bytes, usize::saturating_add);
+    let mut before = head(length.saturating_add(AFTER.len()));
+    parts.iter().for_each(|part| before.extend_from_slice(part));
+    (before, AFTER)
 }
 
 /// The frame that tells a server that nobody is there to answer its request.
@@ -128,6 +160,13 @@ pub fn client_gone(id: &Id) -> Vec<u8> {
 /// A request on sessile's own account.
 pub fn request(id: u64, method: &str, params: &serde_json::Value) -> Vec<u8> {
     frame(json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string().as_bytes())
+}
+
+/// The same with parameters that are JSON text.
+pub fn request_of(id: u64, method: &str, params: &[u8]) -> Vec<u8> {
+    let method = serde_json::Value::from(method).to_string();
+    let start = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":{method},"params":"#);
+    joined(&[start.as_bytes(), params, b"}"])
 }
 
 /// The `connect` of sessile's own connections, with the token they need; wiped when it has been sent.
@@ -172,10 +211,9 @@ mod tests {
     #[test]
     fn an_error_echoes_the_id_byte_for_byte() {
         for raw in ["0", "-7", "1.50", "\"a\\u0062\"", "\"\""] {
-            let request = format!("{{\"id\":{raw},\"method\":\"x\"}}");
-            let envelope = Scan::whole(request.as_bytes()).unwrap();
-            let frame =
-                error(&envelope.id.unwrap(), Refusal::OwnerDown, "later", Some(Duration::from_millis(1500)));
+            let request = format!("{{\"jsonrpc\":\"2.0\",\"id\":{raw},\"method\":\"x\"}}");
+            let id = Scan::whole(request.as_bytes()).map_or_else(|(_, id)| id, |envelope| envelope.id);
+            let frame = error(&id.unwrap(), Refusal::OwnerDown, "later", Some(Duration::from_millis(1500)));
             let expected = format!(
                 "{{\"jsonrpc\":\"2.0\",\"id\":{raw},\"error\":{{\"code\":-32051,\"data\":{{\"reason\":\"owner_down\",\
                  \"retryAfterMs\":1500,\"source\":\"sessile\"}},\"message\":\"later\"}}}}"
@@ -185,10 +223,21 @@ mod tests {
     }
 
     #[test]
+    fn a_result_that_is_held_elsewhere_is_framed_around() {
+        let request = Scan::whole(br#"{"jsonrpc":"2.0","id":"ab","method":"x"}"#).unwrap();
+        let (before, after) = around_result(&request.id.unwrap(), 2);
+        let frame = [&before, b"{}".as_slice(), after].concat();
+        assert_eq!(body(&frame), br#"{"jsonrpc":"2.0","id":"ab","result":{}}"#);
+    }
+
+    #[test]
     fn a_replayed_frame_differs_in_its_id_alone() {
-        let request = br#"{ "method":"connect", "id" : 0 ,"params":{"token":"s"}}"#;
+        let request = br#"{ "jsonrpc":"2.0", "method":"connect", "id" : 0 ,"params":{"token":"s"}}"#;
         let envelope = Scan::whole(request).unwrap();
         let frame = with_id(request, envelope.id.unwrap().span(), b"\"sessile-0\"");
-        assert_eq!(body(&frame), br#"{ "method":"connect", "id" : "sessile-0" ,"params":{"token":"s"}}"#);
+        assert_eq!(
+            body(&frame),
+            br#"{ "jsonrpc":"2.0", "method":"connect", "id" : "sessile-0" ,"params":{"token":"s"}}"#
+        );
     }
 }

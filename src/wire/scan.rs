@@ -4,24 +4,26 @@
 //! [`Envelope`] are kept. It is depth-aware, so a `sessionId` inside a tool schema is not one, and it decodes keys and
 //! IDs, so an escaped one is. It is no JSON validator: what it skips it only brackets. That is safe because a server
 //! refuses a body that is not JSON wherever it arrives, and on every body that is JSON this scan and the server agree
-//! (tests hold it against serde_json). Where servers take the last of two equal keys, this refuses: a router that read
-//! one and a server that read the other could be steered apart.
+//! (tests hold it against serde_json). Where servers take the last of two equal keys, or run the method of an answer, this
+//! refuses: a router that read one and a server that read the other could be steered apart. So no key that matters can
+//! change once it has been read, and whatever is decided before the end of a body holds, or is a fault by its end.
+//!
+//! What a server could not bear is refused of clients alone: servers nest as deep as they like.
 
-use super::envelope::{
-    Envelope, Fault, Field, ID_BYTES_MAX, Id, METHOD_BYTES_MAX, SESSION_ID_BYTES_MAX, SessionId,
-};
-use super::key::{Key, Place};
+use crate::close::By;
+
+use super::envelope::{Envelope, Fault, METHOD_BYTES_MAX, SESSION_ID_BYTES_MAX};
+use super::id::Id;
+use super::key::{ERROR, Key, METHOD, Place, RESULT, TWO_CANCELS, TWO_IDS, VERSION};
 use super::text::{self, Text};
 
-/// Deepest nesting taken.
-pub const DEPTH_MAX: u32 = 512;
+/// Deepest nesting taken of a client, the body's own braces counted: servers built on serde_json take no more.
+pub const DEPTH_MAX: u32 = 127;
 /// Longest key that matters is `protocolVersion`.
 const KEY_BYTES_MAX: usize = 16;
-/// In `seen`: no answer can be sure of its id.
-const TWO_IDS: u16 = 128;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     Start,
     KeyOrEnd,
     Key,
@@ -50,26 +52,31 @@ enum Mode {
         escaped: bool,
     },
     End,
+    /// Nothing more can be read.
+    Void,
 }
 
 /// A scan in progress. Feed it the body's bytes in order, then [`finish`](Scan::finish).
 #[derive(Debug)]
 pub struct Scan {
-    at: usize,
-    mode: Mode,
-    place: Place,
-    key: Key,
-    seen: u16,
-    text: Text,
-    raw: Vec<u8>,
-    raw_at: usize,
-    fault: Option<Fault>,
-    found: Envelope,
+    /// Whose body it is.
+    of: By,
+    pub(super) at: usize,
+    pub(super) mode: Mode,
+    pub(super) place: Place,
+    pub(super) key: Key,
+    pub(super) seen: u16,
+    pub(super) text: Text,
+    pub(super) raw: Vec<u8>,
+    pub(super) raw_at: usize,
+    pub(super) fault: Option<Fault>,
+    pub(super) found: Envelope,
 }
 
 impl Default for Scan {
     fn default() -> Self {
         Self {
+            of: By::Client,
             at: 0,
             mode: Mode::Start,
             place: Place::Top,
@@ -85,12 +92,25 @@ impl Default for Scan {
 }
 
 impl Scan {
-    /// The envelope of a body that is all at hand.
+    /// A scan of what this peer sends.
+    pub fn of(of: By) -> Self {
+        Self { of, ..Self::default() }
+    }
+
+    /// The envelope of a client's body that is all at hand.
     ///
     /// # Errors
     /// See [`Scan::finish`].
     pub fn whole(body: &[u8]) -> Result<Envelope, (Fault, Option<Id>)> {
-        let mut scan = Self::default();
+        Self::whole_of(By::Client, body)
+    }
+
+    /// The envelope of a body of this peer's that is all at hand.
+    ///
+    /// # Errors
+    /// See [`Scan::finish`].
+    pub fn whole_of(of: By, body: &[u8]) -> Result<Envelope, (Fault, Option<Id>)> {
+        let mut scan = Self::of(of);
         scan.feed(body);
         scan.finish()
     }
@@ -98,7 +118,7 @@ impl Scan {
     /// Looks at the next bytes of the body.
     pub fn feed(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
-        while !rest.is_empty() && self.fault.is_none_or(|fault| fault == Fault::Duplicate) {
+        while !rest.is_empty() && self.mode != Mode::Void {
             let used = self.step(rest).min(rest.len());
             self.at = self.at.saturating_add(used);
             rest = rest.get(used..).unwrap_or_default();
@@ -120,13 +140,33 @@ impl Scan {
     /// # Errors
     /// The first fault, and the id to answer it on if there is exactly one.
     pub fn finish(mut self) -> Result<Envelope, (Fault, Option<Id>)> {
-        if self.fault.is_none() && self.mode != Mode::End {
-            self.fault = Some(if self.at == 0 { Fault::NotAnObject } else { Fault::NotJson });
+        if self.mode != Mode::End {
+            self.spoil(if self.at == 0 { Fault::NotAnObject } else { Fault::NotJson });
+        } else if self.seen & VERSION == 0 {
+            self.spoil(Fault::Version);
         }
         match self.fault {
             Some(fault) => Err((fault, self.found.id)),
             None => Ok(self.found),
         }
+    }
+
+    /// Notes what is wrong, if it is the first thing. The scan goes on: a refusal needs the id.
+    pub(super) fn spoil(&mut self, fault: Fault) {
+        self.fault.get_or_insert(fault);
+    }
+
+    /// Notes what is wrong if a client has sent it: servers could not bear it, clients can.
+    fn spoil_of_client(&mut self, fault: Fault) {
+        if self.of != By::Backend {
+            self.spoil(fault);
+        }
+    }
+
+    /// Notes what is wrong so that nothing behind it can be read.
+    pub(super) fn stop(&mut self, fault: Fault) {
+        self.spoil(fault);
+        self.mode = Mode::Void;
     }
 
     /// Consumes one token or one run of bytes at the front of `rest`, which is not empty; says how many bytes.
@@ -149,9 +189,7 @@ impl Scan {
             Mode::Passed => return self.passed(rest),
             _ if matches!(byte, b' ' | b'\t' | b'\r' | b'\n') => return 1,
             Mode::Start if byte == b'{' => self.mode = Mode::KeyOrEnd,
-            Mode::Start => {
-                self.fault = Some(Fault::NotAnObject);
-            }
+            Mode::Start => self.stop(Fault::NotAnObject),
             Mode::KeyOrEnd | Mode::AfterValue if byte == b'}' => self.leave(),
             Mode::KeyOrEnd | Mode::Key if byte == b'"' => {
                 self.text.begin(KEY_BYTES_MAX);
@@ -160,8 +198,8 @@ impl Scan {
             Mode::Colon if byte == b':' => self.mode = Mode::Value,
             Mode::Value => return self.value(byte),
             Mode::AfterValue if byte == b',' => self.mode = Mode::Key,
-            Mode::KeyOrEnd | Mode::Key | Mode::Colon | Mode::AfterValue | Mode::End => {
-                self.fault = Some(Fault::NotJson);
+            Mode::KeyOrEnd | Mode::Key | Mode::Colon | Mode::AfterValue | Mode::End | Mode::Void => {
+                self.stop(Fault::NotJson);
             }
         }
         1
@@ -177,18 +215,28 @@ impl Scan {
     }
 
     /// A key is complete: which one is it, and is it the first of its kind?
-    fn named_key(&mut self) {
+    pub(super) fn named_key(&mut self) {
         let name = if self.text.is_over() { &[] } else { self.text.bytes() };
         self.key = Key::of(self.place, name);
         let bit = self.key.bit(self.place);
         if self.seen & bit != 0 {
-            self.fault = Some(Fault::Duplicate);
-            if self.key == Key::Id {
-                self.found.id = None;
-                self.seen |= TWO_IDS;
+            match self.key {
+                Key::Cancels => {
+                    self.seen |= TWO_CANCELS;
+                    self.judge_cancels();
+                }
+                Key::Id => {
+                    self.found.id = None;
+                    self.seen |= TWO_IDS;
+                    self.spoil(Fault::Duplicate);
+                }
+                _ => self.spoil(Fault::Duplicate),
             }
         }
         self.seen |= bit;
+        if self.seen & METHOD != 0 && self.seen & (RESULT | ERROR) != 0 {
+            self.spoil(Fault::Contradiction);
+        }
         self.mode = Mode::Colon;
     }
 
@@ -206,34 +254,34 @@ impl Scan {
                 self.mode = Mode::Raw { quoted: false, escaped: false };
                 return 1;
             }
-            (Key::Id, _) => self.fault = Some(Fault::BadId),
+            (Key::Id, _) => self.spoil(Fault::BadId),
+            (Key::Version, b'"') => {
+                self.text.begin(KEY_BYTES_MAX);
+                self.mode = Mode::KeptText;
+                return 1;
+            }
+            (Key::Version, _) => self.spoil(Fault::Version),
             (Key::Method, b'"') => {
                 self.text.begin(METHOD_BYTES_MAX);
                 self.mode = Mode::KeptText;
                 return 1;
             }
-            (Key::Session | Key::Request, b'"') => {
+            (Key::Session | Key::Request | Key::Kind, b'"') => {
                 self.text.begin(SESSION_ID_BYTES_MAX);
                 self.mode = Mode::KeptText;
                 return 1;
             }
-            (Key::Method, _) => self.fault = Some(Fault::WrongType),
+            (Key::Method, _) => self.spoil(Fault::WrongType),
             (Key::Session, byte) if byte != b'n' && self.place != Place::Result => {
-                self.fault = Some(Fault::WrongType);
+                self.spoil(Fault::WrongType);
             }
             (Key::Params, b'{') => return self.enter(Place::Params),
+            (Key::Params, byte) if byte != b'n' => self.spoil_of_client(Fault::Params),
             (Key::Options, b'{') => return self.enter(Place::Options),
-            (Key::Result, byte) => {
-                self.found.is_answer = true;
+            (Key::Result | Key::Error, byte) => {
+                self.answer(byte);
                 if byte == b'{' {
-                    return self.enter(Place::Result);
-                }
-            }
-            (Key::Error, byte) => {
-                self.found.is_answer = true;
-                self.found.is_error = true;
-                if byte == b'{' {
-                    return self.enter(Place::Error);
+                    return self.enter(if self.key == Key::Error { Place::Error } else { Place::Result });
                 }
             }
             _ => {}
@@ -241,7 +289,7 @@ impl Scan {
         match byte {
             b'{' | b'[' => self.mode = Mode::Skip { depth: 1 },
             b'"' => self.mode = Mode::PassedText { escaped: false },
-            b'}' | b']' | b',' | b':' => self.fault = Some(Fault::NotJson),
+            b'}' | b']' | b',' | b':' => self.stop(Fault::NotJson),
             _ => self.mode = Mode::Passed,
         }
         1
@@ -253,98 +301,10 @@ impl Scan {
         1
     }
 
-    /// A run inside a string that is kept: a key, a method, a session ID.
-    fn kept_text(&mut self, rest: &[u8]) -> usize {
-        let (used, done) = match self.text.feed(rest) {
-            Ok(fed) => fed,
-            Err(_) => {
-                self.fault = Some(Fault::NotJson);
-                return rest.len();
-            }
-        };
-        if !done {
-            return used;
-        }
-        if self.mode == Mode::KeyText {
-            self.named_key();
-            return used;
-        }
-        self.mode = Mode::AfterValue;
-        let text = self.text.text();
-        if self.key == Key::Method {
-            self.found.method = Some((*text).into());
-            return used;
-        }
-        let field = match (text.is_empty(), self.text.is_over()) {
-            (true, _) => Field::Absent,
-            (false, false) => Field::Is(SessionId::new(&text)),
-            (false, true) => Field::Long(SessionId::new(&text)),
-        };
-        match self.place {
-            Place::Params if self.key == Key::Request => self.found.request = field,
-            Place::Params => self.found.session = field,
-            Place::Options => self.found.options_session = field,
-            Place::Result => self.found.result_session = field,
-            Place::Top | Place::Error => {}
-        }
-        used
-    }
-
-    fn keep_raw(&mut self, first: u8) {
-        self.raw.clear();
-        self.raw.push(first);
-        self.raw_at = self.at;
-    }
-
-    /// One byte of a value that is kept raw.
-    fn raw(&mut self, byte: u8, quoted: bool, escaped: bool) -> usize {
-        if !quoted && matches!(byte, b',' | b'}' | b']' | b' ' | b'\t' | b'\r' | b'\n') {
-            self.kept_raw();
-            return self.again(byte);
-        }
-        if self.raw.len() >= ID_BYTES_MAX {
-            if self.key == Key::Id {
-                self.fault = Some(Fault::BadId);
-                return 1;
-            }
-            self.mode = if quoted { Mode::PassedText { escaped } } else { Mode::Passed };
-            return 0;
-        }
-        self.raw.push(byte);
-        if quoted && byte == b'"' && !escaped {
-            self.kept_raw();
-        } else {
-            self.mode = Mode::Raw { quoted, escaped: quoted && byte == b'\\' && !escaped };
-        }
-        1
-    }
-
     /// Looks at the byte that ended a number or literal: it belongs to what follows.
-    fn again(&mut self, byte: u8) -> usize {
+    pub(super) fn again(&mut self, byte: u8) -> usize {
         self.mode = Mode::AfterValue;
         self.step(&[byte])
-    }
-
-    fn kept_raw(&mut self) {
-        self.mode = Mode::AfterValue;
-        // What is echoed into an answer must be JSON, whatever the client sent. Most ids are plain numbers.
-        let plain =
-            matches!(self.raw.as_slice(), [b'1'..=b'9', rest @ ..] if rest.iter().all(u8::is_ascii_digit));
-        // What is ignored is not held to UTF-8, so that is asked first.
-        let is_json = |text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
-        let sound = plain || str::from_utf8(&self.raw).is_ok_and(is_json);
-        match (self.key, sound) {
-            (Key::ProtocolVersion, _) => self.found.protocol_version = Some(self.raw.as_slice().into()),
-            (Key::Code, _) => {
-                self.found.error_code = str::from_utf8(&self.raw).ok().and_then(|text| text.parse().ok());
-            }
-            (Key::Cancels, _) => {
-                self.found.cancels = Some(Id { raw: self.raw.as_slice().into(), at: self.raw_at });
-            }
-            (_, false) => self.fault = Some(Fault::BadId),
-            (_, true) if self.raw == b"null" || self.seen & TWO_IDS != 0 => {}
-            (_, true) => self.found.id = Some(Id { raw: self.raw.as_slice().into(), at: self.raw_at }),
-        }
     }
 
     /// The rest of a number or literal nobody needs.
@@ -359,6 +319,7 @@ impl Scan {
 
     /// A run inside a container nobody needs: up to its end, the next string, or the end of the bytes.
     fn skip(&mut self, rest: &[u8], mut depth: u32) -> usize {
+        let depth_max = DEPTH_MAX.saturating_sub(self.place.depth());
         for (at, byte) in rest.iter().enumerate() {
             match byte {
                 b'"' => {
@@ -367,9 +328,8 @@ impl Scan {
                 }
                 b'{' | b'[' => {
                     depth = depth.saturating_add(1);
-                    if depth > DEPTH_MAX {
-                        self.fault = Some(Fault::TooDeep);
-                        return at.saturating_add(1);
+                    if depth > depth_max {
+                        self.spoil_of_client(Fault::TooDeep);
                     }
                 }
                 b'}' | b']' => {

@@ -7,14 +7,14 @@ use std::process::{Command, Stdio};
 
 use command_fds::{CommandFdExt as _, FdMapping};
 use rustix::process::Signal;
-use sessile::standin::Standin;
+use sessile::fake_server::FakeServer;
 
 use crate::fleet::{ANY, exchange};
 use crate::process::{Place, Process, get, standins};
 use crate::traffic::Client;
 
 /// A configuration with a listener at `address`.
-pub fn file(place: &Place, address: &str, standins: &[Standin]) -> String {
+pub fn file(place: &Place, address: &str, standins: &[FakeServer]) -> String {
     let admin = place.admin();
     crate::fleet::text(standins, admin.to_str().unwrap(), "").replace(ANY, address)
 }

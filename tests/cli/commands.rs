@@ -96,7 +96,8 @@ fn wrong_usage_exits_with_64() {
         &[][..],
         &["explode"],
         &["check"],
-        &["route", "a"],
+        &["route"],
+        &["route", "--offline", "a"],
         &["route", "--config", "x"],
         &["route", "--config", "x", ""],
         &["status", "--admin", "https://127.0.0.1:1"],
@@ -120,10 +121,13 @@ fn wrong_usage_exits_with_64() {
 fn route_answers_from_the_file_alone() {
     let folder = folder(SOUND);
     let ids: Vec<String> = (0..40).map(|number| format!("session-{number}")).collect();
-    let arguments: Vec<&str> =
-        ["route", "--config", "sessile.toml"].into_iter().chain(ids.iter().map(String::as_str)).collect();
+    let arguments: Vec<&str> = ["route", "--offline", "--config", "sessile.toml"]
+        .into_iter()
+        .chain(ids.iter().map(String::as_str))
+        .collect();
     let Ended { code, out, err } = sessile(folder.path(), &arguments);
-    assert_eq!((code, err.as_str()), (0, ""));
+    let said = "from sessile.toml alone, as if every backend were up and no session live:\n";
+    assert_eq!((code, err.as_str()), (0, said));
     let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines.len(), ids.len());
     for (line, id) in lines.iter().zip(&ids) {
@@ -140,7 +144,7 @@ fn route_answers_from_the_file_alone() {
 fn route_with_no_ready_backend_fails() {
     let file = "[[listener]]\n[[backend]]\nname = 'a'\naddress = 'a:1'\nstate = 'maint'\n";
     let folder = folder(&file.replace("[[listener]]", "[[listener]]\naddress = '0.0.0.0:4321'"));
-    let ended = sessile(folder.path(), &["route", "--config", "sessile.toml", "x"]);
+    let ended = sessile(folder.path(), &["route", "--offline", "--config", "sessile.toml", "x"]);
     assert_eq!((ended.code, ended.out.as_str()), (1, "x  -  no_backend\n"));
 }
 
@@ -148,14 +152,69 @@ fn route_with_no_ready_backend_fails() {
 async fn route_offline_and_online_agree() {
     let fleet = Fleet::start(3).await;
     let path = fleet.path();
-    let offline = move || here(&["route", "--config", path.to_str().unwrap(), "user-7", "a b/c&d", "ü"]);
+    let offline =
+        move || here(&["route", "--offline", "--config", path.to_str().unwrap(), "user-7", "a b/c&d", "ü"]);
     let offline = spawn_blocking(offline).await.unwrap();
     let online = ask(&fleet, &["route", "user-7", "a b/c&d", "ü"]).await;
     assert_eq!((online.code, online.out), (0, offline.out));
+    assert_eq!(online.err, format!("asked the balancer at http://{}:\n", fleet.admin().await));
+    assert!(offline.err.starts_with("from /"), "{}", offline.err);
+    // A file is no reason not to ask: it does not know what is live.
+    let file = fleet.path();
+    let asked = ask(&fleet, &["route", "--config", file.to_str().unwrap(), "user-7"]).await;
+    assert!(asked.code == 0 && asked.err.starts_with("asked the balancer at "), "{}", asked.err);
     let client = fleet.attach("user-7").await;
     let attached = ask(&fleet, &["route", "user-7"]).await;
     assert!(attached.out.ends_with("  owner\n"), "{}", attached.out);
     drop(client);
+}
+
+#[tokio::test]
+async fn route_asks_where_the_environment_says() {
+    let fleet = Fleet::start(1).await;
+    let (admin, path) = (format!("http://{}", fleet.admin().await), fleet.path());
+    let asked = move || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
+        // As in an image: the file is known, and is no reason not to ask.
+        command.env("SESSILE_ADMIN", admin).env("SESSILE_CONFIG", path).args(["route", "--json", "a"]);
+        command.output().unwrap()
+    };
+    let asked = spawn_blocking(asked).await.unwrap();
+    let ways: Value = serde_json::from_slice(&asked.stdout).unwrap();
+    assert_eq!(ways[0]["source"], "balancer", "{ways}");
+}
+
+#[test]
+fn route_without_a_balancer_says_how_the_file_can_answer() {
+    let folder = folder(SOUND);
+    let silent = tokio::net::TcpSocket::new_v4().unwrap();
+    silent.bind(ANY.parse().unwrap()).unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let file = ["route", "--config", "sessile.toml", "--admin", &url, "a"];
+    let Ended { code, out, err } = sessile(folder.path(), &file);
+    assert_eq!((code, out.as_str()), (1, ""));
+    for part in [url.as_str(), "is the balancer running?", "sessile route --offline --config FILE ID"] {
+        assert!(err.contains(part), "{part}: {err}");
+    }
+}
+
+#[tokio::test]
+async fn status_exits_with_1_when_the_balancer_is_not_ready() {
+    let fleet = Fleet::start_with(1, ANY, "").await;
+    assert_eq!(ask(&fleet, &["status"]).await.code, 0);
+    assert_eq!(ask(&fleet, &["maint", "cli-1"]).await.code, 0);
+    let ready = fleet.get("/readyz").await.status == 200;
+    for arguments in [&["status"][..], &["status", "--json"]] {
+        let told = ask(&fleet, arguments).await;
+        assert_eq!((told.code == 0, told.err.as_str()), (ready, ""), "{}", told.out);
+    }
+    let text = text(&[], ANY, "[[backend]]\nname = 'gone'\naddress = '127.0.0.1:1'");
+    let down = Fleet::start_from(Vec::new(), &text).await;
+    for arguments in [&["status"][..], &["status", "--json"]] {
+        let told = ask(&down, arguments).await;
+        assert_eq!((told.code, told.err.as_str()), (1, ""), "{}", told.out);
+        assert!(told.out.contains("NOT ready") || told.out.contains("\"ready\":false"), "{}", told.out);
+    }
 }
 
 #[tokio::test]
@@ -261,14 +320,18 @@ async fn scripts_get_json_from_every_command_that_tells() {
     let problem = parsed(&bad)["problems"][0].clone();
     assert_eq!((bad.code, bad.err.as_str(), &problem["line"]), (78, "", &15.into()));
     assert_eq!(problem["help"], "did you mean `state`?");
-    let ways = sessile(sound.path(), &["route", "--config", "sessile.toml", "--json", "a", "b"]);
+    let ways = sessile(sound.path(), &["route", "--offline", "--config", "sessile.toml", "--json", "a", "b"]);
     assert_eq!((ways.code, parsed(&ways).as_array().unwrap().len()), (0, 2));
+    assert_eq!(parsed(&ways)[0]["source"], "file");
     let fleet = Fleet::start(1).await;
     let online = ask(&fleet, &["route", "--json", "a"]).await;
-    assert_eq!(online.out, "[{\"session\":\"a\",\"backend\":\"cli-1\",\"reason\":\"hash\"}]\n");
+    assert_eq!(
+        online.out,
+        "[{\"session\":\"a\",\"backend\":\"cli-1\",\"reason\":\"hash\",\"source\":\"balancer\"}]\n"
+    );
     let closed = "[[listener]]\n[[backend]]\nname = 'a'\naddress = 'a:1'\nstate = 'maint'\n";
     let closed = folder(closed);
-    let nowhere = sessile(closed.path(), &["route", "--config", "sessile.toml", "--json", "a"]);
+    let nowhere = sessile(closed.path(), &["route", "--offline", "--config", "sessile.toml", "--json", "a"]);
     assert_eq!((nowhere.code, &parsed(&nowhere)[0]["backend"]), (1, &Value::Null), "{}", nowhere.err);
     assert_eq!(parsed(&nowhere)[0]["reason"], "no_backend");
 }

@@ -41,7 +41,7 @@ fn another_program_called_copilot_does_no_harm() {
     fs::set_permissions(&other, fs::Permissions::from_mode(0o755)).unwrap();
     let Output { status, stdout, .. } = demo(folder.path(), &["--once"]).output().unwrap();
     assert_eq!(status.code(), Some(0), "{}", text(&stdout));
-    assert!(text(&stdout).contains("stand-ins instead"), "{}", text(&stdout));
+    assert!(text(&stdout).contains("fake servers instead"), "{}", text(&stdout));
     let named = demo(folder.path(), &["--once", "--cli", other.to_str().unwrap()]).output().unwrap();
     assert_eq!(named.status.code(), Some(1));
     assert!(text(&named.stderr).contains("it ended before it listened"), "{}", text(&named.stderr));
@@ -53,6 +53,8 @@ fn it_stays_up_and_answers_until_it_is_told_to_end() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = demo(folder.path(), &[]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let page = lines.find(|line| line.contains("open in a browser")).expect("the page");
+    assert!(page.contains("http://127.0.0.1:"), "{page}");
     let look = lines.find(|line| line.trim_start().starts_with("look ")).expect("an invitation");
     let words: Vec<&str> = look.split_whitespace().skip(1).collect();
     let status = Command::new(words[0]).args(&words[1..]).output().unwrap();

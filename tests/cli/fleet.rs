@@ -1,4 +1,4 @@
-//! A running balancer in front of stand-ins, and the plainest possible HTTP client.
+//! A running balancer in front of fake servers, and the plainest possible HTTP client.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,10 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use sessile::balancer::Balancer;
 use sessile::config::{self, AdminAddress};
+use sessile::fake_server::FakeServer;
 use sessile::fleet::Health;
-use sessile::server::{Endpoint, Server};
-use sessile::standin::Standin;
+use sessile::process::Server;
+use sessile::sockets::Endpoint;
 use sessile::wire::reply;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,10 +19,10 @@ use tokio::net::{TcpStream, UnixStream};
 /// Where the configuration puts its sockets: port 0 of loopback.
 pub const ANY: &str = "127.0.0.1:0";
 
-/// Stand-ins, the balancer in front of them and its file.
+/// Fake servers, the balancer in front of them and its file.
 pub struct Fleet {
     pub server: Server,
-    pub standins: Vec<Standin>,
+    pub standins: Vec<FakeServer>,
     folder: TempDir,
 }
 
@@ -52,25 +53,25 @@ impl Answer {
     }
 }
 
-/// A file's text: a listener, an admin socket, `more`, and the stand-ins as cli-1, cli-2, … Deadlines that a busy machine
+/// A file's text: a listener, an admin socket, `more`, and the fake servers as cli-1, cli-2, … Deadlines that a busy machine
 /// might miss are longer than by default, unless `more` is about them.
-pub fn text(standins: &[Standin], admin: &str, more: &str) -> String {
+pub fn text(standins: &[FakeServer], admin: &str, more: &str) -> String {
     let mut text = format!("[[listener]]\naddress = \"{ANY}\"\n[admin]\naddress = \"{admin}\"\n{more}\n");
-    for (section, patient) in
+    for (section, outage) in
         [("[timeouts]", "locate = \"5s\"\n"), ("[health]", "interval = \"2s\"\ntimeout = \"2s\"\n")]
     {
         if !more.contains(section) {
-            text += &format!("{section}\n{patient}");
+            text += &format!("{section}\n{outage}");
         }
     }
-    for (standin, number) in standins.iter().zip(1..) {
-        text += &format!("[[backend]]\nname = \"cli-{number}\"\naddress = \"{}\"\n", standin.address());
+    for (fake_server, number) in standins.iter().zip(1..) {
+        text += &format!("[[backend]]\nname = \"cli-{number}\"\naddress = \"{}\"\n", fake_server.address());
     }
     text
 }
 
 impl Fleet {
-    /// `count` stand-ins, all of them probed, and the default configuration.
+    /// `count` fake servers, all of them probed, and the default configuration.
     pub async fn start(count: usize) -> Self {
         Self::start_with(count, ANY, "").await
     }
@@ -78,7 +79,7 @@ impl Fleet {
     pub async fn start_with(count: usize, admin: &str, more: &str) -> Self {
         let mut standins = Vec::new();
         for number in 1..=count {
-            standins.push(Standin::builder().name(format!("cli-{number}")).start().await.unwrap());
+            standins.push(FakeServer::builder().name(format!("cli-{number}")).start().await.unwrap());
         }
         let text = text(&standins, admin, more);
         let fleet = Self::start_from(standins, &text).await;
@@ -86,7 +87,7 @@ impl Fleet {
         fleet
     }
 
-    pub async fn start_from(standins: Vec<Standin>, text: &str) -> Self {
+    pub async fn start_from(standins: Vec<FakeServer>, text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sessile.toml");
         std::fs::write(&path, text).unwrap();

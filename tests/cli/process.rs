@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use sessile::standin::Standin;
+use sessile::fake_server::FakeServer;
 use tempfile::TempDir;
 
 use crate::fleet::{Answer, send_unix, text};
@@ -24,7 +24,7 @@ pub struct Place {
 
 impl Place {
     /// In front of `standins`; `more` follows `[admin]` in the file.
-    pub fn new(standins: &[Standin], more: &str) -> Self {
+    pub fn new(standins: &[FakeServer], more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ear = UnixDatagram::bind(folder.path().join("notify")).unwrap();
         ear.set_read_timeout(Some(IN_VAIN)).unwrap();
@@ -165,11 +165,11 @@ impl Drop for Process {
     }
 }
 
-/// Stand-ins that a process of its own can reach.
-pub async fn standins(count: usize) -> Vec<Standin> {
+/// Fake servers that a process of its own can reach.
+pub async fn standins(count: usize) -> Vec<FakeServer> {
     let mut standins = Vec::new();
     for number in 1..=count {
-        standins.push(Standin::builder().name(format!("cli-{number}")).start().await.unwrap());
+        standins.push(FakeServer::builder().name(format!("cli-{number}")).start().await.unwrap());
     }
     standins
 }

@@ -79,7 +79,8 @@ async fn after_an_upgrade_only_the_new_process_restarts() {
     let mut live = Client::start(address).await.unwrap();
     live.create("live").await.unwrap();
     line.upgrade().await;
-    let home = standins.iter().position(|standin| standin.look(|state| state.is_live("live"))).unwrap();
+    let home =
+        standins.iter().position(|fake_server| fake_server.look(|state| state.is_live("live"))).unwrap();
     let away = if home == 0 { 1 } else { 0 };
     standins[away].zombie(true);
     let series = format!("sessile_backend_probes_total{{backend=\"cli-{}\",result=\"failure\"}} ", away + 1);

@@ -15,11 +15,11 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::version::TLS13;
 
-use sessile::server::http::{CONNECTIONS_MAX, HEAD_TIMEOUT};
+use sessile::sockets::http::{CONNECTIONS_MAX, HEAD_TIMEOUT};
 
+use crate::certs::{Authority, Office, Paper};
 use crate::commands::{Ended, sessile};
-use crate::fleet::{ANY, Answer, Fleet, send};
-use crate::papers::{Authority, Office, Paper};
+use crate::fleet::{ANY, Answer, Fleet, send, text};
 use crate::process::{IN_VAIN, Place, Process, standins};
 
 /// The wildcard is what needs a lock; it is reached on loopback.
@@ -43,7 +43,7 @@ fn get(path: &str, more: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{more}Connection: close\r\n\r\n")
 }
 
-/// One request through a handshake of its own. What the server thinks of the papers is told with its first byte.
+/// One request through a handshake of its own. What the server thinks of the certificates is told with its first byte.
 async fn ask(address: SocketAddr, config: &Arc<ClientConfig>, sent: &str) -> io::Result<Answer> {
     let mut sealed = shake(address, config).await?;
     sealed.write_all(sent.as_bytes()).await?;
@@ -218,7 +218,7 @@ async fn a_certificate_opens_nothing_any_more_where_a_token_takes_its_place() {
 }
 
 #[tokio::test]
-async fn handshakes_that_stall_hold_a_place_and_for_a_while_only() {
+async fn handshakes_that_stall_make_room_and_last_for_a_while_only() {
     let office = Office::new();
     let fleet = fleet(ANY, &office.mutual()).await;
     let (admin, begun) = (port(&fleet).await, Instant::now());
@@ -228,16 +228,48 @@ async fn handshakes_that_stall_hold_a_place_and_for_a_while_only() {
         silent.write_all(b"\x16\x03\x01").await.unwrap();
         held.push(silent);
     }
-    let mut answer = Vec::new();
-    drop(TcpStream::connect(admin).await.unwrap().read_to_end(&mut answer).await);
-    assert_eq!(answer, b"", "one too many is closed without a word");
+    let sound = ask(admin, &office.client(), &get("/healthz", "")).await.unwrap();
+    assert_eq!(sound.status, 200, "the oldest of them has made room");
     for mut silent in held {
         assert!(matches!(silent.read(&mut [0]).await, Ok(0) | Err(_)));
     }
     assert!(begun.elapsed() < HEAD_TIMEOUT * 3, "{:?}", begun.elapsed());
-    let all = u64::try_from(CONNECTIONS_MAX).unwrap();
-    until("all are counted", || failures(&fleet, "timeout") == all).await;
-    assert_eq!(ask(admin, &office.client(), &get("/healthz", "")).await.unwrap().status, 200);
+    let others = u64::try_from(CONNECTIONS_MAX).unwrap() - 1;
+    until("all others are counted", || failures(&fleet, "timeout") == others).await;
+}
+
+/// The handshakes of others fail of it, so it is in the log at once, in the status, and told before it is in force.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_has_expired_is_a_warning() {
+    let (standins, office) = (standins(1).await, Office::new());
+    let place = Place::new(&standins, "");
+    let file = text(&standins, place.admin().to_str().unwrap(), "");
+    let tls = format!("address = \"{ANY}\"\ntls = {}\n", office.server());
+    let sealed = file.replacen(&format!("address = \"{ANY}\"\n"), &tls, 1);
+    office.ca.until("localhost", 3, 2001).write(office.folder.path(), "server");
+    place.write(&sealed);
+    let process = Process::start(&mut place.command());
+    place.told("READY=1");
+    let warning =
+        format!("the certificate of listener {ANY} has expired: it was good until 2001-01-01T00:00:00Z");
+    let line = place.logged(&warning).await;
+    assert!(line.contains("\"level\":\"WARN\""), "{line}");
+    assert_eq!(place.status().await["warnings"], serde_json::json!([warning]));
+    let folder = place.folder.path().to_owned();
+    let admin = format!("unix:{}", place.admin().display());
+    let shown = {
+        let (folder, admin) = (folder.clone(), admin.clone());
+        spawn_blocking(move || sessile(&folder, &["status", "--admin", &admin])).await.unwrap()
+    };
+    assert!(shown.out.contains(&format!("Warning: {warning}\n")), "{}", shown.out);
+    let checked = sessile(&folder, &["check", "--config", "sessile.toml"]);
+    assert_eq!((checked.code, checked.err), (0, format!("warning: {warning}\n")), "it is sound all the same");
+    // Replaced by a good one, it is forgotten.
+    office.ca.paper("localhost", 4).write(office.folder.path(), "server");
+    place.reload(&sealed).await;
+    assert_eq!(place.status().await["warnings"], serde_json::json!([]));
+    process.signal(Signal::TERM);
+    assert!(process.end().success());
 }
 
 #[tokio::test]
@@ -268,13 +300,15 @@ async fn commands_speak_tls_and_say_what_is_wrong() {
     let port = fleet.admin().await.port();
     let [right, by_number, plain] =
         ["https://localhost", "https://127.0.0.1", "http://localhost"].map(|url| format!("{url}:{port}"));
-    let papers = ["--ca", "ca.pem", "--cert", "client.pem", "--key", "client.key"];
+    let certs = ["--ca", "ca.pem", "--cert", "client.pem", "--key", "client.key"];
     for command in
         [&["status"][..], &["reload"], &["drain", "cli-1", "--wait"], &["ready", "cli-1"], &["route", "a"]]
     {
-        let all = [command, &["--admin", &right], &papers].concat();
+        let all = [command, &["--admin", &right], &certs].concat();
         let Ended { code, err, .. } = run(&office, &all).await;
-        let said = !command.contains(&"drain") && !err.is_empty();
+        // Of where it has asked, and of what it waits for.
+        let tells = command.contains(&"drain") || command.contains(&"route");
+        let said = !tells && !err.is_empty();
         assert!(code == 0 && !said, "{command:?}: {err}");
     }
     let write = |name: &str, paper: &Paper| paper.write(office.folder.path(), name);

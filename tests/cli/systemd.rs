@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use rustix::process::Signal;
-use sessile::standin::Standin;
+use sessile::fake_server::FakeServer;
 
 use crate::fleet::text;
 use crate::process::{Place, Process, standins};
@@ -49,7 +49,7 @@ async fn a_fleet_that_is_down_is_in_the_status() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_token_may_be_a_credential_of_the_unit() {
-    let standins = [Standin::builder().name("cli-1").token("s3cret").start().await.unwrap()];
+    let standins = [FakeServer::builder().name("cli-1").token("s3cret").start().await.unwrap()];
     let token = "[upstream]\nconnection_token = { file = '$CREDENTIALS_DIRECTORY/token' }";
     let place = Place::new(&standins, token);
     let credentials = place.folder.path().join("credentials");
@@ -74,7 +74,10 @@ fn units(folder: &Path) -> Vec<PathBuf> {
             let unit = std::fs::read_to_string(&path).unwrap();
             assert!(!unit.contains("/usr/bin/sessile") || unit.contains("/usr/bin/sessile run "), "{unit}");
             let copy = folder.join(path.file_name().unwrap());
-            std::fs::write(&copy, unit.replace("/usr/bin/sessile", env!("CARGO_BIN_EXE_sessile"))).unwrap();
+            let built = env!("CARGO_BIN_EXE_sessile");
+            let unit =
+                unit.replace("/usr/bin/sessile", built).replace("/usr/local/bin/copilot-server", built);
+            std::fs::write(&copy, unit).unwrap();
             units.push(copy);
         }
     }
@@ -94,7 +97,8 @@ fn systemd_finds_nothing_wrong_with_the_units() {
     let folder = tempfile::tempdir().unwrap();
     let ran = analyze(&["verify", "--man=no"], &units(folder.path()));
     let said = String::from_utf8_lossy(&ran.stderr);
-    let told: Vec<_> = said.lines().filter(|line| line.contains("sessile")).collect();
+    let ours = |line: &&str| line.contains("sessile") || line.contains("copilot-cli");
+    let told: Vec<_> = said.lines().filter(ours).collect();
     assert!(ran.status.success() && told.is_empty(), "{said}");
 }
 
@@ -102,8 +106,31 @@ fn systemd_finds_nothing_wrong_with_the_units() {
 fn the_service_is_exposed_by_no_more_than_one_and_a_half() {
     let folder = tempfile::tempdir().unwrap();
     let mut units = units(folder.path());
-    units.retain(|unit| unit.extension().is_some_and(|ext| ext == "service"));
+    units.retain(|unit| unit.ends_with("sessile.service"));
     let ran = analyze(&["security", "--offline=true", "--threshold=15"], &units);
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stdout));
     assert!(String::from_utf8_lossy(&ran.stdout).contains("Overall exposure level for sessile.service: "));
+}
+
+/// Minimal systems have no `kill` but the shell's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_of_the_unit_needs_no_other_program() {
+    let standins = standins(1).await;
+    let place = Place::new(&standins, "");
+    let process = Process::start(&mut place.command());
+    place.told("READY=1");
+    let unit = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/sessile.service"))
+        .unwrap();
+    let reloads: Vec<&str> = unit.lines().filter_map(|line| line.strip_prefix("ExecReload=")).collect();
+    let [check, signal] = &reloads[..] else { panic!("{reloads:?}") };
+    assert!(check.starts_with("/usr/bin/sessile check "), "{check}");
+    // The words as systemd splits them.
+    let words = signal.strip_prefix("/bin/sh -c '").and_then(|rest| rest.strip_suffix('\'')).unwrap();
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", words]).env_clear().env("PATH", "/nowhere").env("MAINPID", process.0.id().to_string());
+    assert!(shell.status().unwrap().success());
+    place.told("RELOADING=1");
+    place.told("READY=1");
+    process.signal(Signal::TERM);
+    assert!(process.end().success());
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use sessile::standin::{Disk, Standin};
+use sessile::fake_server::{Disk, FakeServer};
 
 use crate::activation::{file, held, pass};
 use crate::process::{IN_VAIN, Place, Process, standins};
@@ -49,6 +49,12 @@ impl Line {
 
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_raw(self.main().try_into().unwrap()).unwrap(), signal).unwrap();
+    }
+
+    /// Tells the newest process to stop, which says so.
+    fn stop(&self) {
+        self.signal(Signal::TERM);
+        self.place.told("STOPPING=1");
     }
 
     /// An operator gives a backend a state.
@@ -131,7 +137,7 @@ async fn upgrades_refuse_no_connection_and_end_none() {
     let disk = Disk::new();
     let mut standins = Vec::new();
     for name in ["cli-1", "cli-2"] {
-        standins.push(Standin::builder().name(name).disk(&disk).start().await.unwrap());
+        standins.push(FakeServer::builder().name(name).disk(&disk).start().await.unwrap());
     }
     let mut line = Line::start(Place::new(&standins, ""), binary());
     let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
@@ -173,7 +179,8 @@ async fn upgrades_refuse_no_connection_and_end_none() {
         let mut second = Client::start(address).await.unwrap();
         let resume = json!({ "sessionId": session });
         second.call("session.resume", resume).await.unwrap();
-        let live = standins.iter().filter(|standin| standin.look(|state| state.is_live(&session))).count();
+        let live =
+            standins.iter().filter(|fake_server| fake_server.look(|state| state.is_live(&session))).count();
         assert_eq!(live, 1, "{session}");
     }
     let exchanged = traffic.exchanged.load(Ordering::Relaxed);
@@ -187,8 +194,46 @@ async fn upgrades_refuse_no_connection_and_end_none() {
     }
     line.until_alone().await;
     assert!(line.first.take().unwrap().end().success(), "the first process has ended by itself");
-    line.signal(Signal::TERM);
-    line.place.told("STOPPING=1");
+    line.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_an_old_process_has_ended_is_said_then_and_is_no_error() {
+    let standins = standins(1).await;
+    let mut line = Line::start(Place::new(&standins, ""), binary());
+    let (_, live) = line.live().await;
+    line.upgrade().await;
+    // Nobody asks anything from now on.
+    drop(live);
+    assert!(line.first.take().unwrap().end().success());
+    let said = line.place.logged("a process before this one has ended").await;
+    assert!(said.contains("\"level\":\"INFO\"") && !said.contains("error"), "{said}");
+    line.stop();
+}
+
+/// The file no longer names the server, so only what the old process hands over leads there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_on_a_server_that_has_left_is_found_after_an_upgrade() {
+    let disk = Disk::new();
+    let mut standins = Vec::new();
+    for name in ["cli-1", "cli-2", "cli-3"] {
+        standins.push(FakeServer::builder().name(name).disk(&disk).start().await.unwrap());
+    }
+    let mut line = Line::start(Place::new(&standins, ""), binary());
+    let (address, mut live) = line.live().await;
+    let at = standins.iter().position(|fake_server| fake_server.look(|state| state.is_live("live"))).unwrap();
+    let home = standins.remove(at);
+    line.place.write(&crate::fleet::text(&standins, line.place.admin().to_str().unwrap(), ""));
+    line.until(|status| {
+        status["backends"].as_array().unwrap().iter().any(|backend| backend["leaving"] == true)
+    })
+    .await;
+    line.upgrade().await;
+    let mut next = Client::start(address).await.unwrap();
+    next.call("session.resume", json!({ "sessionId": "live" })).await.unwrap();
+    assert!(home.look(|state| state.is_live("live")));
+    assert!(standins.iter().all(|fake_server| !fake_server.look(|state| state.is_live("live"))));
+    live.call("ping", json!({})).await.unwrap();
 }
 
 /// Each session is live where no hash would put it: only whoever asks the fleet finds it.
@@ -197,13 +242,13 @@ async fn a_session_that_is_live_through_the_old_process_is_resumed_where_it_is()
     let disk = Disk::new();
     let mut standins = Vec::new();
     for name in ["cli-1", "cli-2"] {
-        standins.push(Standin::builder().name(name).disk(&disk).start().await.unwrap());
+        standins.push(FakeServer::builder().name(name).disk(&disk).start().await.unwrap());
     }
     let mut line = Line::start(Place::new(&standins, ""), binary());
     let address = line.place.status().await["listeners"][0]["bound"].as_str().unwrap().parse().unwrap();
     let mut old_clients = Vec::new();
     let mut sessions = Vec::new();
-    for (hashed, standin) in [("cli-1", &standins[1]), ("cli-2", &standins[0])] {
+    for (hashed, fake_server) in [("cli-1", &standins[1]), ("cli-2", &standins[0])] {
         let mut session = String::new();
         for number in 0.. {
             session = format!("live-{number}");
@@ -217,9 +262,9 @@ async fn a_session_that_is_live_through_the_old_process_is_resumed_where_it_is()
         let mut client = Client::start(address).await.unwrap();
         client.create(&session).await.unwrap();
         line.order(hashed, "ready").await;
-        assert!(standin.look(|state| state.is_live(&session)), "{session} is not by its hash");
+        assert!(fake_server.look(|state| state.is_live(&session)), "{session} is not by its hash");
         old_clients.push(client);
-        sessions.push((session, standin));
+        sessions.push((session, fake_server));
     }
     line.upgrade().await;
     let mut new_clients = Vec::new();
@@ -229,13 +274,13 @@ async fn a_session_that_is_live_through_the_old_process_is_resumed_where_it_is()
         new_clients.push(client);
     }
     for (session, home) in &sessions {
-        for standin in &standins {
-            let expected = standin.name() == home.name();
+        for fake_server in &standins {
+            let expected = fake_server.name() == home.name();
             assert_eq!(
-                standin.look(|state| state.is_live(session)),
+                fake_server.look(|state| state.is_live(session)),
                 expected,
                 "{session} at {}",
-                standin.name()
+                fake_server.name()
             );
         }
     }
@@ -250,8 +295,7 @@ async fn a_session_that_is_live_through_the_old_process_is_resumed_where_it_is()
     for client in &mut new_clients {
         client.call("ping", json!({})).await.unwrap();
     }
-    line.signal(Signal::TERM);
-    line.place.told("STOPPING=1");
+    line.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,8 +333,7 @@ async fn a_new_process_that_fails_changes_nothing() {
     assert_eq!(status["draining"], false);
     let metrics = line.place.get("/metrics").await.body;
     assert!(metrics.contains("\nsessile_upgrades_total{result=\"error\"} 4\n"), "{metrics}");
-    line.signal(Signal::TERM);
-    line.place.told("STOPPING=1");
+    line.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -302,8 +345,7 @@ async fn a_new_process_that_refuses_the_file_changes_nothing() {
     line.signal(Signal::USR2);
     assert!(line.place.told("upgrade failed").contains("ended before it was ready"));
     assert_eq!(line.place.get("/readyz").await.status, 200);
-    line.signal(Signal::TERM);
-    line.place.told("STOPPING=1");
+    line.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -327,8 +369,7 @@ async fn old_processes_are_bounded_told_and_ended() {
     assert!(first.end().success());
     line.until_alone().await;
     line.upgrade().await;
-    line.signal(Signal::TERM);
-    line.place.told("STOPPING=1");
+    line.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -346,8 +387,7 @@ async fn an_old_process_closes_what_it_has_when_its_time_is_over() {
     assert!(line.place.log().contains("timeouts.upgrade_drain is over"));
     line.until_alone().await;
     Client::start(address).await.unwrap().create("new").await.unwrap();
-    line.signal(Signal::TERM);
-    line.place.told("STOPPING=1");
+    line.stop();
 }
 
 /// systemd says SIGTERM again to what is left when the main process has ended.
@@ -371,8 +411,7 @@ async fn an_old_process_is_hurried_by_an_interrupt_and_not_by_a_second_sigterm()
     tokio::time::timeout(IN_VAIN, closed).await.unwrap();
     assert!(first.end().success());
     line.until_alone().await;
-    line.signal(Signal::TERM);
-    line.place.told("STOPPING=1");
+    line.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -402,8 +441,7 @@ async fn an_old_process_follows_the_file_and_what_operators_say_of_backends() {
     live.call("ping", json!({})).await.unwrap();
     drop(live);
     line.until_alone().await;
-    line.signal(Signal::TERM);
-    line.place.told("STOPPING=1");
+    line.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -422,6 +460,5 @@ async fn what_systemd_passed_is_handed_on() {
     line.place.reload(&with.replace(&address.to_string(), crate::fleet::ANY)).await;
     line.place.reload(&with).await;
     Client::start(address).await.unwrap().create("s").await.unwrap();
-    line.signal(Signal::TERM);
-    line.place.told("STOPPING=1");
+    line.stop();
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::harness::wire::next_body;
@@ -83,7 +83,7 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = sessile::fake_server::listen(([127, 0, 0, 1], 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
         let (attached, asked) = (Attached::default(), Arc::new(AtomicUsize::new(0)));
         let (of, count) = (Arc::clone(&attached), Arc::clone(&asked));
@@ -140,7 +140,8 @@ async fn serve(mut stream: TcpStream, of: Attached, asked: Arc<AtomicUsize>) {
                 if own.of.lock().unwrap().contains_key(session) {
                     json!({"result": {"processing": false}})
                 } else {
-                    json!({"error": {"code": -32603, "message": "Session not found"}})
+                    let message = format!("Session not found for sessionId: {session}");
+                    json!({"error": {"code": -32603, "message": message}})
                 }
             }
             "session.resume" => {
@@ -170,6 +171,7 @@ fn five_thousand_clients_come_back_at_once_and_none_is_placed_blindly() {
             each.fold(Text::new(), |text, (at, server)| text.backend(&format!("n{at}"), server.address));
         let text = text.set("timeouts.rehome", "\"2m\"").set("health.fall", "10");
         let text = text.set("timeouts.connect", "\"30s\"").set("timeouts.opening", "\"2m\"");
+        let text = text.set("placement.storage", "\"shared\"");
         let process = Arc::new(Process::start(&text).await);
 
         let started = Instant::now();
@@ -194,7 +196,7 @@ fn five_thousand_clients_come_back_at_once_and_none_is_placed_blindly() {
         // One server goes, and all who were there come back at once: to all the others, not to one.
         let lost = homes[0];
         assert_eq!(metric("sessile_placements_total|reason=\"blind\"").await, 0.0);
-        // From here on the dead server may be asked in vain before probes know, and blind is the right word for that.
+        // Who comes back before probes know that it is dead waits for that.
         servers[0].die().await;
         let mut left = clients;
         until("all who were there know", || {

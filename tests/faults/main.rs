@@ -14,6 +14,7 @@
 #[expect(dead_code, unused_imports, reason = "shared with the tests in process, which use all of it")]
 mod harness;
 
+mod admin;
 mod clock;
 mod crowd;
 mod descriptors;
@@ -21,4 +22,5 @@ mod herd;
 mod logs;
 mod process;
 mod restart;
+mod watch;
 mod world;

@@ -61,7 +61,7 @@ impl Drop for Process {
 }
 
 /// A port that was free a moment ago, and stays so: nothing else is bound to this address of loopback.
-fn free(last: u8) -> SocketAddr {
+pub fn free(last: u8) -> SocketAddr {
     std::net::TcpListener::bind((Ipv4Addr::new(127, 0, 9, last), 0)).unwrap().local_addr().unwrap()
 }
 
@@ -130,6 +130,11 @@ impl Process {
     /// What it has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Its log lines with these words.
+    pub fn lines(&self, words: &str) -> String {
+        self.log().lines().filter(|line| line.contains(words)).map(|line| format!("\n{line}")).collect()
     }
 
     /// Waits for a log line.
@@ -232,6 +237,20 @@ impl Process {
         let status = fs::read_to_string(self.proc("status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// How often any of its threads has given way to another or has been made to: it was woken before each time.
+    pub fn switches(&self) -> u64 {
+        let tasks = fs::read_dir(self.proc("task")).unwrap();
+        // A thread may end while it is asked.
+        let status = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok());
+        let count = |line: &str| line.rsplit('\t').next().unwrap().parse::<u64>().unwrap();
+        status
+            .flat_map(|status| {
+                let lines = status.lines().filter(|line| line.contains("ctxt_switches:"));
+                lines.map(count).collect::<Vec<_>>()
+            })
+            .sum()
     }
 
     /// The processor time it has used.

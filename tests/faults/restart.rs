@@ -23,9 +23,11 @@ fn sigterm_at_any_moment_of_a_reload_ends_in_order() {
     alone(async {
         let fleet = Fleet::local(2).await;
         for moment in 0..MOMENTS {
-            let process = Process::start(&fleet.text()).await;
+            // Else what the ring gives to those that never come up is refused: it might be theirs.
+            let text = fleet.text().set("placement.storage", "\"shared\"");
+            let process = Process::start(&text).await;
             // A ring of many points takes a while to build.
-            let other = (0..200).fold(fleet.text(), |text, n| text.backend(&format!("x-{n}"), "127.0.0.1:1"));
+            let other = (0..200).fold(text, |text, n| text.backend(&format!("x-{n}"), "127.0.0.1:1"));
             let mut client = Client::start(process.address).await;
             process.write(&other);
             process.signal(Signal::HUP);

@@ -35,12 +35,17 @@ BODIES = {
     "list": request(5, "session.list", sessionId="s"),
     "event": {"jsonrpc": "2.0", "method": "session.event", "params": {"sessionId": "s", "event": {"type": "session.idle"}}},
     "fork": request(6, "sessions.fork", sessionId="s"),
+    "both": {**request(7, "session.send", sessionId="s"), "result": None},
+    "neither": {"jsonrpc": "2.0", "id": 8, "result": 1, "error": {"code": 1}},
+    "positional": {"jsonrpc": "2.0", "id": 9, "method": "session.send", "params": [{"sessionId": "s"}]},
 }
 
 for name, body in BODIES.items():
     put("envelope", name, json.dumps(body).encode())
-put("envelope", "twice", b'{"id":1,"params":{"sessionId":"a","session\\u0049d":"b"}}')
-put("envelope", "long", b'{"method":"m","params":{"sessionId":"%s"}}' % (b"a" * 300))
+put("envelope", "id", b'{"jsonrpc":"2.0","id":"\\u0061b","method":"connect"}')
+put("envelope", "integer", b'{"jsonrpc":"2.0","id":1.0,"method":"connect"}')
+put("envelope", "twice", b'{"jsonrpc":"2.0","id":1,"params":{"sessionId":"a","session\\u0049d":"b"}}')
+put("envelope", "long", b'{"jsonrpc":"2.0","method":"m","params":{"sessionId":"%s"}}' % (b"a" * 300))
 put("envelope", "deep", b'{"id":1,"a":%s' % (b"[" * 600))
 put("envelope", "batch", b'[{"id":1}]')
 
@@ -144,3 +149,17 @@ scripts = {
 for name, data in scripts.items():
     put("opening", name, data)
     put("switch", name, data)
+
+# Members by their numbers from 128 on, and text from 240 on; the first byte: whose, and how it is cut.
+JSONRPC, ID, SEND, RESULT, PARAMS, SESSION = 128 + 12, 128 + 13, 128 + 17, 128 + 2, 128 + 5, 128 + 7
+for at, members in enumerate([
+    [JSONRPC, ID, 243], [ID, 243, JSONRPC], [JSONRPC, 242, ID, 243], [243, JSONRPC, ID], [243, 243, 243], [JSONRPC, JSONRPC, 243],
+    *[[number, JSONRPC, other, 243, last] for number, other, last in [(140, 141, 142), (145, 141, 150), (150, 146, 141), (153, 141, 145), (154, 145, 141), (141, 150, 146)]],
+]):
+    inner = b",".join(bytes([member]) for member in members)
+    put("early", f"members-{at}", bytes([at * 7 % 256]) + b"{" + inner + b"}")
+for at in range(12):
+    put("answers", f"mixed-{at}", bytes((at * 37 + step * (11 + 2 * at)) % 256 for step in range(24)))
+put("answers", "born", bytes([0x01, 0x0a, 0x0b, 0x1a, 0x06, 0x0b, 0x0a]))
+put("answers", "twice", bytes([0x00, 0x04, 0x04, 0x02, 0x14, 0x14, 0x18, 0x09]))
+put("answers", "both", bytes([0x00, 0x04, 0x03, 0x1e, 0x02]))

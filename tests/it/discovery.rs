@@ -1,48 +1,24 @@
 //! Backends that DNS names, with a name server of the test's own.
 
-use std::net::SocketAddr;
-
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::RecordType;
 use serde_json::json;
+use sessile::api::status::Status;
 use sessile::config::AdminState;
+use sessile::fake_server::{Disk, FakeServer};
 use sessile::fleet::{Health, Ring};
-use sessile::server::status::Status;
-use sessile::standin::{Disk, Standin};
 
 use crate::harness::client::sessile;
 use crate::harness::dns::{Dns, Say, srv};
 use crate::harness::*;
 
-/// Stand-ins on one port of several addresses.
-async fn on_one_port(ips: &[&str]) -> Vec<Standin> {
-    let disk = Disk::new();
-    'port: loop {
-        let mut servers: Vec<Standin> = Vec::new();
-        for ip in ips {
-            let port = servers.first().map_or(0, |server| server.address().port());
-            let address = SocketAddr::new(ip.parse().unwrap(), port);
-            let builder = Standin::builder().name(*ip).disk(&disk).record(true).bind(address);
-            match builder.start().await {
-                Ok(server) => servers.push(server),
-                Err(_) if port > 0 => continue 'port,
-                Err(error) => panic!("{ip}: {error}"),
-            }
-        }
-        return servers;
-    }
+/// Fake servers on one port of several addresses, and one disk.
+async fn on_one_port(ips: &[&str]) -> Vec<FakeServer> {
+    fleet::on_one_port(ips, Some(&Disk::new())).await
 }
 
-fn text(dns: &Dns) -> Text {
-    Text::new()
-        .set("discovery.nameservers", dns.setting())
-        .set("discovery.ttl_min", "\"50ms\"")
-        .set("discovery.ttl_max", "\"50ms\"")
-        .set("discovery.timeout", "\"20s\"")
-}
-
-fn all(dns: &Dns, servers: &[Standin]) -> Text {
-    text(dns).resolved("cli", format!("cli.test:{}", servers[0].address().port()), "all")
+fn all(dns: &Dns, servers: &[FakeServer]) -> Text {
+    dns.text().resolved("cli", format!("cli.test:{}", servers[0].address().port()), "all")
 }
 
 fn names(balancer: &Balancer) -> Vec<String> {
@@ -54,7 +30,7 @@ fn lookups(balancer: &Balancer, result: &str) -> u64 {
     balancer.metrics().discovery_lookups.with_label_values(&[result]).get()
 }
 
-fn home<'a>(servers: &'a [Standin], session: &str) -> &'a str {
+fn home<'a>(servers: &'a [FakeServer], session: &str) -> &'a str {
     let live: Vec<_> = servers.iter().filter(|server| server.look(|state| state.is_live(session))).collect();
     assert_eq!(live.len(), 1, "{session}");
     live[0].name()
@@ -137,7 +113,7 @@ fn services_have_the_names_ports_and_weights_of_their_records() {
         for host in ["cli-0.test", "cli-1.test"] {
             dns.host(host, &["127.0.0.1"], 60);
         }
-        let balancer = Balancer::start(&text(&dns).resolved("cli", "_cli._tcp.test", "srv")).await;
+        let balancer = Balancer::start(&dns.text().resolved("cli", "_cli._tcp.test", "srv")).await;
         assert_eq!(names(&balancer), ["cli-0.test", "cli-1.test"]);
         let snapshot = balancer.inner().snapshot();
         let weights: Vec<u32> = snapshot.members.iter().map(|member| member.weight).collect();
@@ -165,7 +141,7 @@ fn a_target_that_moves_house_keeps_its_place_and_one_that_cannot_be_found_its_ad
         dns.say("_cli._tcp.test", RecordType::SRV, Say::Records(records, 0));
         dns.host("cli-0.test", &["127.0.0.2"], 0);
         dns.fail("cli-1.test", &Say::Code(ResponseCode::ServFail));
-        let balancer = Balancer::start(&text(&dns).resolved("cli", "_cli._tcp.test", "srv")).await;
+        let balancer = Balancer::start(&dns.text().resolved("cli", "_cli._tcp.test", "srv")).await;
         assert_eq!(names(&balancer), ["cli-0.test"], "what cannot be found is left out");
         let address = |balancer: &Balancer| balancer.backend("cli-0.test").address().to_string();
         assert_eq!(address(&balancer), format!("127.0.0.2:{port}"));
@@ -236,7 +212,7 @@ fn an_answer_that_does_not_fit_is_asked_for_over_tcp_and_a_fleet_has_a_bound() {
             |last: u8| hickory_resolver::proto::rr::RData::A(std::net::Ipv4Addr::new(127, 1, 0, last).into());
         dns.say("cli.test", RecordType::A, Say::OverTcp((1..=200).map(host).collect(), 60));
         dns.say("cli.test", RecordType::AAAA, Say::Code(ResponseCode::NoError));
-        let text = text(&dns).resolved("cli", "cli.test:9", "all").set("discovery.backends", "150");
+        let text = dns.text().resolved("cli", "cli.test:9", "all").set("discovery.backends", "150");
         let text = text.set("discovery.ttl_max", "\"1h\"");
         let balancer = Balancer::start_unprobed(&text).await;
         until("there is a fleet", || names(&balancer).len() == 150).await;
@@ -250,7 +226,7 @@ fn a_name_is_asked_for_again_when_its_records_run_out_and_not_before() {
         let dns = Dns::start().await;
         dns.host("long.test", &["127.0.0.1"], 3600);
         dns.host("short.test", &["127.0.0.2"], 0);
-        let text = text(&dns).resolved("long", "long.test:9", "all").resolved("short", "short.test:9", "all");
+        let text = dns.text().resolved("long", "long.test:9", "all").resolved("short", "short.test:9", "all");
         let balancer = Balancer::start_unprobed(&text.set("discovery.ttl_max", "\"1h\"")).await;
         until("the short one was asked for often", || dns.asked("short.test", RecordType::A) >= 6).await;
         assert_eq!(dns.asked("long.test", RecordType::A), 1);
@@ -326,7 +302,7 @@ fn a_name_that_leaves_the_file_takes_its_backends_with_it() {
         let servers = on_one_port(&["127.0.0.2", "127.0.0.3"]).await;
         let dns = Dns::start().await;
         dns.host("cli.test", &["127.0.0.2"], 0);
-        let fixed = text(&dns).backend("fixed", servers[1].address());
+        let fixed = dns.text().backend("fixed", servers[1].address());
         let port = servers[0].address().port();
         let both = fixed.clone().resolved("cli", format!("cli.test:{port}"), "all");
         let balancer = Balancer::start(&both).await;

@@ -3,6 +3,8 @@
 use serde_json::json;
 use sessile::fleet::{Health, Reason};
 use sessile::wire::SessionId;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use crate::harness::client::sessile;
 use crate::harness::*;
@@ -92,7 +94,7 @@ fn a_backend_that_comes_back_takes_new_sessions_and_no_live_one_moves() {
         let mut sessions = balancer.sessions_at(0);
         let (away, back) = (sessions.next().unwrap(), sessions.next().unwrap());
         fleet[0].refuse(true).await.unwrap();
-        fleet[0].close_connections(sessile::standin::Cut::Reset).await;
+        fleet[0].close_connections(sessile::fake_server::Cut::Reset).await;
         balancer.until_health("a", Health::Down).await;
         let mut client = balancer.client().await;
         client.create(&away).await;
@@ -241,5 +243,30 @@ fn a_client_finds_a_dead_backend_before_the_next_probe_does() {
         assert_eq!(fleet.home(&session), 1);
         assert_eq!(balancer.backend("a").series().probes_failed.get(), 0);
         balancer.until_ready("a").await;
+    });
+}
+
+#[test]
+fn a_backend_that_speaks_something_else_is_said_to_be_no_server() {
+    run(async {
+        for answer in ["HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "<!DOCTYPE HTML>\n<html>\n"] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let text = Text::new().backend("a", listener.local_addr().unwrap());
+            let web = tokio::spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    // A reset must not overtake the answer.
+                    let mut asked = [0; 64 << 10];
+                    if stream.read(&mut asked).await.is_ok_and(|count| count > 0) {
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                        while stream.read(&mut asked).await.is_ok_and(|count| count > 0) {}
+                    }
+                }
+            });
+            let balancer = Balancer::start(&text).await;
+            balancer.until_health("a", Health::Down).await;
+            let error = balancer.backend("a").standing().borrow().error.clone().unwrap();
+            assert!(error.starts_with("answers, but is no JSON-RPC server: "), "{error}");
+            web.abort();
+        }
     });
 }

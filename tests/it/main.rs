@@ -1,4 +1,4 @@
-//! The balancer as its clients and its operators meet it: real sockets on port 0, stand-in servers behind.
+//! The balancer as its clients and its operators meet it: real sockets on port 0, fake servers behind.
 //!
 //! One binary, one module for each room of the balancer. What every test needs stands in [`harness`]. Tests wait for
 //! states and never sleep; where a time must pass because it is what is tested, it is a second or two at most and
@@ -11,6 +11,7 @@
     reason = "a test may panic"
 )]
 
+mod apart;
 mod discovery;
 mod drain;
 mod harness;
@@ -26,6 +27,7 @@ mod proxied;
 mod relay;
 mod reload;
 mod restart;
+mod servers;
 mod switch;
 mod tls;
 mod tokens;

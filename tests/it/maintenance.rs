@@ -1,8 +1,8 @@
 //! Maintenance of a backend, in the order the documentation has it, and back at any moment.
 
 use sessile::config::AdminState::{Drain, Maint, Ready};
+use sessile::fake_server::Cut;
 use sessile::fleet::Health;
-use sessile::standin::Cut;
 
 use crate::harness::*;
 

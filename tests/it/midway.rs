@@ -1,8 +1,8 @@
 //! Servers that close in the middle of a frame, in each room of a connection's life.
 
 use serde_json::json;
+use sessile::fake_server::Cut;
 use sessile::fleet::{Health, Reason};
-use sessile::standin::Cut;
 
 use crate::harness::client::{refusal, sessile};
 use crate::harness::*;
@@ -18,7 +18,7 @@ fn begun(body: usize, sent: usize) -> Vec<u8> {
 /// The connection that brought a frame with this method and a mark of its own.
 fn line_of(fleet: &Fleet, at: usize, method: &str, mark: &str) -> u64 {
     let received = fleet[at].received();
-    let is_it = |frame: &&sessile::standin::Received| {
+    let is_it = |frame: &&sessile::fake_server::Received| {
         frame.method.as_deref() == Some(method) && memchr::memmem::find(&frame.raw, mark.as_bytes()).is_some()
     };
     received.iter().find(is_it).unwrap().connection

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hickory_resolver::proto::rr::RecordType;
+use sessile::api::status::Backends;
 use sessile::config::AdminState;
 use sessile::fleet::{Backend, Health};
-use sessile::server::status::Backends;
 use tempfile::TempDir;
 
 use crate::harness::dns::{Dns, Say, odd_srv, srv};

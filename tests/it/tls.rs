@@ -1,4 +1,4 @@
-//! TLS: clients and backends that have good papers, and all that have not.
+//! TLS: clients and backends that have good certificates, and all that have not.
 
 use std::fs;
 use std::io;
@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use hickory_resolver::proto::rr::RecordType;
 use serde_json::json;
+use sessile::api::status::Status;
 use sessile::fleet::Health;
-use sessile::server::status::Status;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -18,8 +18,8 @@ use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{ClientConfig, HandshakeKind};
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
+use crate::harness::certs::{Authority, Office};
 use crate::harness::dns::{Dns, Say, srv};
-use crate::harness::papers::{Authority, Office};
 use crate::harness::*;
 
 /// A handshake with who calls itself `localhost`.
@@ -119,7 +119,7 @@ fn a_handshake_that_does_not_come_is_not_waited_for() {
     });
 }
 
-/// A balancer near the client, whose only backend is one that wants to see papers.
+/// A balancer near the client, whose only backend is one that wants to see certificates.
 #[test]
 fn a_sidecar_speaks_for_clients_that_cannot() {
     run(async {
@@ -226,6 +226,7 @@ fn servers_that_are_looked_up_must_have_the_name_that_was() {
             let records = vec![srv(0, ports[0], "cli-0.test."), srv(0, ports[1], "cli-1.test.")];
             dns.say("_cli._tcp.cli.test", RecordType::SRV, Say::Records(records, 60));
             let text = Text::new()
+                .set("placement.storage", "\"shared\"")
                 .set("discovery.nameservers", dns.setting())
                 .set("upstream.tls", office.tls(&[("ca", "ca.pem")]));
             let (text, names) = if how == "all" {

@@ -6,6 +6,8 @@ use crate::harness::client::sessile;
 use crate::harness::*;
 
 const TOKEN: &str = "the-token";
+/// Sure to be new: a balancer that cannot ask may place it.
+const ATTACHED: &str = "3f2b8c1e-9d4a-4e6f-8a7b-0c1d2e3f4a5b";
 
 async fn fleet(servers: usize) -> Fleet {
     Fleet::built(servers, |_, builder| builder.token(TOKEN)).await
@@ -13,10 +15,14 @@ async fn fleet(servers: usize) -> Fleet {
 
 /// A balancer that has the token itself, if `knows`.
 async fn balancer(fleet: &Fleet, knows: bool) -> Balancer {
+    balancer_of(&fleet.text(), knows).await
+}
+
+async fn balancer_of(text: &Text, knows: bool) -> Balancer {
     let folder = tempfile::TempDir::new().unwrap();
     let path = folder.path().join("sessile.toml");
     std::fs::write(folder.path().join("token"), TOKEN).unwrap();
-    let text = fleet.text();
+    let text = text.clone();
     let text = if knows { text.set("upstream.connection_token", "{ file = \"token\" }") } else { text };
     std::fs::write(&path, text.toml()).unwrap();
     let balancer = Balancer::start_at(folder, path).await;
@@ -77,7 +83,7 @@ fn who_has_no_token_cannot_tell_a_session_that_exists_from_one_that_does_not() {
             let fleet = fleet(3).await;
             let balancer = balancer(&fleet, knows).await;
             let mut owner = admitted(&balancer).await;
-            owner.create("attached").await;
+            owner.create(ATTACHED).await;
             let mut direct = Client::dial(fleet[1].address()).await;
             let params = introduction(&direct, TOKEN);
             direct.result("connect", params).await;
@@ -87,10 +93,12 @@ fn who_has_no_token_cannot_tell_a_session_that_exists_from_one_that_does_not() {
             let locates = |balancer: &Balancer| {
                 ["live", "nobody", "stored", "unsure", "unasked"].map(|result| balancer.located(result))
             };
-            let before = (locates(&balancer), balancer.inner().owners.len());
+            let asked =
+                || [ATTACHED, "elsewhere", "unknown"].map(|it| fleet.asked("session.getMetadata", it));
+            let before = (locates(&balancer), balancer.inner().owners.len(), asked());
             let accepted: u64 = fleet.iter().map(|server| server.look(|state| state.accepted())).sum();
             let mut answers = Vec::new();
-            for session in ["attached", "elsewhere", "unknown"] {
+            for session in [ATTACHED, "elsewhere", "unknown"] {
                 for method in ["session.create", "session.resume", "session.send", "session.delete"] {
                     for greets in [false, true] {
                         let mut client = balancer.dial().await;
@@ -110,32 +118,69 @@ fn who_has_no_token_cannot_tell_a_session_that_exists_from_one_that_does_not() {
                 "error": {"code": -32001, "message": "AUTHENTICATION_REQUIRED"}
             });
             assert!(answers.iter().all(|answer| *answer == refused), "{answers:?}");
-            assert_eq!((locates(&balancer), balancer.inner().owners.len()), before);
+            assert_eq!((locates(&balancer), balancer.inner().owners.len(), asked()), before);
             let now: u64 = fleet.iter().map(|server| server.look(|state| state.accepted())).sum();
             assert_eq!(now - accepted, 24, "a scout each, and nothing more");
-            for session in ["attached", "elsewhere", "unknown"] {
-                assert_eq!(fleet.asked("session.getMetadata", session), 0);
-            }
             assert_eq!(fleet.asked("session.metadata.isProcessing", "unknown"), 0);
         }
     });
 }
 
 #[test]
-fn a_balancer_without_the_token_still_places_and_joins() {
+fn a_balancer_without_the_token_opens_what_is_sure_to_be_new_and_joins() {
     run(async {
         let fleet = fleet(2).await;
         let balancer = balancer(&fleet, false).await;
-        for home in 0..2 {
-            let session = balancer.session_at(home);
+        for at in 0..4 {
+            let session = format!("3f2b8c1e-9d4a-4e6f-8a7b-{at:012}");
             let mut first = admitted(&balancer).await;
             first.create(&session).await;
             let mut second = admitted(&balancer).await;
             second.resume(&session).await;
-            assert_eq!(fleet.home(&session), home);
+            let home = fleet.home(&session);
             assert_eq!(fleet[home].look(|state| state.attached(&session).len()), 2);
         }
-        assert_eq!(balancer.located("nobody"), 0, "nobody could be asked");
+    });
+}
+
+#[test]
+fn what_servers_may_have_that_cannot_be_asked_is_refused() {
+    run(async {
+        for routing in ["connection", "session"] {
+            let fleet = fleet(2).await;
+            let text = fleet.text().listener("routing", format!("{routing:?}"));
+            let balancer = balancer_of(&text, false).await;
+            let session = balancer.session_at(0);
+            let mut direct = Client::dial(fleet[1].address()).await;
+            let params = introduction(&direct, TOKEN);
+            direct.result("connect", params).await;
+            direct.create(&session).await;
+            for method in ["session.create", "session.resume"] {
+                let mut client = admitted(&balancer).await;
+                let answer = client.call(method, json!({"sessionId": session})).await;
+                assert_eq!(client::refusal(&answer), sessile(-32051, "owner_down"), "{routing} {method}");
+                let message = answer["error"]["message"].as_str().unwrap();
+                assert!(message.ends_with("(upstream.connection_token): a, b"), "{message}");
+            }
+            assert_eq!((fleet.live(&session), balancer.located("unasked")), (vec![1], 2));
+        }
+    });
+}
+
+#[test]
+fn a_fleet_of_one_and_one_that_is_not_to_be_asked_need_no_token() {
+    run(async {
+        for (servers, locate) in [(1, "auto"), (2, "off")] {
+            let fleet = fleet(servers).await;
+            let text = fleet.text().set("placement.locate", format!("{locate:?}"));
+            let balancer = balancer_of(&text, false).await;
+            for method in ["session.create", "session.resume"] {
+                let mut client = admitted(&balancer).await;
+                client.result(method, json!({"sessionId": "named"})).await;
+                client.turn("named").await;
+                fleet.home("named");
+            }
+        }
     });
 }
 
@@ -170,7 +215,11 @@ fn a_home_that_refuses_the_token_its_scout_took_is_a_mismatch() {
                 scout = Some(at);
             }
         }
-        let session = balancer.session_at(1 - scout.unwrap());
+        // Sure to be new, so that it is placed though not every server can be asked.
+        let ring = std::sync::Arc::clone(&balancer.inner().snapshot().ring);
+        let mut ids = (0..).map(|n| format!("3f2b8c1e-9d4a-4e6f-8a7b-{n:012x}"));
+        let home = 1 - scout.unwrap();
+        let session = ids.find(|id| ring.walk(id.as_bytes()).next() == Some(home)).unwrap();
         let refused = client.refusal("session.create", json!({"sessionId": session})).await;
         assert_eq!(refused, sessile(-32052, "protocol_mismatch"));
         assert_eq!(client.end().await, End::Fin);
@@ -188,6 +237,50 @@ fn the_token_of_the_balancer_is_in_no_clients_frame() {
         for at in 0..2 {
             for frame in fleet.heard(at, &client) {
                 assert!(memchr::memmem::find(&frame.raw, TOKEN.as_bytes()).is_none());
+            }
+        }
+    });
+}
+
+#[test]
+fn where_some_servers_demand_a_token_the_others_do_nothing_for_who_has_shown_none() {
+    run(async {
+        for routing in ["connection", "session"] {
+            for knows in [true, false] {
+                let disk = fleet::disk();
+                let mut fleet = Fleet::built(2, |at, builder| {
+                    let builder = builder.disk(&disk);
+                    if at == 1 { builder.token(TOKEN) } else { builder }
+                })
+                .await;
+                let text = fleet.text().listener("routing", format!("{routing:?}"));
+                let balancer = balancer_of(&text, knows).await;
+                let mut direct = Client::dial(fleet[1].address()).await;
+                let params = introduction(&direct, TOKEN);
+                direct.result("connect", params).await;
+                direct.create("s").await;
+                direct.turn("s").await;
+                for method in ["session.resume", "session.create", "session.shutdown", "session.delete"] {
+                    // In turn, on every server.
+                    for _ in 0..3 {
+                        let mut client = balancer.dial().await;
+                        let what = format!("{routing} {knows} {method}");
+                        let refused = client.refusal(method, json!({"sessionId": "s"})).await;
+                        assert_eq!(refused, (-32001, None), "{what}");
+                        assert_eq!(client.hello().await["error"]["code"], -32002, "{what}");
+                        let refused = client.refusal(method, json!({"sessionId": "s"})).await;
+                        assert_eq!(refused, (-32001, None), "{what}");
+                        assert_eq!(fleet.live("s"), [1], "{what}");
+                    }
+                }
+                assert_eq!(fleet.asked("session.shutdown", "s"), 0, "it is never sent as it is");
+                fleet.remove(1).stop().await;
+                balancer.until_health("b", sessile::fleet::Health::Down).await;
+                // Nobody who is up demands anything.
+                let mut client = balancer.client().await;
+                let new = balancer.session_at(0);
+                client.create(&new).await;
+                assert_eq!(fleet.live(&new), [0], "{routing} {knows}");
             }
         }
     });

@@ -19,6 +19,8 @@ CONNECTIONS = 32
 PIECE = 64 * 1024
 # Whole seconds, as small as the configuration takes them.
 KEEPALIVE, USER_TIMEOUT = 1, 3
+# A link that is closed keeps its place until its server has closed too, so long at most: 5 s in the balancer.
+PARTING = 5
 # What a busy machine may add before a dead connection is seen to be gone.
 SLACK = 2.5
 SEED = int(os.environ.get("NETEM_SEED", "1"))
@@ -330,7 +332,7 @@ def cut(wire, balancer, busy):
     wire.cut = True
     # Silent peers are found by keepalive, those who owe an acknowledgement by the user timeout: the longer of the two.
     took = balancer.until("sessile_connections_active", lambda n: n == 0, max(KEEPALIVE, USER_TIMEOUT) + SLACK)
-    links = balancer.until("sessile_backend_connections_active", lambda n: n == 0, SLACK)
+    links = balancer.until("sessile_backend_connections_active", lambda n: n == 0, PARTING + SLACK)
     wire.cut = False
     clients.stdin.close()
     clients.wait()

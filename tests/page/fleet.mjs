@@ -70,13 +70,13 @@ export class Server {
 
 /** A balancer in front of servers called cli-1, cli-2, … */
 export class Balancer {
-  static async start(servers, { token, tls, admin = '127.0.0.1:0', names } = {}) {
+  static async start(servers, { token, tls, admin = '127.0.0.1:0', names, listener = '' } = {}) {
     const made = new Balancer();
     made.folder = mkdtempSync(join(tmpdir(), 'sessile-page-'));
     made.file = join(made.folder, 'sessile.toml');
     made.servers = servers;
     made.names = names ?? servers.map((_, at) => `cli-${at + 1}`);
-    made.head = `[[listener]]\naddress = "127.0.0.1:0"\n[admin]\naddress = "${admin}"\n`;
+    made.head = `[[listener]]\naddress = "127.0.0.1:0"\n${listener}[admin]\naddress = "${admin}"\n`;
     if (tls) made.head += `tls = ${tls}\n`;
     if (token) {
       writeFileSync(join(made.folder, 'token'), token);

@@ -208,13 +208,14 @@ test('text of the fleet is text, whatever it says', { timeout }, async (t) => {
   await page.route('**/api/v1/status', async (route) => {
     const body = await (await route.fetch()).json();
     Object.assign(body.backends[0], { name: markup, address: markup, error: markup, health: 'down', file_state: markup });
-    Object.assign(body, { placements: { [markup]: 3 }, errors: { [markup]: 1 }, version: markup });
+    Object.assign(body, { placements: { [markup]: 3 }, errors: { [markup]: 1 }, version: markup, warnings: [markup] });
     body.config.file = body.config.last_reload.at = body.listeners[0].address = markup;
     body.config.last_reload.changes = [markup];
     await route.fulfill({ json: body });
   });
   await says(page, '#placed', '<img src=x');
   await says(page, '#changes', '<img src=x');
+  await says(page, '#warnings', '<img src=x');
   assert.equal(await page.locator('img').count(), 0);
   assert.equal(await page.locator('script').count(), 1);
   assert.equal(await page.evaluate(() => window.hacked), undefined);
@@ -284,7 +285,7 @@ test('with a token the page opens for who has it, and only in this tab', { timeo
   assert.equal(await page.locator('.row').count(), 0);
   await field.fill('not-the-token-of-this-page');
   await page.keyboard.press('Enter');
-  await says(page, '#locked-text', 'this is not the token');
+  await says(page, '#locked-text', 'This is not the token');
   await page.getByLabel('Token').fill(token);
   await page.keyboard.press('Enter');
   await page.waitForSelector('.row');

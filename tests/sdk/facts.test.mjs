@@ -177,3 +177,54 @@ test('a killed server starts again on its port with its sessions', once, async (
   assert.equal(server.port, port);
   await resumeAndProve(t, server.address, 'user-1', model);
 });
+
+test('the beginning of a UUID opens and deletes the session that alone begins so; of other IDs it does not', once, async (t) => {
+  const [servers, model] = await Promise.all([fleet(t, 1), Model.start(t)]);
+  const [{ address }] = servers;
+  const uuid = 'a2cba803-45a2-4d61-a024-e0394fe2e5c9';
+  await createAndLeave(t, address, uuid, model);
+  await createAndLeave(t, address, 'user-7-chat', model);
+  const raw = await Raw.open(address);
+  const resumed = async (sessionId) => {
+    try {
+      const { sessionId: opened } = await raw.call('session.resume', { sessionId, disableResume: true });
+      await raw.call('sessions.close', { sessionId: opened });
+      return opened;
+    } catch (error) {
+      assert.match(error.message, /Session not found/);
+      return null;
+    }
+  };
+  for (const length of [6, 7, 8, 9, 20, 35, 36]) {
+    assert.equal(await resumed(uuid.slice(0, length)), length < 7 ? null : uuid, `${length} characters`);
+  }
+  assert.equal(await resumed(uuid.slice(0, 8).toUpperCase()), uuid);
+  assert.equal(await resumed('user-7-ch'), null);
+  for (const [params, opened] of [
+    [{ kind: 'resume', sessionId: uuid.slice(0, 8) }, uuid],
+    [{ kind: 'attach', sessionId: uuid.slice(0, 8) }, undefined],
+    [{ kind: 'create', sessionId: 'decoy', options: { sessionId: 'chosen' } }, 'chosen'],
+    [{ kind: 'resumeLast', sessionId: uuid }, 'user-7-chat'],
+    [{ sessionId: uuid }, undefined],
+  ]) assert.equal((await raw.call('sessions.open', params)).sessionId, opened, JSON.stringify(params));
+  assert.deepEqual(await raw.call('session.getMetadata', { sessionId: uuid.slice(0, 8) }), {});
+  await raw.call('session.delete', { sessionId: uuid.slice(0, 8) });
+  assert.deepEqual(await raw.call('session.getMetadata', { sessionId: uuid }), {});
+});
+
+test('the tools of a connection are given up by resuming without any, and not by detaching', once, async (t) => {
+  const [servers, model] = await Promise.all([fleet(t, 1), Model.start(t)]);
+  const [{ address }] = servers;
+  const tools = [{ name: 'lookup', description: 'looks up', parameters: { type: 'object', properties: {} } }];
+  const { provider, model: name } = offline(model);
+  const resume = async (raw, more) => (await raw.call('session.resume', { sessionId: 's', disableResume: true, ...more })).sessionId;
+  const [one, keeper, two] = await Promise.all([1, 2, 3].map(() => Raw.open(address)));
+  await one.call('session.create', { sessionId: 's', model: name, provider, tools });
+  await resume(keeper);
+  assert.match((await refusal('a clash', resume(two, { tools }))).message, /External tool name clash: lookup/);
+  await one.call('session.detach', { sessionId: 's' });
+  assert.match((await refusal('a clash', resume(two, { tools }))).message, /External tool name clash: lookup/);
+  await resume(one, { tools: [] });
+  await one.call('session.detach', { sessionId: 's' });
+  assert.equal(await resume(two, { tools }), 's');
+});

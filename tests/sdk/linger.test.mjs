@@ -88,6 +88,26 @@ test('who comes back while the turn goes on meets it alive, and hears its end', 
   for (const session of sessions) assert.equal((await turn(session, 'three')).shown, 3, 'it outlives the parked link');
 });
 
+test('who comes back with the tools it had is let in at once, and hears the end of its turn', balancerOnly, async (t) => {
+  const lookup = { name: 'lookup', description: 'looks up', parameters: { type: 'object', properties: {} }, handler: async () => 'found' };
+  const options = { tools: [lookup] };
+  const { servers, model, at, held, vanish } = await midway(t, ids(6), { timeouts: { linger: '30s' }, options });
+  await vanish();
+  await until('the links are parked', async () => await parked(at) > 0);
+  const back = routing === 'session' && sdk(t, at.address);
+  const sessions = await each(held, 3, async ({ id, home }) => {
+    const session = await (back || sdk(t, at.address)).resumeSession(id, { ...offline(model), ...options });
+    assert.deepEqual(await servers.live(id), [home], 'where it is alive');
+    return session;
+  });
+  const heard = sessions.map((session) => new Promise((resolve) => { session.on('session.idle', resolve); }));
+  model.release();
+  await within('the end of every turn', Promise.all(heard), 20000);
+  for (const session of sessions) assert.deepEqual(await answers(session), [1, 2]);
+  await until('nothing is parked any more', async () => await parked(at) === 0);
+  for (const session of sessions) assert.equal((await turn(session, 'three')).shown, 3, 'it outlives the keeper');
+});
+
 test('a turn that outlasts linger is given up', balancerOnly, async (t) => {
   const { model, at, held, vanish, unloaded } = await midway(t, ids(3), { timeouts: { linger: '1s' } });
   await vanish();

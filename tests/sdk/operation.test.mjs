@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { Balancer, balancerOnly } from './lib/balancer.mjs';
+import { Balancer, balancerOnly, sessionOnly } from './lib/balancer.mjs';
 import { offline, sdk, turn } from './lib/client.mjs';
 import { fleet } from './lib/fleet.mjs';
 import { Model } from './lib/model.mjs';
@@ -96,5 +96,27 @@ test('SIGTERM: no new clients, running turns end in peace, then a clean exit', b
   model.release();
   for (const { shown } of await within('all turns', Promise.all(turns), 20000)) assert.equal(shown, 2);
   await Promise.all(held.map(({ client }) => client.stop()));
+  assert.deepEqual(await within('its exit', at.exited()), { code: 0, signal: null });
+});
+
+test('SIGTERM twice: every session hears why its turn ends, before the end', sessionOnly, async (t) => {
+  const [servers, model] = await Promise.all([fleet(t, 3), Model.start(t)]);
+  const at = await Balancer.start(t, servers, { placement: { storage: 'local' } });
+  const client = sdk(t, at.address);
+  model.hold();
+  const held = await Promise.all(ids(40).map(async (sessionId) => {
+    const session = await client.createSession({ ...offline(model), sessionId });
+    const errors = [];
+    session.on('session.error', ({ data }) => errors.push(data.errorType));
+    return { errors, turn: refusal('a turn', session.sendAndWait({ prompt: '[[the long one]]' }, 60000), 20000) };
+  }));
+  await until('every turn has reached the model', () => model.asked('the long one') === held.length);
+  at.terminate();
+  await until('it is not ready', async () => !(await at.ready()));
+  at.terminate();
+  for (const { message } of await Promise.all(held.map(({ turn: ended }) => ended))) {
+    assert.match(message, /is stopping.*resume the session/);
+  }
+  assert.deepEqual(held.map(({ errors }) => errors), held.map(() => ['draining']), 'each once');
   assert.deepEqual(await within('its exit', at.exited()), { code: 0, signal: null });
 });

@@ -5,10 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 use sessile::config::{AdminState, BackendSpec, Config, Resolve, parse};
-use sessile::fleet::{Answer, Ask, Backend, Commands, Health, Judge, Ring};
+use sessile::fleet::{Answer, Asked, Backend, Commands, Health, Judge, Ring};
 use sessile::metrics::Metrics;
 use sessile::snapshot::{Member, Snapshot};
-use tokio::sync::mpsc::Receiver;
 
 use crate::chance::Chance;
 use crate::servers::Servers;
@@ -19,7 +18,7 @@ pub const SERVERS: usize = 4;
 pub struct Known {
     pub backend: Arc<Backend>,
     pub server: usize,
-    asked: Receiver<Ask>,
+    asked: Asked,
     judge: Judge,
     /// The last results of probes, newest last.
     results: Vec<bool>,
@@ -50,12 +49,44 @@ pub struct Fleet {
 /// A reload's share of chance.
 pub struct Plan {
     pub shared: bool,
+    /// Whether the balancer is left to find that out.
+    pub auto: bool,
     pub round_robin: bool,
     pub load_factor: &'static str,
+    pub pattern: Pattern,
     /// Whether it is doubted that most of the fleet is down at once.
     pub panics: bool,
     pub rise: usize,
     pub fall: usize,
+}
+
+/// What of a session's ID decides where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    Whole,
+    /// The letters that it begins with: all sessions of a kind go together.
+    Letters,
+    /// What follows the first letters and a dash; whatever has none goes by all of it.
+    Number,
+}
+
+impl Pattern {
+    fn line(self) -> &'static str {
+        match self {
+            Self::Whole => "",
+            Self::Letters => "affinity_pattern = '^([a-z]+)'\n",
+            Self::Number => "affinity_pattern = '^[a-z]+-([0-9]+)$'\n",
+        }
+    }
+
+    /// The same without a regular expression.
+    pub fn key(self, session: &str) -> &str {
+        match self {
+            Self::Whole => session,
+            Self::Letters => session.split(|letter: char| !letter.is_ascii_lowercase()).next().unwrap(),
+            Self::Number => session.split_once('-').map_or(session, |(_, number)| number),
+        }
+    }
 }
 
 type Rings = HashMap<Vec<(String, u32)>, Arc<Ring>>;
@@ -80,11 +111,12 @@ fn config(plan: &Plan, chance: &mut Chance) -> Config {
     let word = |flag: bool, yes: &'static str, no: &'static str| if flag { yes } else { no };
     let text = format!(
         "[[listener]]\naddress = '127.0.0.1:1'\n[placement]\nstrategy = '{}'\nstorage = '{}'\nlocate = 'always'\n\
-         load_factor = {}\n[health]\npanic_threshold = {}\nrise = {}\nfall = {}\n\
+         load_factor = {}\n{}[health]\npanic_threshold = {}\nrise = {}\nfall = {}\n\
          [[backend]]\nname = 'x'\naddress = 'x:1'\n",
         word(plan.round_robin, "round-robin", "consistent-hash"),
-        word(plan.shared, "shared", "local"),
+        if plan.auto { "auto" } else { word(plan.shared, "shared", "local") },
         plan.load_factor,
+        plan.pattern.line(),
         if plan.panics { "0.5" } else { "0" },
         plan.rise,
         plan.fall,
@@ -115,7 +147,13 @@ fn config(plan: &Plan, chance: &mut Chance) -> Config {
 impl Fleet {
     pub fn new(plan: &Plan, metrics: &Arc<Metrics>, chance: &mut Chance) -> Self {
         let config = Arc::new(config(plan, chance));
-        let nothing = Snapshot { generation: 0, ring: ring_of(&config), config, members: Vec::new() };
+        let nothing = Snapshot {
+            generation: 0,
+            ring: ring_of(&config),
+            config,
+            members: Vec::new(),
+            retired: Vec::new(),
+        };
         let mut fleet = Self {
             known: Vec::new(),
             snapshot: Arc::new(nothing),
@@ -166,7 +204,8 @@ impl Fleet {
         self.commands.keep(listed);
         self.commanded.retain(|name, _| listed(name));
         let generation = self.snapshot.generation + 1;
-        self.snapshot = Arc::new(Snapshot { generation, ring: ring_of(&config), config, members });
+        self.snapshot =
+            Arc::new(Snapshot { generation, ring: ring_of(&config), config, members, retired: Vec::new() });
         self.view = Arc::new(View { members: view });
     }
 
@@ -205,7 +244,7 @@ impl Fleet {
         member.state = state;
         let now = &self.snapshot;
         let (generation, config, ring) = (now.generation, Arc::clone(&now.config), Arc::clone(&now.ring));
-        self.snapshot = Arc::new(Snapshot { generation, config, members, ring });
+        self.snapshot = Arc::new(Snapshot { generation, config, members, retired: Vec::new(), ring });
         let mut view = (*self.view).clone();
         view.members[at].1 = state;
         self.view = Arc::new(view);
@@ -231,13 +270,18 @@ impl Fleet {
         known.results.push(answered);
         let needed = if answered { rise } else { fall };
         let in_a_row = known.results.iter().rev().take_while(|result| **result == answered).count();
-        known.up = Some(match known.up {
-            None => answered,
-            Some(up) if up != answered && in_a_row >= needed => answered,
-            Some(up) => up,
-        });
+        known.up = match known.up {
+            // The first good one decides, and a bad one alone does not.
+            None if answered || in_a_row >= needed => Some(answered),
+            Some(up) if up != answered && in_a_row >= needed => Some(answered),
+            before => before,
+        };
         assert!(!answered || !known.backend.is_suspect(), "an answered probe clears a suspicion");
-        let expected = if known.up == Some(true) { Health::Up } else { Health::Down };
+        let expected = match known.up {
+            None => Health::Unknown,
+            Some(true) => Health::Up,
+            Some(false) => Health::Down,
+        };
         assert_eq!(known.backend.standing().borrow().health, expected, "after probes {:?}", known.results);
     }
 
@@ -261,7 +305,7 @@ impl Fleet {
         known.over |= known.retired && links == 0;
         assert_eq!(known.backend.is_over(), known.over, "{} with {links} links", known.backend.name());
         if known.over {
-            known.asked.close();
+            known.asked.questions.close();
         }
     }
 
@@ -272,19 +316,24 @@ impl Fleet {
         if servers.all[server].silent && !servers.all[server].dead {
             return None;
         }
-        let ask = known.asked.try_recv().ok()?;
+        let ask = known.asked.questions.try_recv().ok()?;
         let session = ask.params["sessionId"].as_str().unwrap().to_owned();
         let about_live = ask.method.contains("isProcessing");
         if servers.all[server].dead {
             return Some(Answered { session, about_live, yes: None });
         }
         let live = servers.all[server].live.contains_key(&session);
-        let stored = servers.has_stored(server, &session);
+        let stored = servers.changed(server, &session);
         let (yes, answer) = match (about_live, live, stored) {
             (true, true, _) => (true, Answer::Result(json!({"processing": false}))),
-            (true, false, _) => (false, Answer::Error(-32603)),
-            (false, _, true) => (true, Answer::Result(json!({"session": {"modifiedTime": "2026"}}))),
-            (false, _, false) => (false, Answer::Result(json!({}))),
+            (true, false, _) => {
+                let words = format!("Session not found for sessionId: {session}");
+                (false, Answer::Error(-32603, words.into()))
+            }
+            (false, _, Some(change)) => {
+                (true, Answer::Result(json!({"session": {"modifiedTime": format!("{change:09}")}})))
+            }
+            (false, _, None) => (false, Answer::Result(json!({}))),
         };
         known.backend.answered();
         let sent = ask.answer.send(answer).is_ok();

@@ -2,7 +2,7 @@
 //! session went there.
 
 use sessile::config::{AdminState, Storage, Strategy};
-use sessile::fleet::{Decision, Found, Reason};
+use sessile::fleet::{Decision, Found, Heard, Reason};
 use sessile::snapshot::Snapshot;
 use sessile::wire::Refusal;
 
@@ -30,55 +30,59 @@ impl Seen {
 /// Everything a decision may depend on.
 #[derive(Debug)]
 pub struct Case<'a> {
-    pub session: &'a str,
+    /// What of its ID decides where it goes.
+    pub key: &'a str,
     pub must_exist: bool,
-    pub found: Found,
+    pub heard: &'a Heard,
     pub pin: Option<usize>,
     pub members: Vec<Seen>,
     pub sessions: usize,
+}
+
+/// The members whose silence matters.
+pub fn may_have(snapshot: &Snapshot, key: &str, must_exist: bool, pin: Option<&str>) -> Vec<usize> {
+    if must_exist || snapshot.config.placement.strategy == Strategy::RoundRobin {
+        return (0..snapshot.members.len()).collect();
+    }
+    let natural = snapshot.ring.walk(key.as_bytes()).next();
+    natural.into_iter().chain(pin.and_then(|pin| snapshot.named(pin))).collect()
 }
 
 impl Case<'_> {
     /// Panics unless the decision keeps the contract.
     pub fn judge(&self, snapshot: &Snapshot, decision: Decision) {
         let placement = &snapshot.config.placement;
-        let local = placement.storage == Storage::Local;
-        let by_word = matches!(self.found, Found::Live(_) | Found::Stored(_));
-        let unsure_resume = self.found == Found::Unsure && local && self.must_exist;
+        let own = placement.storage != Storage::Shared;
+        let found = self.heard.found;
+        let stored = |at: usize| self.heard.stored.contains(&at);
         match decision {
             Decision::Owner | Decision::Evict => panic!("{decision:?}, and nobody is attached: {self:?}"),
-            Decision::At(at, Reason::Located) => {
-                let member = self.members[at];
-                assert!(member.up, "located on a server that is down: {self:?}");
-                match self.found {
-                    Found::Live(live) => assert_eq!(at, live, "{self:?}"),
-                    Found::Stored(stored) => {
-                        assert!(at == stored && member.state != AdminState::Maint, "{self:?}");
+            Decision::At(at, reason) => {
+                assert!(self.members[at].up, "on a server that is down: {self:?}");
+                assert!(!self.is_doubtful(snapshot), "silence was taken for absence: {self:?}");
+                assert_eq!(reason == Reason::Located, self.is_by_word(at, snapshot), "{reason:?}: {self:?}");
+                match (found, reason) {
+                    (Found::Live(live), _) => assert_eq!(at, live, "{self:?}"),
+                    (Found::Stored(_), Reason::Pin) => {
+                        assert!(!self.must_exist && stored(at) && self.pin == Some(at), "{self:?}");
                     }
-                    _ => panic!("located without a word of the fleet: {self:?}"),
+                    (Found::Stored(_), _) => {
+                        assert!(stored(at) && self.members[at].state != AdminState::Maint, "{self:?}");
+                        self.judge_agreement(snapshot, at);
+                    }
+                    (_, Reason::Pin) => self.judge_pin(own, at),
+                    (Found::Nobody, _) if self.must_exist => self.judge_agreement(snapshot, at),
+                    _ => self.judge_strategy(snapshot, at, reason),
                 }
             }
-            Decision::At(at, Reason::Pin) => {
-                assert!(!by_word && !unsure_resume, "a pin before the word of the fleet: {self:?}");
-                assert_eq!(Some(at), self.pin, "{self:?}");
-                let member = self.members[at];
-                let only_one = local && self.must_exist && self.found == Found::Unasked;
-                let holds = only_one && member.up && member.state != AdminState::Maint;
-                assert!(member.takes_new() || holds, "a pin to a server that takes nothing new: {self:?}");
-            }
-            Decision::At(at, reason) => {
-                assert!(!by_word, "by strategy against the word of the fleet: {self:?}");
-                assert!(!unsure_resume, "silence was taken for absence: {self:?}");
-                assert!(self.pin.is_none_or(|pin| !self.members[pin].takes_new()), "past its pin: {self:?}");
-                assert_eq!(reason == Reason::Blind, self.found == Found::Unsure, "{decision:?}: {self:?}");
-                self.judge_choice(snapshot, at, reason);
-            }
             Decision::Refuse(Refusal::OwnerDown) => {
-                let unreachable = match self.found {
+                let can_have =
+                    |at: &usize| self.members[*at].up && self.members[*at].state != AdminState::Maint;
+                let unreachable = match found {
                     Found::Live(at) => !self.members[at].up,
-                    Found::Stored(at) => !self.members[at].up || self.members[at].state == AdminState::Maint,
-                    Found::Unsure => local && self.must_exist,
-                    Found::Unasked => local && self.must_exist && self.pin.is_some(),
+                    Found::Stored(_) => !self.heard.stored.iter().any(can_have),
+                    Found::Unsure => self.is_doubtful(snapshot),
+                    Found::Unasked => own && self.must_exist && self.pin.is_some(),
                     Found::Nobody => false,
                 };
                 assert!(unreachable, "refused for an owner that is not down: {self:?}");
@@ -86,9 +90,66 @@ impl Case<'_> {
             Decision::Refuse(refusal) => {
                 assert_eq!(refusal, Refusal::NoBackend, "{self:?}");
                 let left = self.members.iter().any(Seen::is_last_resort);
+                let by_word = matches!(found, Found::Live(_) | Found::Stored(_));
                 assert!(!left && !by_word, "refused though a server takes new sessions: {self:?}");
             }
         }
+    }
+
+    /// Whether somebody silent may have the session: any of them if it must exist or may be live there, else the one where
+    /// it would have been put, or was.
+    fn is_doubtful(&self, snapshot: &Snapshot) -> bool {
+        let pin = self.pin.map(|pin| &**snapshot.members[pin].backend.name());
+        let those = may_have(snapshot, self.key, self.must_exist, pin);
+        let may_be = self.heard.may_be_live || self.heard.silent.iter().any(|at| those.contains(at));
+        self.heard.found == Found::Unsure && may_be
+    }
+
+    /// Whether it is the fleet's word alone that brings the session there.
+    fn is_by_word(&self, at: usize, snapshot: &Snapshot) -> bool {
+        match self.heard.found {
+            Found::Live(_) => true,
+            Found::Stored(_) if self.heard.stored.len() == 1 => true,
+            Found::Stored(_) if !self.must_exist && self.is_pinned_among_stored() => false,
+            Found::Stored(_) => {
+                let before = snapshot.ring.walk(self.key.as_bytes()).take_while(|other| *other != at);
+                let mut before = before.peekable();
+                before.peek().is_some() && !before.any(|other| self.heard.stored.contains(&other))
+            }
+            _ => false,
+        }
+    }
+
+    fn is_pinned_among_stored(&self) -> bool {
+        self.pin.is_some_and(|pin| self.heard.stored.contains(&pin) && self.members[pin].takes_new())
+    }
+
+    fn judge_pin(&self, own: bool, at: usize) {
+        assert_eq!(Some(at), self.pin, "{self:?}");
+        let member = self.members[at];
+        let only_one = own && self.must_exist && self.heard.found == Found::Unasked;
+        let holds = only_one && member.up && member.state != AdminState::Maint;
+        assert!(member.takes_new() || holds, "a pin to a server that takes nothing new: {self:?}");
+    }
+
+    fn judge_strategy(&self, snapshot: &Snapshot, at: usize, reason: Reason) {
+        assert!(self.pin.is_none_or(|pin| !self.members[pin].takes_new()), "past its pin: {self:?}");
+        assert_eq!(reason == Reason::Blind, self.heard.found == Found::Unsure, "{reason:?}: {self:?}");
+        self.judge_choice(snapshot, at, reason);
+    }
+
+    /// Whoever decides, with whatever load and memory, comes to this server.
+    fn judge_agreement(&self, snapshot: &Snapshot, at: usize) {
+        let stored = &self.heard.stored;
+        if stored.len() == 1 {
+            return;
+        }
+        let has = |at: &usize| stored.is_empty() || stored.contains(at);
+        let order: Vec<usize> = snapshot.ring.walk(self.key.as_bytes()).filter(has).collect();
+        let first = |takes: &dyn Fn(&Seen) -> bool| order.iter().find(|at| takes(&self.members[**at]));
+        let expected = first(&Seen::takes_new).or_else(|| first(&Seen::is_last_resort));
+        let expected = expected.or_else(|| first(&|member| member.up && member.state != AdminState::Maint));
+        assert_eq!(Some(&at), expected, "another balancer would go elsewhere: {self:?}");
     }
 
     /// The choice among those that take new sessions.
@@ -105,7 +166,7 @@ impl Case<'_> {
             assert!(matches!(reason, Reason::RoundRobin | Reason::Blind), "{reason:?}: {self:?}");
             return;
         }
-        let walk: Vec<usize> = snapshot.ring.walk(self.session.as_bytes()).collect();
+        let walk: Vec<usize> = snapshot.ring.walk(self.key.as_bytes()).collect();
         let order: Vec<usize> = walk.iter().copied().filter(|at| eligible(&self.members[*at])).collect();
         let weight: u32 =
             self.members.iter().filter(|member| eligible(member)).map(|member| member.weight).sum();

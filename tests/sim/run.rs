@@ -10,16 +10,19 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use sessile::config::{AdminState, Storage};
-use sessile::fleet::{Claim, Decision, Facts, Found, Hold, Lead, Lease, Owners, Pins, Reason, decide};
+use sessile::fleet::{
+    Attachment, Backend, Claim, Decision, Evidence, Facts, Found, Health, Heard, Lease, Owners, Pins,
+    PlacementGuard, Reason, Unreachable, decide,
+};
 use sessile::metrics::Metrics;
-use sessile::place::locate;
+use sessile::place::{Locating, Remembered, Want};
 use sessile::snapshot::Snapshot;
 use sessile::wire::{Refusal, SessionId};
 use tokio::task::unconstrained;
 use tokio_util::sync::CancellationToken;
 
 use crate::chance::Chance;
-use crate::fleet::{Fleet, Plan, SERVERS, View};
+use crate::fleet::{Fleet, Pattern, Plan, SERVERS, View};
 use crate::rules::{self, Case};
 use crate::servers::Servers;
 
@@ -50,14 +53,25 @@ impl Seen {
         // Nobody warms up here: that goes by the time of day, which stands still.
         let reasons = Reason::ALL.iter().filter(|reason| **reason != Reason::SlowStart);
         let reasons = reasons.map(|reason| reason.label().to_owned());
-        let others = ["owner_down", "no_backend", "waited", "evicted", "unsure", "nobody", "stored", "over"];
+        let others = [
+            "owner_down",
+            "no_backend",
+            "waited",
+            "evicted",
+            "unsure",
+            "nobody",
+            "stored",
+            "stored_on_several",
+            "over",
+            "by_pattern",
+        ];
         for what in reasons.chain(others.map(str::to_owned)) {
             assert!(self.0.get(&what).is_some_and(|count| *count > 5), "{what} was hardly met: {self:?}");
         }
     }
 }
 
-type Locating = Pin<Box<dyn Future<Output = Found>>>;
+type Asking = Pin<Box<dyn Future<Output = Heard>>>;
 
 /// What a placement works with: one snapshot, as the real one does.
 #[derive(Clone)]
@@ -71,29 +85,18 @@ enum State {
     Waiting(CancellationToken),
     /// The fleet is asked; by member, what it said of live and of stored.
     Asking {
-        lead: Lead,
+        lead: PlacementGuard,
         ground: Ground,
-        asking: Locating,
-        parts: Vec<Part>,
+        asking: Asking,
         answers: Vec<Word>,
     },
     Trying {
-        lead: Lead,
+        lead: PlacementGuard,
         ground: Ground,
-        found: Found,
+        heard: Heard,
         failed: Vec<usize>,
     },
     Over,
-}
-
-/// Whether a member is asked, and if not, whether that leaves a doubt.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Part {
-    Asked,
-    /// It cannot be asked, and may have the session.
-    Doubtful,
-    /// On shared storage nothing lives on what is down.
-    Passed,
 }
 
 /// What one backend said of one session; nothing where it has not answered.
@@ -113,7 +116,7 @@ struct Connection {
     number: u64,
     session: String,
     must_exist: bool,
-    hold: Hold,
+    hold: Attachment,
     lease: Lease,
     known: usize,
     life: u32,
@@ -129,6 +132,7 @@ pub struct Run {
     fleet: Fleet,
     owners: Arc<Owners>,
     pins: Pins,
+    evidence: Arc<Evidence>,
     /// The model's pins.
     pinned: HashMap<String, String>,
     openings: Vec<Opening>,
@@ -148,8 +152,10 @@ impl Run {
         let mut chance = Chance::new(seed);
         let plan = Plan {
             shared: chance.one_in(2),
+            auto: chance.one_in(2),
             round_robin: chance.one_in(3),
             load_factor: chance.of(&["0", "1.0", "1.0", "1.25"]),
+            pattern: chance.of(&[Pattern::Whole, Pattern::Whole, Pattern::Letters, Pattern::Number]),
             panics: chance.one_in(2),
             rise: 1 + chance.below(3),
             fall: 1 + chance.below(3),
@@ -163,6 +169,7 @@ impl Run {
             fleet,
             owners: Owners::new(gauge()),
             pins: Pins::new(gauge()),
+            evidence: Arc::default(),
             pinned: HashMap::new(),
             openings: Vec::new(),
             connections: Vec::new(),
@@ -360,11 +367,11 @@ impl Run {
         opening.state = match std::mem::replace(&mut opening.state, State::Over) {
             State::Claiming => self.claim(&opening),
             State::Waiting(_) => State::Claiming,
-            State::Asking { lead, ground, asking, parts, answers } => {
-                self.ask(&opening, lead, ground, asking, parts, answers)
+            State::Asking { lead, ground, asking, answers } => {
+                self.ask(&opening, lead, ground, asking, answers)
             }
-            State::Trying { lead, ground, found, failed } => {
-                self.attempt(&opening, lead, ground, found, failed)
+            State::Trying { lead, ground, heard, failed } => {
+                self.attempt(&opening, lead, ground, heard, failed)
             }
             State::Over => State::Over,
         };
@@ -390,34 +397,35 @@ impl Run {
                 assert!(!attached, "{} is attached, and somebody leads", opening.session);
                 let ground = self.ground();
                 let (metrics, snapshot) = (Arc::clone(&self.metrics), Arc::clone(&ground.snapshot));
+                let evidence = Arc::clone(&self.evidence);
+                let must_exist = opening.must_exist;
                 // Polled by hand, many times in one turn of the runtime, which would otherwise find that unfair.
-                let asking = Box::pin(unconstrained(async move { locate(&metrics, &snapshot, &id).await }));
-                let local = ground.snapshot.config.placement.storage == Storage::Local;
-                let part = |(known, _): &(usize, AdminState)| match (
-                    self.fleet.is_up(*known),
-                    self.fleet.known[*known].backend.is_suspect(),
-                ) {
-                    (true, false) => Part::Asked,
-                    (false, _) if !local => Part::Passed,
-                    _ => Part::Doubtful,
-                };
-                let parts = ground.view.members.iter().map(part).collect();
+                let asking = Box::pin(unconstrained(async move {
+                    let (metrics, evidence, snapshot) = (&*metrics, &*evidence, &*snapshot);
+                    Locating { metrics, evidence, snapshot, must_exist, any_copy: false }.locate(&id).await
+                }));
                 let answers = vec![Word::default(); ground.view.members.len()];
-                self.ask(opening, lead, ground, asking, parts, answers)
+                self.ask(opening, lead, ground, asking, answers)
             }
         }
     }
 
-    fn join(&mut self, opening: &Opening, hold: Hold) -> State {
+    fn join(&mut self, opening: &Opening, hold: Attachment) -> State {
         let known = self.known_of(&hold);
         let up = self.fleet.is_up(known);
         let ground = self.ground();
         let snapshot = &ground.snapshot;
-        let facts = self.facts(opening, snapshot, Some(up), Found::Unasked);
-        let decision =
-            decide(&facts, &snapshot.ring, snapshot.members.len(), |at| snapshot.candidate(at, &[], &[]));
+        let shared = snapshot.sees(hold.backend(), &self.evidence);
+        match snapshot.config.placement.storage {
+            Storage::Auto => assert!(self.plan.shared || !shared, "nobody has ever shown that"),
+            storage => assert_eq!(shared, storage == Storage::Shared),
+        }
+        let heard = Heard::default();
+        let id = SessionId::new(&opening.session);
+        let want = Want::of(&id, opening.must_exist);
+        let (decision, _) = self.decision(&want, snapshot, Some(hold.backend()), &heard, &[]);
         let panic = self.plan.panics && self.fleet.is_panic(&ground.view);
-        let expected = match (up, self.plan.shared && !panic) {
+        let expected = match (up, shared && !panic) {
             (true, _) => Decision::Owner,
             (false, true) => Decision::Evict,
             (false, false) => Decision::Refuse(Refusal::OwnerDown),
@@ -431,7 +439,7 @@ impl Run {
                 State::Over
             }
             Decision::Owner => {
-                self.fleet.known[known].backend.suspect();
+                self.fleet.known[known].backend.mark_suspect(Unreachable::witnessed());
                 State::Over
             }
             Decision::Evict => {
@@ -441,7 +449,7 @@ impl Run {
                     self.evicting.insert(opening.session.clone());
                 }
                 for other in self.connections.iter().filter(|other| other.session == opening.session) {
-                    assert!(other.hold.alarm().is_raised(), "{} is not told to leave", other.session);
+                    assert!(other.hold.stop_flag().is_set(), "{} is not told to leave", other.session);
                 }
                 State::Waiting(token)
             }
@@ -452,101 +460,100 @@ impl Run {
         }
     }
 
-    fn known_of(&self, hold: &Hold) -> usize {
+    fn known_of(&self, hold: &Attachment) -> usize {
         self.fleet.known.iter().position(|known| Arc::ptr_eq(&known.backend, hold.backend())).unwrap()
     }
 
-    fn facts<'a>(
+    fn decision(
         &mut self,
-        opening: &'a Opening,
+        want: &Want<'_>,
         snapshot: &Snapshot,
-        owner_up: Option<bool>,
-        found: Found,
-    ) -> Facts<'a> {
-        let placement = &snapshot.config.placement;
-        let pin = self.pins.find(&SessionId::new(&opening.session));
-        assert_eq!(pin.as_deref(), self.pinned.get(&opening.session).map(String::as_str));
+        owner: Option<&Arc<Backend>>,
+        heard: &Heard,
+        failed: &[usize],
+    ) -> (Decision, Option<usize>) {
         self.turns += 1;
-        Facts {
-            key: Some(opening.session.as_bytes()),
-            must_exist: opening.must_exist,
-            owner_up,
-            panic: owner_up == Some(false) && snapshot.is_panic(),
-            found,
-            pin: pin.and_then(|name| snapshot.named(&name)),
-            strategy: placement.strategy,
-            storage: placement.storage,
-            load_factor: placement.load_factor,
-            sessions: self.owners.len(),
-            turn: self.turns,
-        }
+        let remembered = Remembered { owners: &self.owners, pins: &self.pins, evidence: &self.evidence };
+        let facts = Facts::of(snapshot, Some(remembered), want, owner, heard, self.turns);
+        let session = want.session.unwrap().as_str();
+        let pinned = self.pinned.get(session).and_then(|name| snapshot.named(name));
+        assert_eq!(facts.pin, pinned, "{session}");
+        let decision =
+            decide(&facts, &snapshot.ring, snapshot.members.len(), |at| snapshot.candidate(at, failed, &[]));
+        (decision, pinned)
     }
 
     fn ask(
         &mut self,
         opening: &Opening,
-        lead: Lead,
+        lead: PlacementGuard,
         ground: Ground,
-        mut asking: Locating,
-        parts: Vec<Part>,
+        mut asking: Asking,
         answers: Vec<Word>,
     ) -> State {
         let polled = asking.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        let Poll::Ready(found) = polled else {
-            return State::Asking { lead, ground, asking, parts, answers };
+        let Poll::Ready(heard) = polled else {
+            return State::Asking { lead, ground, asking, answers };
         };
-        self.say(|| format!("{}: {found:?} from {answers:?}, not asked {parts:?}", opening.session));
+        self.say(|| format!("{}: {heard:?} from {answers:?}", opening.session));
+        let Heard { found, silent, may_be_live, stored } = &heard;
+        let storage = ground.snapshot.config.placement.storage;
         let lives = |at: usize| answers[at].live == Some(true);
+        let told = |at: usize| answers[at].stored == Some(true);
         let members = 0..answers.len();
-        let local = !self.plan.shared;
-        let complete = |at: usize| match parts[at] {
-            Part::Asked => answers[at].live.is_some() && (answers[at].stored.is_some() || !local),
-            Part::Doubtful => false,
-            Part::Passed => true,
+        let complete = |at: usize| {
+            answers[at].live.is_some() && (answers[at].stored.is_some() || storage == Storage::Shared)
         };
+        // Where another sees what it has stored, one that is down has nothing more to say.
+        let passed = |at: usize| {
+            let shared = storage == Storage::Shared || storage == Storage::Auto && self.plan.shared;
+            shared && !self.fleet.is_up(ground.view.members[at].0)
+        };
+        for at in silent {
+            assert!(!complete(*at), "{at} has answered: {heard:?} {answers:?}");
+        }
+        // Health is what probes have said by now; the model's servers have names that may be old.
+        let is_down = |at: &usize| ground.snapshot.members[*at].backend.health() == Health::Down;
+        assert_eq!(*may_be_live, !silent.iter().all(is_down), "{heard:?} {answers:?}");
         match found {
-            Found::Live(at) => assert!(lives(at), "{} was not said to be live on {at}", opening.session),
+            Found::Live(at) => assert!(lives(*at), "{} was not said to be live on {at}", opening.session),
             Found::Stored(at) => {
-                assert!(
-                    local && answers[at].stored == Some(true),
-                    "{} is not stored on {at}",
-                    opening.session
-                );
-                self.seen.note("stored");
+                assert!(storage != Storage::Shared && stored.contains(at), "{heard:?}");
+                assert!(stored.iter().all(|at| told(*at)), "{heard:?} {answers:?}");
+                self.seen.note(if stored.len() == 1 { "stored" } else { "stored_on_several" });
             }
             Found::Nobody => {
                 self.seen.note("nobody");
-                let told = |at: usize| answers[at].stored == Some(true) && local;
                 assert!(!members.clone().any(|at| lives(at) || told(at)), "{answers:?}");
-                assert!(
-                    members.clone().all(complete),
-                    "silence was taken for absence: {answers:?} {parts:?}"
-                );
+                let known = |at: usize| complete(at) || passed(at);
+                assert!(members.clone().all(known), "silence was taken for absence: {answers:?}");
             }
             Found::Unsure => {
                 self.seen.note("unsure");
-                assert!(!members.clone().all(complete), "all have answered: {answers:?} {parts:?}");
+                assert!(!members.clone().all(complete), "all have answered: {answers:?}");
+                assert!(!silent.is_empty(), "{heard:?}");
             }
             Found::Unasked => panic!("nobody is mute"),
         }
         if members.clone().any(lives) {
             assert!(matches!(found, Found::Live(_)), "{found:?}, and it is live: {answers:?}");
         }
-        State::Trying { lead, ground, found, failed: Vec::new() }
+        State::Trying { lead, ground, heard, failed: Vec::new() }
     }
 
     fn attempt(
         &mut self,
         opening: &Opening,
-        lead: Lead,
+        lead: PlacementGuard,
         ground: Ground,
-        found: Found,
+        heard: Heard,
         mut failed: Vec<usize>,
     ) -> State {
         let snapshot = &ground.snapshot;
-        let facts = self.facts(opening, snapshot, None, found);
-        let decision =
-            decide(&facts, &snapshot.ring, snapshot.members.len(), |at| snapshot.candidate(at, &failed, &[]));
+        let id = SessionId::new(&opening.session);
+        let want = Want::of(&id, opening.must_exist);
+        let (decision, pin) = self.decision(&want, snapshot, None, &heard, &failed);
+        let key = self.plan.pattern.key(&opening.session);
         let seen = ground.view.members.iter().enumerate().map(|(at, (known, state))| rules::Seen {
             up: self.fleet.is_up(*known) && !failed.contains(&at),
             state: *state,
@@ -555,10 +562,10 @@ impl Run {
             weight: snapshot.members[at].weight,
         });
         let case = Case {
-            session: &opening.session,
+            key,
             must_exist: opening.must_exist,
-            found,
-            pin: facts.pin,
+            heard: &heard,
+            pin,
             members: seen.collect(),
             sessions: self.held_sessions(),
         };
@@ -574,15 +581,19 @@ impl Run {
         };
         let known = ground.view.members[at].0;
         if !self.servers.answers(self.fleet.known[known].server) {
-            self.fleet.known[known].backend.suspect();
+            self.fleet.known[known].backend.mark_suspect(Unreachable::witnessed());
             failed.push(at);
-            return State::Trying { lead, ground, found, failed };
+            return State::Trying { lead, ground, heard, failed };
         }
         self.judge_truth(opening, &ground, at, reason);
         self.seen.note(reason.label());
+        let first = |key: &str| snapshot.ring.walk(key.as_bytes()).next();
+        if reason == Reason::Hash && first(key) != first(&opening.session) {
+            self.seen.note("by_pattern");
+        }
         // As `place` does it.
-        let local = !self.plan.shared;
-        if matches!(reason, Reason::RoundRobin | Reason::Spill) || reason == Reason::Failover && local {
+        let own = snapshot.config.placement.storage != Storage::Shared;
+        if matches!(reason, Reason::RoundRobin | Reason::Spill) || reason == Reason::Failover && own {
             let name = Arc::clone(self.fleet.known[known].backend.name());
             self.pins.pin(&SessionId::new(&opening.session), &name, usize::MAX);
             self.pinned.insert(opening.session.clone(), name.to_string());
@@ -610,7 +621,7 @@ impl Run {
         session: String,
         must_exist: bool,
         known: usize,
-        hold: impl FnOnce(&Arc<sessile::fleet::Backend>) -> Hold,
+        hold: impl FnOnce(&Arc<Backend>) -> Attachment,
     ) {
         let backend = Arc::clone(&self.fleet.known[known].backend);
         let (hold, lease) = (hold(&backend), Lease::new(&backend));

@@ -12,7 +12,8 @@ pub struct Server {
     pub life: u32,
     /// Sessions in memory, with the connections attached.
     pub live: BTreeMap<String, BTreeSet<u64>>,
-    disk: BTreeSet<String>,
+    /// What is stored, and which of all changes was its last.
+    disk: BTreeMap<String, u64>,
     /// Connections that the balancer has closed and the server has not noticed.
     leaving: Vec<(String, u64)>,
 }
@@ -23,11 +24,12 @@ pub struct Servers {
     pub all: Vec<Server>,
     /// Whether they share a disk, which is then the first one's.
     pub shared: bool,
+    changes: u64,
 }
 
 impl Servers {
     pub fn new(count: usize, shared: bool) -> Self {
-        Self { all: (0..count).map(|_| Server::default()).collect(), shared }
+        Self { all: (0..count).map(|_| Server::default()).collect(), shared, changes: 0 }
     }
 
     pub fn answers(&self, at: usize) -> bool {
@@ -40,7 +42,12 @@ impl Servers {
     }
 
     pub fn has_stored(&self, at: usize, session: &str) -> bool {
-        self.all[if self.shared { 0 } else { at }].disk.contains(session)
+        self.changed(at, session).is_some()
+    }
+
+    /// The last change of what is stored.
+    pub fn changed(&self, at: usize, session: &str) -> Option<u64> {
+        self.all[if self.shared { 0 } else { at }].disk.get(session).copied()
     }
 
     /// The session's frame arrives: it is attached, unless it must exist and does not.
@@ -53,7 +60,8 @@ impl Servers {
 
     /// A turn: from then on the session is stored.
     pub fn turn(&mut self, at: usize, session: &str) {
-        self.all[if self.shared { 0 } else { at }].disk.insert(session.to_owned());
+        self.changes += 1;
+        self.all[if self.shared { 0 } else { at }].disk.insert(session.to_owned(), self.changes);
     }
 
     /// The balancer closes a connection; the server notices later.

@@ -1,15 +1,18 @@
 //! A client as stock SDKs are: it connects, awaits every answer, and names its session only then.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::model::PROMPT;
-use crate::wire::{Head, reply};
+use crate::frames::next_body;
+use crate::wire::reply;
 
 /// For one answer, and for one turn: a server that has just started takes its time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -18,7 +21,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Client {
     stream: TcpStream,
-    unread: Vec<u8>,
+    unread: BytesMut,
     next_id: u64,
 }
 
@@ -26,7 +29,7 @@ impl Client {
     /// Connects and greets.
     pub(super) async fn connect(address: SocketAddr) -> Result<Self, String> {
         let stream = TcpStream::connect(address).await.map_err(|error| format!("{address}: {error}"))?;
-        let mut client = Self { stream, unread: Vec::new(), next_id: 0 };
+        let mut client = Self { stream, unread: BytesMut::new(), next_id: 0 };
         client.call("connect", &json!({})).await?;
         Ok(client)
     }
@@ -83,19 +86,12 @@ impl Client {
     }
 
     async fn frame(&mut self) -> Result<Value, String> {
-        loop {
-            if let Some(head) = Head::read(&self.unread).map_err(|fault| fault.to_string())?
-                && self.unread.len() >= head.frame_bytes()
-            {
-                let frame: Vec<u8> = self.unread.drain(..head.frame_bytes()).collect();
-                let body = frame.get(head.head_bytes..).unwrap_or_default();
-                return serde_json::from_slice(body).map_err(|error| error.to_string());
-            }
-            let count = self.stream.read_buf(&mut self.unread).await.map_err(|error| error.to_string())?;
-            if count == 0 {
-                return Err("the connection was closed".into());
-            }
-        }
+        let body =
+            next_body(&mut self.stream, &mut self.unread).await.map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => "the connection was closed".into(),
+                _ => error.to_string(),
+            })?;
+        serde_json::from_slice(&body).map_err(|error| error.to_string())
     }
 }
 

@@ -22,8 +22,8 @@ use stage::Stage;
 use super::route::Plan;
 use super::terminal::{Table, err, out, plain};
 use crate::config;
-use crate::logs;
-use crate::server::Stops;
+use crate::process::Stops;
+use crate::runtime::logs;
 use crate::wire::SessionId;
 
 /// Candidates for session IDs: enough that every kind of place is among them.
@@ -54,7 +54,11 @@ struct Sample {
 
 /// Plays the demo; the exit code says whether every session landed rightly.
 pub(super) fn demo(cli: Option<PathBuf>, once: bool) -> ExitCode {
-    let _logs = logs::start("warn");
+    let wanted = match super::run::wanted("warn") {
+        Ok(wanted) => wanted,
+        Err(code) => return code,
+    };
+    let _logs = logs::start(&wanted);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -81,8 +85,8 @@ async fn play(cli: Option<PathBuf>, once: bool) -> Result<bool, String> {
     };
     match &source {
         Source::Real(binary) => out(&format!("Servers: {}\n", plain(&binary.display().to_string()))),
-        Source::Standin => {
-            out("Servers: built-in stand-ins, for there is no copilot in PATH (or say --cli PATH)\n")
+        Source::FakeServer => {
+            out("Servers: built-in fake servers, for there is no copilot in PATH (or say --cli PATH)\n")
         }
     }
     let mut stage = Stage::new(source)?;
@@ -112,7 +116,7 @@ async fn story(stage: &mut Stage, must_work: bool) -> Result<(bool, Vec<Sample>)
         if must_work {
             return Err(why);
         }
-        out(&format!("{}\nServers: built-in stand-ins instead\n", plain(&why)));
+        out(&format!("{}\nServers: built-in fake servers instead\n", plain(&why)));
         stage.use_standins();
         stage.add_server().await?;
     }
@@ -260,6 +264,7 @@ async fn invite(stage: &Stage) -> Result<(), String> {
     let mut table = Table::bare();
     for (what, how) in [
         ("connect a client to", listener.to_string()),
+        ("open in a browser", format!("{admin}/")),
         ("look", format!("{sessile} status --admin {admin}")),
         ("ask", format!("{sessile} route --admin {admin} user-1-chat")),
         ("drain a server", format!("{sessile} drain cli-1 --admin {admin}")),

@@ -1,4 +1,4 @@
-//! The demo's CLI servers: real ones, each with a state folder of its own, or stand-ins in this process.
+//! The demo's CLI servers: real ones, each with a state folder of its own, or fake servers in this process.
 
 use std::env;
 use std::fs;
@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::standin::Standin;
+use crate::fake_server::FakeServer;
 
 /// For a server to listen.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -24,7 +24,7 @@ pub(super) enum Source {
     /// This binary.
     Real(PathBuf),
     /// Built in.
-    Standin,
+    FakeServer,
 }
 
 /// One running server.
@@ -38,7 +38,7 @@ pub(super) struct Cli {
 #[derive(Debug)]
 enum Kind {
     Real(Process),
-    Standin(Standin),
+    FakeServer(FakeServer),
 }
 
 /// A process and all its children: launchers leave theirs behind when they are ended alone.
@@ -72,7 +72,7 @@ impl Source {
         };
         let mut paths =
             ["copilot", "copilot-runtime"].iter().flat_map(|name| folders.iter().map(move |f| f.join(name)));
-        paths.find(runs).map_or(Self::Standin, Self::Real)
+        paths.find(runs).map_or(Self::FakeServer, Self::Real)
     }
 
     /// Starts a server called `name` that keeps its state in `folder`.
@@ -81,10 +81,11 @@ impl Source {
     /// It does not listen.
     pub(super) async fn start(&self, name: &str, folder: &Path) -> Result<Cli, String> {
         let (address, kind) = match self {
-            Self::Standin => {
-                let standin = Standin::builder().name(name).start().await;
-                let standin = standin.map_err(|error| format!("a stand-in cannot listen: {error}"))?;
-                (standin.address(), Kind::Standin(standin))
+            Self::FakeServer => {
+                let fake_server = FakeServer::builder().name(name).start().await;
+                let fake_server =
+                    fake_server.map_err(|error| format!("a fake server cannot listen: {error}"))?;
+                (fake_server.address(), Kind::FakeServer(fake_server))
             }
             Self::Real(binary) => {
                 let home = folder.join(name);
@@ -147,7 +148,7 @@ impl Cli {
     /// Ends it and waits until it has.
     pub(super) async fn stop(self) {
         match self.kind {
-            Kind::Standin(standin) => standin.stop().await,
+            Kind::FakeServer(fake_server) => fake_server.stop().await,
             Kind::Real(mut process) => {
                 process.kill();
                 if let Err(error) = process.0.wait().await {

@@ -14,9 +14,11 @@ use tokio::time::{sleep, timeout};
 use super::client::Client;
 use super::servers::{Cli, Source};
 use crate::config::{self, AdminAddress, Config};
+use crate::control::StartFault;
 use crate::fleet::Health;
 use crate::place;
-use crate::server::{Endpoint, Server, StartFault};
+use crate::process::Server;
+use crate::sockets::Endpoint;
 use crate::wire::SessionId;
 
 /// For anything that takes milliseconds if all is well.
@@ -90,9 +92,9 @@ impl Stage {
         Ok(())
     }
 
-    /// From now on, servers are stand-ins.
+    /// From now on, servers are fake servers.
     pub(super) fn use_standins(&mut self) {
-        self.source = Source::Standin;
+        self.source = Source::FakeServer;
     }
 
     /// The configuration for servers of these names and addresses.
@@ -124,7 +126,7 @@ impl Stage {
     /// Starts the balancer and waits until it knows that every server is up.
     pub(super) async fn start(&mut self) -> Result<(), String> {
         let mut server = Server::start(&self.file(), self.config()?).await;
-        if let Err(StartFault::Bind { .. }) = server {
+        if let Err(StartFault::Bind(_)) = server {
             // Somebody has taken a port since it was looked at.
             self.ports = [0, 0];
             self.write()?;

@@ -4,7 +4,7 @@ mod any_text;
 mod changes;
 mod editor;
 mod files;
-mod papers;
+mod certs;
 mod rendered;
 mod secrets;
 

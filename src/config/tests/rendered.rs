@@ -197,6 +197,14 @@ fn renders_a_key_and_a_section_written_twice() {
 }
 
 #[test]
+fn a_misspelt_address_of_a_listener_is_one_problem() {
+    let text = "[[listener]]\nadress = '0.0.0.0:9321'\n[[listener]]\naddress = '0.0.0.0:4321'\n\
+                [[backend]]\nname = 'a'\naddress = 'a:1'\n";
+    let said = rendered(text);
+    assert!(said.contains("unknown key `adress`") && said.ends_with("sessile.toml: 1 problem\n"), "{said}");
+}
+
+#[test]
 fn display_is_one_problem_a_line() {
     let problems =
         parsed("[health]\nrise = 0\n\tfall = 'ä'\n[x]\n").expect_err("three problems and two missing");

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::super::direction::Tally;
+use super::direction::Tally;
 use super::*;
 use crate::fleet::Backend;
 use crate::metrics::{Metrics, Record};

@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::super::direction::Tally;
-use super::super::splice::lent_by_this_thread;
-use super::super::tap::{Tap, Tapped};
+use super::direction::Tally;
+use super::splice::lent_by_this_thread;
+use super::tap::{Tap, Tapped};
 use super::*;
 use crate::fleet::Backend;
 use crate::metrics::{Metrics, Record};

@@ -1,124 +1,212 @@
 //! Requests whose true answer is the whole fleet's: asked of every server, and the answers made one.
 //!
-//! They go over the standing query connections, each with a deadline of its own. A server that does not answer makes the
-//! answer partial, which is counted and logged; it is no error as long as one server has answered.
+//! A server that does not answer makes the answer partial, which is counted and logged; it is no error as long as one
+//! server has answered. A list that is too long to be taken, or for which there is no room now, is asked for once more in
+//! its short form, so that what one client has named its session takes lists from nobody.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures_util::future::join_all;
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::method::Merge;
-use crate::balancer::Balancer;
-use crate::fleet::{Answer, Backend};
-use crate::metrics::Outcome;
-use crate::place::{addresses, modified};
-use crate::wire::{Id, Refusal, reply};
+use super::union::{Full, Union};
+use crate::balancer::{Balancer, Whole};
+use crate::config::Timeouts;
+use crate::fleet::{Askers, Backend, Told, Untold, Wanted, modified};
+use crate::place::addresses;
+use crate::snapshot::Snapshot;
+use crate::wire::method::Merge;
 
-/// The fleet's answer to a request with this id, as a frame.
+/// Of the two methods that list sessions, the one that heeds `metadataLimit`.
+const SHORT_METHOD: &str = "sessions.list";
+
+/// One server's part.
+pub(super) enum Part {
+    /// The result in an answer.
+    Result(Bytes),
+    /// The error in one.
+    Error(Bytes),
+    /// An answer that cannot be taken.
+    TooLong,
+    /// It was not asked, for others' questions.
+    Crowded,
+    /// No answer.
+    Nothing,
+}
+
+/// What an answer is looked at for.
+#[derive(Deserialize)]
+struct Answered<'a> {
+    #[serde(borrow)]
+    result: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+}
+
+/// The fleet's answer to the question of these askers.
 pub(super) async fn merged(
-    balancer: &Balancer,
+    balancer: Arc<Balancer>,
     merge: Merge,
-    method: &str,
-    params: Value,
-    id: &Id,
-) -> (Vec<u8>, Outcome) {
+    method: Box<str>,
+    params: Bytes,
+    askers: Arc<Askers>,
+) -> Whole {
+    let full = Arc::new(Wanted::new(&method, params.clone(), Arc::clone(&askers)));
+    let short = (merge == Merge::Sessions).then(|| shortened(&params)).flatten();
+    let short = short.map(|params| Arc::new(Wanted::new(SHORT_METHOD, params, askers)));
     let snapshot = balancer.snapshot();
-    let patience = snapshot.config.timeouts.connect;
-    let members = addresses(&snapshot).filter_map(|at| snapshot.members.get(at));
-    let asked = members.map(|member| {
-        let (backend, params) = (Arc::clone(&member.backend), params.clone());
-        async move {
-            if !backend.is_up() || backend.standing().borrow().mute {
-                return None;
-            }
-            let answer = backend.ask(method, params, patience).await;
-            match (merge, answer) {
-                (Merge::LastId, Some(Answer::Result(last))) => Some(dated(&backend, last, patience).await),
-                (_, Some(Answer::Result(result))) => Some(result),
-                _ => None,
-            }
-        }
-    });
-    let answers = join_all(asked).await;
-    let missing = answers.iter().filter(|answer| answer.is_none()).count();
-    let results: Vec<Value> = answers.into_iter().flatten().collect();
-    let label = match (results.len(), missing) {
-        (0, _) => "failed",
-        (_, 0) => "full",
-        _ => "partial",
+    let whole = match asked(&balancer, &snapshot, merge, &full, short.as_ref()).await {
+        Ok(whole) => whole,
+        Err(Full) => match &short {
+            Some(short) => asked(&balancer, &snapshot, merge, short, None).await.unwrap_or(Whole::TooLong),
+            None => Whole::TooLong,
+        },
     };
-    balancer.metrics.merged_answers.with_label_values(&[label]).inc();
-    if missing > 0 {
-        tracing::warn!(method, missing, "an answer of the fleet lacks some servers'");
+    if !matches!(whole, Whole::Result(_, 0)) {
+        tracing::warn!(method, ?merge, "an answer of the fleet lacks the answers of some servers");
     }
-    if results.is_empty() {
-        let message = "no server of the fleet could be asked";
-        let refused = Refusal::NoBackend;
-        balancer.metrics.errors_answered.with_label_values(&[refused.label()]).inc();
-        let frame = reply::error(id, refused, message, Some(snapshot.config.health.interval));
-        return (frame, Outcome::Error(Some(refused.code())));
+    whole
+}
+
+/// The parameters with which a list has only as much of each session as cannot be long.
+fn shortened(params: &[u8]) -> Option<Bytes> {
+    let mut params: serde_json::Map<String, Value> = serde_json::from_slice(params).ok()?;
+    params.insert("metadataLimit".into(), json!(0));
+    Some(Bytes::from(Value::Object(params).to_string()))
+}
+
+/// Whom to ask: every server of the fleet, and those that have left it and may have what is asked for. A session may be in
+/// use on any of them; what is stored there is listed where a resume would find it.
+fn asks(snapshot: &Snapshot, merge: Merge) -> impl Iterator<Item = (usize, Arc<Backend>)> {
+    let has_a_say = move |at: &usize| match merge {
+        Merge::InUse => true,
+        Merge::Sessions | Merge::LastId => snapshot.keeps(*at),
+    };
+    let retired = snapshot.retired().filter(has_a_say);
+    let of = |at: usize| Some((at, Arc::clone(&snapshot.member(at)?.backend)));
+    // One that has left and is down is missed by nobody.
+    let retired = retired.filter_map(of).filter(|(_, backend)| backend.is_up());
+    addresses(snapshot).filter_map(of).chain(retired)
+}
+
+/// Asks every server that has a say.
+///
+/// # Errors
+/// There is no room for what they have answered.
+async fn asked(
+    balancer: &Balancer,
+    snapshot: &Snapshot,
+    merge: Merge,
+    wanted: &Arc<Wanted>,
+    short: Option<&Arc<Wanted>>,
+) -> Result<Whole, Full> {
+    let timeouts = &snapshot.config.timeouts;
+    let mut parts = FuturesUnordered::new();
+    for (at, backend) in asks(snapshot, merge) {
+        parts.push(async move { (at, part(&backend, merge, wanted, short, timeouts).await) });
     }
-    (reply::result(id, &united(merge, results)), Outcome::Success)
+    let mut union = Union::new(merge, &balancer.answers);
+    let (mut missing, mut had, mut too_long, mut crowded, mut error) = (0_usize, false, false, false, None);
+    while let Some((at, part)) = parts.next().await {
+        match part {
+            Part::Result(result) => {
+                union.add(at, &result)?;
+                had = true;
+                continue;
+            }
+            Part::Error(said) => error = error.or(Some(said)),
+            Part::TooLong => too_long = true,
+            Part::Crowded => crowded = true,
+            Part::Nothing => {}
+        }
+        missing = missing.saturating_add(1);
+    }
+    if had {
+        return union.keep(&balancer.answers).map(|text| Whole::Result(text, missing)).ok_or(Full);
+    }
+    Ok(match error {
+        Some(error) => Whole::Error(error),
+        None if too_long => Whole::TooLong,
+        None if crowded => Whole::Crowded,
+        None => Whole::Nobody,
+    })
+}
+
+/// One server's part, in its short form if its long one cannot be taken.
+async fn part(
+    backend: &Backend,
+    merge: Merge,
+    wanted: &Arc<Wanted>,
+    short: Option<&Arc<Wanted>>,
+    timeouts: &Timeouts,
+) -> Part {
+    if !backend.is_up() || backend.standing().borrow().mute {
+        return Part::Nothing;
+    }
+    let part = match (asked_of(backend, wanted, timeouts).await, short) {
+        (Part::TooLong, Some(short)) => match asked_of(backend, short, timeouts).await {
+            // It may not know the method.
+            Part::Error(_) => Part::TooLong,
+            part => part,
+        },
+        (part, _) => part,
+    };
+    match part {
+        Part::Result(last) if merge == Merge::LastId => {
+            Part::Result(dated(backend, last, wanted, timeouts).await)
+        }
+        part => part,
+    }
+}
+
+/// What one server says. It may wait for its turn for as long as a session for its place.
+async fn asked_of(backend: &Backend, wanted: &Arc<Wanted>, timeouts: &Timeouts) -> Part {
+    of(backend.inquire(wanted, timeouts.connect, timeouts.rehome).await)
+}
+
+fn of(told: Result<Told, Untold>) -> Part {
+    let body = match told {
+        Ok(Told::Body(body)) => body,
+        Ok(Told::TooLong) => return Part::TooLong,
+        Err(Untold::Crowded) => return Part::Crowded,
+        Err(Untold::Silent) => return Part::Nothing,
+    };
+    match serde_json::from_slice(&body) {
+        Ok(Answered { error: Some(error), .. }) => Part::Error(body.slice_ref(error.get().as_bytes())),
+        Ok(Answered { result: Some(result), .. }) => Part::Result(body.slice_ref(result.get().as_bytes())),
+        _ => Part::Nothing,
+    }
 }
 
 /// The session a server changed last, with when that was.
-async fn dated(backend: &Backend, last: Value, patience: std::time::Duration) -> Value {
-    let Some(id) = last.get("sessionId").filter(|id| id.is_string()) else { return last };
-    match backend.ask("session.getMetadata", json!({ "sessionId": id }), patience).await {
-        Some(Answer::Result(metadata)) => {
-            let when = metadata.get("session").map(modified).unwrap_or_default();
-            json!({ "sessionId": id, "modifiedTime": when })
+async fn dated(backend: &Backend, last: Bytes, asked: &Wanted, timeouts: &Timeouts) -> Bytes {
+    #[derive(Deserialize)]
+    struct Last<'a> {
+        #[serde(borrow, rename = "sessionId")]
+        id: Cow<'a, str>,
+    }
+    #[derive(Deserialize)]
+    struct Metadata {
+        session: Option<HashMap<String, Value>>,
+    }
+    let Ok(Last { id }) = serde_json::from_slice(&last) else { return last };
+    let params = Bytes::from(json!({ "sessionId": id }).to_string());
+    let wanted = Arc::new(asked.then("session.getMetadata", params));
+    match asked_of(backend, &wanted, timeouts).await {
+        Part::Result(metadata) => {
+            let metadata: Option<Metadata> = serde_json::from_slice(&metadata).ok();
+            let session = metadata.and_then(|metadata| metadata.session);
+            let when = session.and_then(|mut session| session.remove("modifiedTime"));
+            let when = when.map(|when| modified(&json!({ "modifiedTime": when }))).unwrap_or_default();
+            Bytes::from(json!({ "sessionId": id, "modifiedTime": when }).to_string())
         }
         _ => last,
     }
-}
-
-/// Several servers' results as one.
-fn united(merge: Merge, results: Vec<Value>) -> Value {
-    match merge {
-        Merge::Sessions => sessions(results),
-        Merge::LastId => {
-            let newest = results
-                .iter()
-                .filter(|last| last.get("sessionId").is_some())
-                .max_by_key(|last| modified(last));
-            newest
-                .and_then(|last| last.get("sessionId"))
-                .map_or_else(|| json!({}), |id| json!({ "sessionId": id }))
-        }
-        Merge::InUse => {
-            let mut ids: Vec<Value> = Vec::new();
-            for id in results.iter().filter_map(|result| result.get("inUse")?.as_array()).flatten() {
-                if !ids.contains(id) {
-                    ids.push(id.clone());
-                }
-            }
-            json!({ "inUse": ids })
-        }
-    }
-}
-
-/// The newest copy of each session, the newest first; other members of the result are the first server's.
-fn sessions(results: Vec<Value>) -> Value {
-    let mut newest: HashMap<String, Value> = HashMap::new();
-    let lists = results.iter().filter_map(|result| result.get("sessions")?.as_array());
-    for session in lists.flatten() {
-        let Some(id) = session.get("sessionId").and_then(Value::as_str) else { continue };
-        if newest.get(id).is_none_or(|known| modified(known) < modified(session)) {
-            newest.insert(id.to_owned(), session.clone());
-        }
-    }
-    let mut all: Vec<Value> = newest.into_values().collect();
-    all.sort_by_cached_key(|session| {
-        std::cmp::Reverse((modified(session), session.get("sessionId").map(Value::to_string)))
-    });
-    let mut result = results.into_iter().next().unwrap_or_default();
-    if let Some(map) = result.as_object_mut() {
-        map.insert("sessions".into(), Value::Array(all));
-    }
-    result
 }
 
 #[cfg(test)]
@@ -126,30 +214,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_copy_of_each_session_is_listed() {
-        let one = json!({ "sessions": [
-            { "sessionId": "a", "modifiedTime": "2026-01-01T00:00:00Z", "summary": "old" },
-            { "sessionId": "b", "modifiedTime": "2026-01-02T00:00:00Z" },
-        ], "more": false });
-        let two = json!({ "sessions": [{ "sessionId": "a", "modifiedTime": "2026-01-03T00:00:00Z", "summary": "new" }] });
-        let united = united(Merge::Sessions, vec![one, two]);
-        assert_eq!(united["sessions"][0]["summary"], "new");
-        assert_eq!(united["sessions"][1]["sessionId"], "b");
-        assert_eq!(united["sessions"].as_array().unwrap().len(), 2);
-        assert_eq!(united["more"], false);
+    fn a_short_list_is_what_was_asked_for_without_names() {
+        let short = |params: &str| {
+            shortened(params.as_bytes()).map(|short| String::from_utf8(short.to_vec()).unwrap())
+        };
+        assert_eq!(short("{}").unwrap(), r#"{"metadataLimit":0}"#);
+        assert_eq!(
+            short(r#"{"metadataLimit":7,"filter":{"cwd":"/"}}"#).unwrap(),
+            r#"{"filter":{"cwd":"/"},"metadataLimit":0}"#
+        );
+        assert_eq!(short("[]"), None);
     }
 
     #[test]
-    fn the_last_session_is_the_fleets() {
-        let last = |id: &str, when: &str| json!({ "sessionId": id, "modifiedTime": when });
-        let results = vec![last("a", "2026-01-01"), json!({}), last("b", "2026-01-02")];
-        assert_eq!(united(Merge::LastId, results), json!({ "sessionId": "b" }));
-        assert_eq!(united(Merge::LastId, vec![json!({})]), json!({}));
-    }
-
-    #[test]
-    fn a_session_somebody_uses_is_in_use() {
-        let results = vec![json!({ "inUse": ["a", "b"] }), json!({ "inUse": ["b", "c"] })];
-        assert_eq!(united(Merge::InUse, results), json!({ "inUse": ["a", "b", "c"] }));
+    fn an_answer_is_its_result_or_its_error() {
+        let of = |body: &'static str| match of(Ok(Told::Body(Bytes::from_static(body.as_bytes())))) {
+            Part::Result(result) => format!("result {}", str::from_utf8(&result).unwrap()),
+            Part::Error(error) => format!("error {}", str::from_utf8(&error).unwrap()),
+            Part::TooLong | Part::Crowded | Part::Nothing => "nothing".to_owned(),
+        };
+        assert_eq!(of(r#"{"id":1,"result":{ "a":1}}"#), r#"result { "a":1}"#);
+        assert_eq!(of(r#"{"id":1,"error":{"code":-1}}"#), r#"error {"code":-1}"#);
+        assert_eq!(of("[]"), "nothing");
     }
 }

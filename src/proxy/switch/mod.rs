@@ -1,54 +1,68 @@
 //! The switch: every frame of a client to the backend of its own session.
 //!
 //! One task per client carries all its upstreams. Whatever can be done without waiting is done in [`Switch::turn`], which
-//! is polled; whatever must wait (placing a session, dialling, asking the fleet) is an errand, and only the frames that
+//! is polled; whatever must wait (placing a session, dialling, asking the fleet) is a job, and only the frames that
 //! depend on it wait with it. Queues in both directions are bounded, and a full one stops reading from the peer that
 //! fills it. Frames reach the client whole: while one upstream is in the middle of a large frame, the others wait.
 
+mod births;
+mod bounds;
+mod calls;
 mod client;
-mod errand;
+mod job;
+mod in_flight;
+mod loss;
 mod merge;
-mod method;
+mod opened;
+mod parting;
 mod provider;
-mod route;
+mod act;
+mod plan;
+mod slow;
+mod stall;
 mod table;
+mod union;
 mod upstream;
+mod whole;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use crate::balancer::{Balancer, Share};
+use crate::balancer::Balancer;
 use crate::close::{At as Where, By, Close, Why};
 use crate::config::{Config, Listener};
-use crate::fleet::Backend;
-use crate::link::StateFrame;
+use crate::fleet::{Avoided, Backend};
+use crate::link::{State, StateFrame};
 use crate::metrics::Record;
-use crate::net::{Stream, farewell};
-use crate::place::Refused;
+use crate::net::Stream;
+use crate::place::{Dials, Refused};
+use crate::runtime::account::Charge;
 use crate::wire::{Id, reply};
 
-use crate::proxy::inlet::{Frame, Inlet};
-use crate::proxy::queue::Queue;
-use errand::{Errand, News};
-use table::{At, Table};
+use crate::proxy::inlet::{Frame, Inlet, apart};
+use crate::proxy::queue::{Queue, Queued};
+use crate::proxy::rules::Rules;
+use in_flight::At;
+use job::{Event, Job};
+use stall::Delay;
+use table::Table;
 use upstream::Upstream;
 
 /// State requests that may be asked again of another backend.
 const UNANSWERED_MAX: usize = 8;
-/// Errands that one client may have on their way; a frame that needs a further one waits.
-const ERRANDS_MAX: usize = 256;
-/// Bytes of all frames that wait for errands.
-const WAITING_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Answers of the whole fleet that one client may have in the making; a further one is not begun meanwhile.
-const MERGING_MAX: usize = 16;
+/// Backends that may be silent on one client's state requests: after these it is the request that has no answer.
+const SILENT_MAX: usize = 2;
+/// Jobs that one client may have on their way; a frame that needs a further one waits.
+const ERRANDS_MAX: usize = 64;
+/// Bytes of all frames that wait for jobs.
+const WAITING_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Bytes waiting for one peer, beyond which nothing more is read for it.
 const QUEUE_BYTES_MAX: usize = 256 * 1024;
 
@@ -56,33 +70,35 @@ const QUEUE_BYTES_MAX: usize = 256 * 1024;
 struct Switch<'a> {
     balancer: Arc<Balancer>,
     config: Arc<Config>,
-    listener: &'a Listener,
+    rules: Rules<'a>,
     record: &'a mut Record,
     client: Stream,
     inlet: Inlet,
     out: Queue,
     upstreams: BTreeMap<At, Box<Upstream>>,
+    /// Upstreams that are being made.
+    dials: Arc<Dials>,
     upstream_last: At,
     /// The upstream that is in the middle of a frame to the client.
-    speaker: Option<At>,
+    speaker: Option<Box<Delay>>,
     /// Frames of sessile's own that wait for the end of the speaker's.
     aside: Queue,
     table: Table,
     providers: provider::Providers,
-    errands: FuturesUnordered<Pin<Box<dyn Future<Output = News> + Send>>>,
+    jobs: FuturesUnordered<Pin<Box<dyn Future<Output = Event> + Send>>>,
     errand_last: u64,
-    /// Frames that wait for an errand.
+    /// Frames that wait for a job.
     waiting: HashMap<u64, Waiting>,
-    /// The errand that brings the first upstream.
+    /// The job that brings the first upstream.
     scouting: Option<u64>,
     /// Where the rest of the client's large frame goes.
     target: Option<Target>,
     /// A frame of the client whose way is full or not free yet.
     held: Option<Box<Frame>>,
-    /// What of the client is counted against the memory of all openings.
-    share: Share,
-    /// Answers of the whole fleet in the making.
-    merging: usize,
+    /// For frames of the client that wait. Everything else that is held for it has charges of its own to the same account.
+    parked: Charge,
+    /// What it asks of the whole fleet.
+    calls: calls::Calls,
     /// Something could not move in this turn for want of room, or has to be looked at once more.
     barred: bool,
     /// The state request in flight: nothing else is sent before its answer.
@@ -91,17 +107,22 @@ struct Switch<'a> {
     overdue: Option<Pin<Box<Sleep>>>,
     /// State requests that a backend took with it.
     unanswered: usize,
-    state: Arc<Vec<StateFrame>>,
+    /// Backends that were silent on one, and how often that was.
+    avoided: Avoided,
+    silences: usize,
+    state: Arc<State>,
     version: Option<Box<[u8]>>,
     authenticated: bool,
     /// The client has sent its last byte.
     ended: bool,
     deadline: Option<Pin<Box<Sleep>>>,
+    /// When upstreams that may be stalling are looked at.
+    stalls: Option<Pin<Box<Sleep>>>,
     /// Runs while no byte moves, where the configuration bounds that.
     idle: Option<Pin<Box<Sleep>>>,
 }
 
-/// What waits for an errand, in order.
+/// What waits for a job, in order.
 #[derive(Default)]
 struct Waiting {
     pieces: VecDeque<Waiter>,
@@ -124,6 +145,13 @@ impl Waiting {
         self.pieces.iter().any(is_it)
     }
 
+    /// More of the frame that came last.
+    fn push(&mut self, more: Bytes) {
+        let more = apart(more);
+        self.bytes = self.bytes.saturating_add(more.len());
+        self.pieces.push_back(Waiter::More(more));
+    }
+
     /// The frames, to be refused.
     fn into_frames(self) -> impl Iterator<Item = Frame> {
         self.pieces.into_iter().filter_map(|waiter| match waiter {
@@ -137,7 +165,7 @@ impl Waiting {
 #[derive(Clone, Debug)]
 enum Target {
     Upstream(At),
-    Errand(u64),
+    Job(u64),
     Nowhere,
 }
 
@@ -149,45 +177,50 @@ pub async fn switch(
     record: &mut Record,
 ) -> Close {
     let config = Arc::clone(&balancer.now().config);
+    let account = balancer.memory.account();
     let opening = Instant::now().checked_add(config.timeouts.opening);
     let mut switch = Switch {
         balancer: Arc::clone(balancer),
-        listener,
+        rules: Rules::new(listener, &config),
         record,
         client,
-        inlet: Inlet::new(By::Client, BytesMut::new()),
-        out: Queue::default(),
+        inlet: Inlet::new(By::Client, BytesMut::new(), account.charge()),
+        out: Queue::new(&account),
         upstreams: BTreeMap::new(),
+        dials: Arc::default(),
         upstream_last: 0,
         speaker: None,
-        aside: Queue::default(),
-        table: Table::default(),
+        aside: Queue::new(&account),
+        table: Table::new(&account),
         providers: provider::Providers::default(),
-        errands: FuturesUnordered::new(),
+        jobs: FuturesUnordered::new(),
         errand_last: 0,
         waiting: HashMap::new(),
         scouting: None,
         target: None,
         held: None,
-        share: balancer.opening_memory.share(),
-        merging: 0,
+        parked: account.charge(),
+        calls: calls::Calls::default(),
         barred: false,
         busy: None,
         overdue: None,
         unanswered: 0,
+        avoided: Avoided::default(),
+        silences: 0,
         state: Arc::default(),
         version: None,
         authenticated: false,
         ended: false,
         deadline: opening.map(|due| Box::pin(sleep_until(due))),
+        stalls: None,
         idle: config.timeouts.idle.map(|limit| Box::pin(sleep(limit))),
         config,
     };
     let (closes, peer) = (Arc::clone(balancer), switch.record.client());
-    // As an errand it is looked at only when it happens, not whenever a byte moves.
-    switch.errands.push(Box::pin(async move {
-        closes.closing.reaches(peer).await;
-        News::Closing
+    // As a job it is looked at only when it happens, not whenever a byte moves.
+    switch.jobs.push(Box::pin(async move {
+        closes.shutdown.reaches(peer).await;
+        Event::Shutdown
     }));
     let close = poll_fn(|cx| switch.poll(cx)).await;
     // Boxed: the short end must not make room in the long life.
@@ -238,7 +271,8 @@ impl Switch<'_> {
     /// the round as `barred`.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Close> {
         let mut moved = false;
-        while let Poll::Ready(Some(news)) = self.errands.poll_next_unpin(cx) {
+        self.rules.renew(&self.balancer);
+        while let Poll::Ready(Some(news)) = self.jobs.poll_next_unpin(cx) {
             self.heard(news)?;
             moved = true;
         }
@@ -246,24 +280,32 @@ impl Switch<'_> {
             self.overdue()?;
             moved = true;
         }
+        moved |= self.poll_stalls(cx)?;
+        moved |= self.next_call();
         moved |= self.turn_client(cx)?;
         let mut next = 0;
         while let Some((&at, _)) = self.upstreams.range(next..).next() {
             moved |= self.turn_upstream(at, cx)?;
             next = at.saturating_add(1);
         }
-        match self.out.poll_flush(&mut self.client, cx) {
-            Poll::Ready(Ok(wrote)) => Ok(moved | wrote),
-            Poll::Ready(Err(error)) => Err(Close::io(By::Client, Where::Relay, &error)),
-            Poll::Pending => Ok(moved),
+        let wrote = match self.out.poll_flush(&mut self.client, cx) {
+            Poll::Ready(Ok(wrote)) => wrote,
+            Poll::Ready(Err(error)) => return Err(Close::io(By::Client, Where::Relay, &error)),
+            Poll::Pending => false,
+        };
+        if let Some(speaker) = &mut self.speaker {
+            // While the client has not taken what there is, no backend holds it up.
+            speaker.blame(self.out.is_empty() && !self.client.has_unsent());
         }
+        self.watch_answer(cx)?;
+        Ok(moved | wrote)
     }
 
-    /// Sets off on an errand.
-    fn send_out(&mut self, errand: impl FnOnce(u64) -> Errand) -> u64 {
+    /// Sets off on a job.
+    fn send_out(&mut self, job: impl FnOnce(u64) -> Job) -> u64 {
         self.errand_last = self.errand_last.saturating_add(1);
         let number = self.errand_last;
-        self.errands.push(errand(number));
+        self.jobs.push(job(number));
         // It sets off when it is looked at.
         self.barred = true;
         number
@@ -276,26 +318,33 @@ impl Switch<'_> {
 
     /// Queues a frame of sessile's own for the client: between frames, never inside one.
     fn say_own(&mut self, frame: Vec<u8>) {
-        if self.speaker.is_some() {
-            self.aside.push(frame.into());
-        } else {
-            self.say(frame.into());
+        self.say_parts([frame.into()]);
+    }
+
+    /// The same with a frame in several parts.
+    fn say_parts<const N: usize>(&mut self, parts: [Queued; N]) {
+        for part in parts {
+            if self.speaker.is_some() {
+                self.aside.push_aside(part);
+            } else {
+                self.say(part);
+            }
         }
     }
 
     /// The speaker's frame has ended.
     fn fall_silent(&mut self) {
         self.speaker = None;
-        let mut aside = std::mem::take(&mut self.aside);
-        while let Some(frame) = aside.pop() {
+        while let Some(frame) = self.aside.pop() {
             self.say(frame);
         }
     }
 
     /// Queues bytes of a backend for the client.
-    fn say(&mut self, bytes: Bytes) {
-        self.record.add_to_client(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-        self.out.push(bytes);
+    fn say(&mut self, piece: impl Into<Queued>) {
+        let piece = piece.into();
+        self.record.add_to_client(u64::try_from(piece.len()).unwrap_or(u64::MAX));
+        self.out.push(piece);
     }
 
     /// Answers a request with a refusal; the connection goes on.
@@ -304,41 +353,5 @@ impl Switch<'_> {
         let Refused { refusal, message, retry_after } = refused;
         self.balancer.metrics.errors_answered.with_label_values(&[refusal.label()]).inc();
         self.say_own(reply::error(id, *refusal, message, *retry_after));
-    }
-
-    /// Answers everything that waits for anything.
-    fn refuse_all(&mut self, refused: &Refused) {
-        let flying: Vec<Id> = self.table.flights.keys().cloned().collect();
-        let waiting = std::mem::take(&mut self.waiting);
-        let frames =
-            waiting.into_values().flat_map(Waiting::into_frames).chain(self.held.take().map(|held| *held));
-        let ids: Vec<Id> = frames.filter_map(|frame| frame.envelope.id).chain(flying).collect();
-        for id in ids {
-            self.refuse(Some(&id), refused);
-        }
-    }
-
-    /// Parts from everybody.
-    async fn end(mut self, close: Close) {
-        self.part().await;
-        if close.by == By::Client && self.config.timeouts.linger.is_some() {
-            self.park_all();
-        }
-        let Switch { client, .. } = self;
-        if close.by != By::Client || close.why != Why::Fin {
-            farewell(client).await;
-        }
-    }
-
-    /// Sends what is queued for the client, for a moment, and closes the books.
-    async fn part(&mut self) {
-        const FAREWELL: Duration = Duration::from_secs(2);
-        let flights = i64::try_from(self.table.flights.len()).unwrap_or(i64::MAX);
-        self.balancer.metrics.requests_in_flight.sub(flights);
-        self.table.flights.clear();
-        let flushing = poll_fn(|cx| self.out.poll_flush(&mut self.client, cx));
-        if !matches!(tokio::time::timeout(FAREWELL, flushing).await, Ok(Ok(_))) {
-            tracing::debug!("a client did not take its last bytes");
-        }
     }
 }

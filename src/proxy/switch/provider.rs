@@ -9,13 +9,14 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::errand::{self, News};
-use super::table::At;
+use super::in_flight::At;
+use super::job::{self, Event};
 use super::{Frame, Switch};
 use crate::close::Close;
 use crate::link::{Link, StateFrame};
 use crate::metrics::Outcome;
 use crate::place::Refused;
+use crate::runtime::account::Charge;
 use crate::wire::{Envelope, Id, Refusal, reply};
 
 /// The calls on their way, by number.
@@ -32,6 +33,8 @@ struct Call {
     waiting: Vec<At>,
     success: Option<Bytes>,
     failure: Option<(Bytes, Outcome)>,
+    /// For both.
+    charge: Charge,
     /// Goes with it, and ends its deadline.
     _over: oneshot::Sender<()>,
 }
@@ -54,7 +57,7 @@ impl Providers {
 
 impl Switch<'_> {
     /// Makes sure that there is an upstream to every server, then calls them all.
-    pub(super) fn provide(&mut self, frame: Frame, method: &str) {
+    pub(super) fn provide(&mut self, frame: Frame) {
         let Some(id) = frame.envelope.id.clone().filter(|_| frame.left == 0) else {
             let refused = Refused {
                 refusal: Refusal::Limit,
@@ -63,18 +66,22 @@ impl Switch<'_> {
             };
             return self.refuse(frame.envelope.id.as_ref(), &refused);
         };
-        self.depart_alone(id.clone(), method);
-        let state = StateFrame::new(frame.body(), method, id.clone());
+        let state = match self.new_state(&frame, id.clone()) {
+            Ok(state) => state,
+            Err(refused) => return self.refuse(Some(&id), &refused),
+        };
+        self.depart_alone(id.clone(), &frame);
         let (balancer, known) = (self.balancer.clone(), self.known());
-        self.send_out(|number| errand::everyone(&balancer, number, known));
+        self.send_out(|number| job::everyone(&balancer, number, known));
         let number = self.errand_last;
         let (over, is_over) = oneshot::channel();
-        let call = Call { id, state, waiting: Vec::new(), success: None, failure: None, _over: over };
+        let charge = self.inlet.account().charge();
+        let call = Call { id, state, waiting: Vec::new(), success: None, failure: None, charge, _over: over };
         self.providers.calls.insert(number, call);
         let within = self.config.timeouts.rehome;
-        self.errands.push(Box::pin(async move {
+        self.jobs.push(Box::pin(async move {
             drop(tokio::time::timeout(within, is_over).await);
-            News::Unprovided(number)
+            Event::Unprovided(number)
         }));
     }
 
@@ -88,11 +95,11 @@ impl Switch<'_> {
     }
 
     /// Every server has an upstream, or one could not be reached and none is called.
-    pub(super) fn provided(&mut self, errand: u64, links: Result<Vec<Link>, Refused>) -> Result<(), Close> {
+    pub(super) fn provided(&mut self, job: u64, links: Result<Vec<Link>, Refused>) -> Result<(), Close> {
         let links = match links {
             Ok(links) => links,
             Err(refused) => {
-                if let Some(call) = self.providers.calls.remove(&errand) {
+                if let Some(call) = self.providers.calls.remove(&job) {
                     self.end_alone(&call.id, Outcome::Error(Some(refused.refusal.code())));
                     self.refuse(Some(&call.id), &refused);
                 }
@@ -101,18 +108,16 @@ impl Switch<'_> {
         };
         for link in links {
             // A placement may have brought one meanwhile.
-            if self.upstream_to(link.lease.backend()).is_none() {
+            if self.upstream_to(link.stream.backend()).is_none() {
                 self.install(link);
             }
         }
         let ats: Vec<At> = self.upstreams.keys().copied().collect();
-        let Some(call) = self.providers.calls.get_mut(&errand) else { return Ok(()) };
+        let Some(call) = self.providers.calls.get_mut(&job) else { return Ok(()) };
         call.waiting.clone_from(&ats);
-        let own = own_id(errand);
-        let frame: Bytes = reply::with_id(call.state.body(), call.id.span(), own.as_bytes()).into();
-        for at in ats {
-            self.push_up(at, frame.clone());
-        }
+        let own = own_id(job);
+        let frame = reply::with_id(call.state.body(), call.id.span(), own.as_bytes());
+        self.push_up_all(ats, frame);
         Ok(())
     }
 
@@ -124,6 +129,10 @@ impl Switch<'_> {
         let Some(call) = self.providers.calls.get_mut(&number) else { return };
         let answer = frame.with_id(id, call.id.raw());
         let Envelope { is_error, error_code, .. } = frame.envelope;
+        let known = if is_error { call.failure.is_some() } else { call.success.is_some() };
+        if !known {
+            call.charge.force(call.charge.bytes().saturating_add(answer.len()));
+        }
         if is_error {
             call.failure.get_or_insert((answer, Outcome::Error(error_code)));
         } else {
@@ -154,7 +163,7 @@ impl Switch<'_> {
             let outcome = failure.as_ref().map_or(Outcome::Success, |(_, outcome)| *outcome);
             self.end_alone(&id, outcome);
             if outcome == Outcome::Success {
-                std::sync::Arc::make_mut(&mut self.state).push(state);
+                std::sync::Arc::make_mut(&mut self.state).keep(state);
             }
             if let Some(answer) = failure.map(|(answer, _)| answer).or(success) {
                 self.say_own(answer.to_vec());

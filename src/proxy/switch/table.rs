@@ -3,47 +3,40 @@
 //! Client ids pass unchanged, so answers find their way by themselves; what is kept of them is for the day a backend is
 //! lost. Ids of server requests overlap between backends and are rewritten to numbers unique on this connection.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::time::Instant;
-
-use super::method::Effect;
-use crate::fleet::Hold;
-use crate::metrics::{Class, Outcome};
+use super::in_flight::{At, InFlight, InFlightTable};
+use crate::fleet::Attachment;
+use crate::metrics::Outcome;
+use crate::runtime::account::{Account, HeldMap, Owns, Recent};
+use crate::wire::method::Effect;
 use crate::wire::{Id, SessionId};
 
-/// Requests in flight from one client, and its sessions; a further one is refused.
-const FLIGHTS_MAX: usize = 4096;
+/// Sessions of one client; one more is refused.
 const SESSIONS_MAX: usize = 16 * 1024;
-/// Server requests the client has not answered, and sessions it has lost: beyond, the oldest knowledge goes.
-const REMEMBERED_MAX: usize = 4096;
-
-/// An upstream, by a number never used twice on a connection.
-pub(super) type At = u64;
-
-/// No upstream: the whole fleet.
-pub(super) const NOWHERE: At = 0;
+/// What server requests that the client has not answered may take: beyond, the oldest is given up.
+const ASKED_BYTES_MAX: usize = 96 * 1024;
+/// How many of the sessions that a client has left last are remembered, and of the inferences begun last: at least so many, and
+/// at most twice as many, at which a table is full.
+const PAST_MAX: usize = 448;
+const INFERENCES_MAX: usize = 896;
+/// Sessions whose backend was lost: seven eighths of a power of two, as a table is full then.
+const LOST_MAX: usize = 14 * 1024;
+/// What a session takes in the table of owners.
+const OWNER_BYTES: usize = 160;
 
 /// Where a session of this client is.
 #[derive(Debug)]
-pub(super) enum Seat {
-    /// Being placed by this errand.
+pub(super) enum Binding {
+    /// Being placed by this job.
     Placing(u64),
     /// On this upstream.
-    Seated { at: At, hold: Option<Hold>, attached: bool, flights: usize },
+    Bound { at: At, attachment: Option<Attachment>, attached: bool, flights: usize },
 }
 
-/// A request of the client that waits for its answer.
-#[derive(Debug)]
-pub(super) struct Flight {
-    pub at: At,
-    pub session: Option<SessionId>,
-    pub effect: Effect,
-    /// Its answer will name a session.
-    pub born: bool,
-    /// The beginning of its answer has passed.
-    pub begun: bool,
-    pub class: Class,
-    pub since: Instant,
+/// The same whether it is held or not: there is room for it to be.
+impl Owns for Binding {
+    fn owns(&self) -> usize {
+        OWNER_BYTES
+    }
 }
 
 /// A server request that waits for the client's answer.
@@ -53,27 +46,54 @@ pub(super) struct Asked {
     pub id: Id,
 }
 
-#[derive(Debug, Default)]
+impl Owns for Asked {
+    fn owns(&self) -> usize {
+        self.id.owns()
+    }
+}
+
+#[derive(Debug)]
 pub(super) struct Table {
-    pub sessions: HashMap<SessionId, Seat>,
-    pub flights: HashMap<Id, Flight>,
-    asked: BTreeMap<u64, Asked>,
+    pub sessions: HeldMap<SessionId, Binding>,
+    pub flights: InFlightTable,
+    asked: HeldMap<u64, Asked>,
+    /// No number below is among them.
+    asked_first: u64,
     asked_last: u64,
+    /// What few clients come to need.
+    memories: Option<Box<Memories>>,
+    pub account: Account,
+}
+
+/// What is remembered of what is over. Names are known by their hashes.
+#[derive(Debug)]
+struct Memories {
     /// Which upstream made an inference request.
-    inferences: HashMap<SessionId, At>,
-    /// The keys of `inferences`, the oldest first.
-    inferences_by_age: VecDeque<SessionId>,
+    inferences: Recent<At>,
     /// Sessions whose backend was lost: what follows needs a resume first.
-    lost: HashSet<SessionId>,
+    lost: HeldMap<u64, ()>,
     /// Sessions that the client has named and is through with: what is broadcast about them may still be news to it.
-    past: HashSet<SessionId>,
-    /// Requests that were answered for an upstream which may still answer them, and whether that would name a session.
-    stranded: HashMap<(At, Id), bool>,
+    past: Recent<()>,
+    /// Requests that were answered for an upstream which may still answer them.
+    stranded: HeldMap<u64, Stranded>,
+}
+
+/// Such a request: for whom, and whether its answer would name a session.
+#[derive(Debug)]
+struct Stranded {
+    at: At,
+    born: bool,
+}
+
+impl Owns for Stranded {
+    fn owns(&self) -> usize {
+        0
+    }
 }
 
 /// What a lost upstream leaves behind.
 #[derive(Debug, Default)]
-pub(super) struct Wreck {
+pub(super) struct Dropped {
     /// Requests without an answer.
     pub ids: Vec<Id>,
     /// Sessions that were attached there.
@@ -81,34 +101,95 @@ pub(super) struct Wreck {
 }
 
 impl Table {
-    /// Whether one client asks for too much.
-    pub(super) fn is_full(&self) -> bool {
-        self.flights.len().saturating_add(self.stranded.len()) >= FLIGHTS_MAX
-            || self.sessions.len() >= SESSIONS_MAX
+    /// Nothing yet.
+    pub(super) fn new(account: &Account) -> Self {
+        Self {
+            // They are as many as servers have opened.
+            sessions: HeldMap::new(&account.apart()),
+            flights: InFlightTable::new(account),
+            asked: HeldMap::new(account),
+            asked_first: 1,
+            asked_last: 0,
+            memories: None,
+            account: account.clone(),
+        }
     }
 
-    /// The session that this errand was to place will not be.
-    pub(super) fn forget(&mut self, errand: u64) {
-        self.sessions.retain(|_, seat| !matches!(seat, Seat::Placing(number) if *number == errand));
+    fn memories(&mut self) -> &mut Memories {
+        let account = &self.account;
+        self.memories.get_or_insert_with(|| {
+            Box::new(Memories {
+                inferences: Recent::new(account, INFERENCES_MAX),
+                lost: HeldMap::new(account),
+                past: Recent::new(account, PAST_MAX),
+                stranded: HeldMap::new(account),
+            })
+        })
+    }
+
+    /// Bytes of everything but sessions, those that are lost among them.
+    pub(super) fn books(&self) -> usize {
+        let memories = self.memories.as_ref().map_or(0, |memories| {
+            let Memories { inferences, past, stranded, .. } = &**memories;
+            inferences.bytes().saturating_add(past.bytes()).saturating_add(stranded.bytes())
+        });
+        self.flights.bytes().saturating_add(self.asked.bytes()).saturating_add(memories)
+    }
+
+    /// Whether an upstream owes the client the answer to a request with this id.
+    pub(super) fn is_owed(&self, at: At, id: &Id) -> bool {
+        self.flights.get(id).is_some_and(|flight| flight.at == at)
+    }
+
+    /// Whether a request of this client that ends its part in the session has no answer yet.
+    pub(super) fn is_ending(&self, session: &SessionId) -> bool {
+        let ends =
+            |flight: &InFlight| flight.effect == Effect::Detach && flight.session.as_ref() == Some(session);
+        self.flights.iter().any(|(_, flight)| ends(flight))
+    }
+
+    /// Whether an upstream has been asked for a session that it will name itself.
+    pub(super) fn is_bearing(&self, at: At) -> bool {
+        self.flights.iter().any(|(_, flight)| flight.born && flight.at == at)
+    }
+
+    /// The sessions that the client is attached to, wherever.
+    pub(super) fn attached(&self) -> Vec<SessionId> {
+        let is_attached = |binding: &Binding| matches!(binding, Binding::Bound { attached: true, .. });
+        let attached = self.sessions.iter().filter(|(_, binding)| is_attached(binding));
+        attached.map(|(session, _)| session.clone()).collect()
+    }
+
+    /// Whether the client is attached to any session.
+    pub(super) fn is_attached(&self) -> bool {
+        self.sessions.iter().any(|(_, binding)| matches!(binding, Binding::Bound { attached: true, .. }))
+    }
+
+    /// Whether this client may have one more session. One that it only asks about comes and goes with the request.
+    pub(super) fn may_settle(&self) -> bool {
+        self.sessions.len() < SESSIONS_MAX
+    }
+
+    /// The session that this job was to place will not be.
+    pub(super) fn forget(&mut self, job: u64) {
+        self.sessions.extract(|_, binding| matches!(binding, Binding::Placing(number) if *number == job));
     }
 
     /// Notes a request on its way.
-    pub(super) fn depart(&mut self, id: Id, flight: Flight) {
+    pub(super) fn depart(&mut self, id: Id, mut flight: InFlight) {
         if let Some(session) = &flight.session
-            && let Some(Seat::Seated { flights, .. }) = self.sessions.get_mut(session)
+            && let Some(Binding::Bound { flights, .. }) = self.sessions.get_mut(session)
         {
             *flights = flights.saturating_add(1);
+            flight.session = self.sessions.key(session).cloned();
+            flight.shared = true;
         }
         self.flights.insert(id, flight);
     }
 
     /// Notes an answer; the flight it ended.
-    pub(super) fn arrive(&mut self, id: &Id, outcome: Outcome) -> Option<Flight> {
+    pub(super) fn arrive(&mut self, id: &Id, outcome: Outcome) -> Option<InFlight> {
         let flight = self.flights.remove(id)?;
-        if self.flights.is_empty() {
-            // An idle client keeps no room for them.
-            self.flights = HashMap::new();
-        }
         if let Some(session) = &flight.session {
             self.settle(session, if outcome == Outcome::Success { flight.effect } else { Effect::None });
         }
@@ -116,7 +197,7 @@ impl Table {
     }
 
     fn settle(&mut self, session: &SessionId, effect: Effect) {
-        let Some(Seat::Seated { attached, flights, .. }) = self.sessions.get_mut(session) else { return };
+        let Some(Binding::Bound { attached, flights, .. }) = self.sessions.get_mut(session) else { return };
         *flights = flights.saturating_sub(1);
         match effect {
             Effect::Attach => *attached = true,
@@ -128,18 +209,18 @@ impl Table {
 
     /// Lets go of a session that this client neither holds nor waits for.
     pub(super) fn release(&mut self, session: &SessionId) {
-        if matches!(self.sessions.get(session), Some(Seat::Seated { attached: false, flights: 0, .. })) {
+        if matches!(self.sessions.get(session), Some(Binding::Bound { attached: false, flights: 0, .. })) {
             self.sessions.remove(session);
-            if self.past.len() >= REMEMBERED_MAX {
-                self.past.clear();
-            }
-            self.past.insert(session.clone());
+            let name = self.sessions.hash_of(session);
+            self.memories().past.insert(name, ());
         }
     }
 
     /// Whether the client has ever named this session.
     pub(super) fn has_named(&self, session: &SessionId) -> bool {
-        self.sessions.contains_key(session) || self.past.contains(session)
+        let name = || self.sessions.hash_of(session);
+        let is_past = |memories: &Memories| memories.past.get(name()).is_some();
+        self.sessions.contains_key(session) || self.memories.as_deref().is_some_and(is_past)
     }
 
     /// The answer to a request has begun.
@@ -152,31 +233,47 @@ impl Table {
     /// Takes off the requests on an upstream that name no session and are not being answered; should it answer them after
     /// all, that is too late.
     pub(super) fn strand(&mut self, at: At) -> Vec<Id> {
-        let is_stranded = |flight: &Flight| flight.at == at && flight.session.is_none() && !flight.begun;
-        let stranded = self.flights.extract_if(|_, flight| is_stranded(flight));
-        let stranded: Vec<(Id, bool)> = stranded.map(|(id, flight)| (id, flight.born)).collect();
-        self.stranded.extend(stranded.iter().map(|(id, born)| ((at, id.clone()), *born)));
+        let is_stranded = |flight: &InFlight| flight.at == at && flight.session.is_none() && !flight.begun;
+        let stranded = self.flights.extract(is_stranded);
+        for (id, flight) in &stranded {
+            let key = self.sessions.hash_of((at, id));
+            self.memories().stranded.insert(key, Stranded { at, born: flight.born });
+        }
         stranded.into_iter().map(|(id, _)| id).collect()
     }
 
     /// Whether an answer comes after the client was told that none would.
     pub(super) fn is_too_late(&self, at: At, id: &Id) -> bool {
-        !self.stranded.is_empty() && self.stranded.contains_key(&(at, id.clone()))
+        let Some(memories) = &self.memories else { return false };
+        !memories.stranded.is_empty() && memories.stranded.contains_key(&self.sessions.hash_of((at, id)))
     }
 
     /// Notes such an answer: whether it may name a session. `None` if it is in time.
     pub(super) fn arrive_late(&mut self, at: At, id: &Id) -> Option<bool> {
-        if self.stranded.is_empty() { None } else { self.stranded.remove(&(at, id.clone())) }
+        let stranded = &mut self.memories.as_mut()?.stranded;
+        if stranded.is_empty() {
+            return None;
+        }
+        stranded.remove(&self.sessions.hash_of((at, id))).map(|stranded| stranded.born)
     }
 
     /// A new number for a server request.
     pub(super) fn ask(&mut self, at: At, id: Id) -> u64 {
         self.asked_last = self.asked_last.saturating_add(1);
         self.asked.insert(self.asked_last, Asked { at, id });
-        if self.asked.len() > REMEMBERED_MAX {
-            self.asked.pop_first();
-        }
         self.asked_last
+    }
+
+    /// Gives up the oldest server request, if there are more of them than may be.
+    pub(super) fn give_up_oldest(&mut self) -> Option<Asked> {
+        while self.asked.bytes() > ASKED_BYTES_MAX && self.asked_first <= self.asked_last {
+            let oldest = self.asked.remove(&self.asked_first);
+            self.asked_first = self.asked_first.saturating_add(1);
+            if oldest.is_some() {
+                return oldest;
+            }
+        }
+        None
     }
 
     /// The server request that the client's answer with this id is for.
@@ -191,7 +288,7 @@ impl Table {
 
     /// Takes the requests of an upstream that the client has not answered.
     pub(super) fn unanswered(&mut self, at: At) -> Vec<Id> {
-        self.asked.extract_if(.., |_, asked| asked.at == at).map(|(_, asked)| asked.id).collect()
+        self.asked.extract(|_, asked| asked.at == at).into_iter().map(|(_, asked)| asked.id).collect()
     }
 
     /// The number that stands for a server request.
@@ -200,65 +297,71 @@ impl Table {
     }
 
     /// Remembers whose an inference request is.
-    pub(super) fn infer(&mut self, request: SessionId, at: At) {
-        if self.inferences.insert(request.clone(), at).is_none() {
-            self.inferences_by_age.push_back(request);
-        }
-        if self.inferences_by_age.len() > REMEMBERED_MAX
-            && let Some(oldest) = self.inferences_by_age.pop_front()
-        {
-            self.inferences.remove(&oldest);
-        }
+    pub(super) fn infer(&mut self, request: &SessionId, at: At) {
+        let name = self.sessions.hash_of(request);
+        self.memories().inferences.insert(name, at);
     }
 
     /// Whose an inference request is.
     pub(super) fn inference(&self, request: &SessionId) -> Option<At> {
-        self.inferences.get(request).copied()
+        self.memories.as_ref()?.inferences.get(self.sessions.hash_of(request)).copied()
     }
 
-    /// Whether the session's backend was lost and nothing has brought it back since. `revived` brings it back.
-    pub(super) fn is_lost(&mut self, session: &SessionId, revived: bool) -> bool {
-        if revived {
-            self.lost.remove(session);
-        }
-        self.lost.contains(session)
+    /// Whether the session's backend was lost and nothing has brought it back since.
+    pub(super) fn is_lost(&self, session: &SessionId) -> bool {
+        let lost = self.memories.as_ref().map(|memories| &memories.lost).filter(|lost| !lost.is_empty());
+        lost.is_some_and(|lost| lost.contains_key(&self.sessions.hash_of(session)))
+    }
+
+    /// A request is on its way that brings a lost session back.
+    pub(super) fn revive(&mut self, session: &SessionId) {
+        let Some(memories) = self.memories.as_mut().filter(|memories| !memories.lost.is_empty()) else {
+            return;
+        };
+        memories.lost.remove(&self.sessions.hash_of(session));
     }
 
     /// Whether a session of this client is on an upstream.
-    pub(super) fn seats(&self, at: At) -> bool {
-        let there = |seat: &Seat| matches!(seat, Seat::Seated { at: upstream, .. } if *upstream == at);
-        self.sessions.values().any(there)
+    pub(super) fn bindings(&self, at: At) -> bool {
+        let there =
+            |binding: &Binding| matches!(binding, Binding::Bound { at: upstream, .. } if *upstream == at);
+        self.sessions.iter().any(|(_, binding)| there(binding))
     }
 
     /// Takes the sessions that the client is attached to on an upstream, the client having gone.
-    pub(super) fn leave(&mut self, at: At) -> Vec<(SessionId, Option<Hold>)> {
-        let there = |seat: &Seat| matches!(seat, Seat::Seated { at: upstream, .. } if *upstream == at);
-        let left = self.sessions.extract_if(|_, seat| there(seat));
-        let attached = |(session, seat)| match seat {
-            Seat::Seated { hold, attached: true, .. } => Some((session, hold)),
-            Seat::Seated { .. } | Seat::Placing(_) => None,
+    pub(super) fn leave(&mut self, at: At) -> Vec<(SessionId, Option<Attachment>)> {
+        let there =
+            |binding: &Binding| matches!(binding, Binding::Bound { at: upstream, .. } if *upstream == at);
+        let left = self.sessions.extract(|_, binding| there(binding));
+        let attached = |(session, binding)| match binding {
+            Binding::Bound { attachment, attached: true, .. } => Some((session, attachment)),
+            Binding::Bound { .. } | Binding::Placing(_) => None,
         };
-        left.filter_map(attached).collect()
+        left.into_iter().filter_map(attached).collect()
     }
 
     /// Takes everything that hangs on an upstream off the books.
-    pub(super) fn wreck(&mut self, at: At) -> Wreck {
-        let ids = self.flights.extract_if(|_, flight| flight.at == at).map(|(id, _)| id).collect();
-        self.asked.retain(|_, asked| asked.at != at);
-        self.stranded.retain(|(upstream, _), _| *upstream != at);
-        self.inferences.retain(|_, upstream| *upstream != at);
-        self.inferences_by_age.retain(|request| self.inferences.contains_key(request));
-        let there = |seat: &Seat| matches!(seat, Seat::Seated { at: upstream, .. } if *upstream == at);
+    pub(super) fn drop_upstream(&mut self, at: At) -> Dropped {
+        let ids = self.flights.extract(|flight| flight.at == at).into_iter().map(|(id, _)| id).collect();
+        self.asked.extract(|_, asked| asked.at == at);
+        if let Some(memories) = &mut self.memories {
+            memories.stranded.extract(|_, stranded| stranded.at == at);
+            memories.inferences.forget(|upstream| *upstream == at);
+        }
+        let there =
+            |binding: &Binding| matches!(binding, Binding::Bound { at: upstream, .. } if *upstream == at);
         let mut sessions = Vec::new();
-        for (session, seat) in self.sessions.extract_if(|_, seat| there(seat)) {
-            if self.lost.len() < SESSIONS_MAX {
-                self.lost.insert(session.clone());
+        for (session, binding) in self.sessions.extract(|_, binding| there(binding)) {
+            let name = self.sessions.hash_of(&session);
+            let lost = &mut self.memories().lost;
+            if lost.len() < LOST_MAX {
+                lost.insert(name, ());
             }
-            if matches!(seat, Seat::Seated { attached: true, .. }) {
+            if matches!(binding, Binding::Bound { attached: true, .. }) {
                 sessions.push(session);
             }
         }
-        Wreck { ids, sessions }
+        Dropped { ids, sessions }
     }
 }
 

@@ -103,14 +103,26 @@ fn is_reason(fault: Fault, top: &Node) -> bool {
         params.iter().chain(&options).flat_map(|node| members(Some(node), "sessionId")).collect();
     match fault {
         Fault::NotJson | Fault::NotAnObject | Fault::TooDeep => false,
+        Fault::Contradiction => {
+            let says = |name: &str| members(Some(top), name).next().is_some();
+            let means = |name: &str| members(Some(top), name).any(|node| !node.is_null());
+            says("method") && (says("result") || says("error")) || means("result") && means("error")
+        }
+        Fault::Version => {
+            members(Some(top), "jsonrpc").all(|version| version.text() != Some("2.0"))
+                || members(Some(top), "jsonrpc").any(|version| version.text() != Some("2.0"))
+        }
+        Fault::Params => params.iter().any(|node| !matches!(node, Node::Object(_)) && !node.is_null()),
         Fault::Duplicate => {
-            ["id", "method", "params", "result"].iter().any(|name| top.has_twice(name))
-                || params.iter().any(|node| node.has_twice("sessionId") || node.has_twice("options"))
+            ["jsonrpc", "id", "method", "params", "result", "error"].iter().any(|name| top.has_twice(name))
+                || ["sessionId", "options", "id", "requestId"]
+                    .iter()
+                    .any(|name| params.iter().any(|node| node.has_twice(name)))
                 || options.iter().any(|node| node.has_twice("sessionId"))
         }
         Fault::BadId => members(Some(top), "id").any(|id| match id {
             Node::Object(_) | Node::Array | Node::Plain(Value::Bool(_)) => true,
-            // The raw text is what counts, and it may be longer than the value.
+            // The raw text is what counts: how it is spelled, and it may be longer than the value.
             Node::Plain(_) => true,
         }),
         Fault::WrongType => {
@@ -152,7 +164,9 @@ fn compare(envelope: &Envelope, top: &Node) {
     }
     let answers = top.last("result").is_some() || top.last("error").is_some();
     assert_eq!(envelope.is_answer, answers);
-    assert_eq!(envelope.is_error, top.last("error").is_some());
+    assert_eq!(envelope.is_error, top.last("error").is_some_and(|error| !error.is_null()));
+    assert!(method.is_none() || !answers, "a request that is an answer");
+    assert_eq!(top.last("jsonrpc").and_then(Node::text), Some("2.0"));
 }
 
 /// The scan in pieces whose sizes come from the bytes themselves.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use sessile::server::Server;
+use sessile::process::Server;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
@@ -169,18 +169,87 @@ pub fn switch(bytes: &[u8]) {
     run(1, bytes);
 }
 
-fn run(listener: usize, bytes: &[u8]) {
-    let Some((flags, script)) = bytes.split_first() else { return };
-    let rig = rig();
-    let over = rig
-        .runtime
-        .block_on(async { tokio::time::timeout(HANGS, play(rig, listener, *flags, &steps(script))).await });
-    let panicked = PANICKED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-    assert!(panicked.is_none(), "something panicked: {panicked:?}");
-    assert!(over.is_ok(), "a connection of which both sides have ended does not end");
+/// What the switch makes of whole frames that a server sends as it likes: each byte is a frame of either side. The client
+/// gets whole frames, one answer at most to each of its requests and none to anything else, and no event about a stranger.
+pub fn answers(bytes: &[u8]) {
+    let (mut script, mut asked) = (Vec::new(), 0);
+    for byte in bytes.iter().take(STEPS_MAX) {
+        let (of_client, body) = spoken(*byte, &mut asked);
+        let mut bytes = format!("Content-Length: {}\r\n\r\n", body.len()).into_bytes();
+        bytes.extend_from_slice(body.as_bytes());
+        script.push((of_client, bytes));
+    }
+    let steps: Vec<Step<'_>> = script
+        .iter()
+        .flat_map(|(of_client, bytes)| {
+            [if *of_client { Step::Client(bytes) } else { Step::Backend(bytes) }, Step::Rest]
+        })
+        .collect();
+    let received = finish(|rig| play(rig, 1, 0, &steps));
+    judge_frames(&received);
+    let mut unanswered: Vec<usize> = (0..asked).collect();
+    let mut rest = received.as_slice();
+    while let Some((body, used)) = frame(rest) {
+        let message: serde_json::Value = serde_json::from_slice(body).unwrap();
+        rest = &rest[used..];
+        if message.get("method").is_none() {
+            let at = unanswered.iter().position(|id| message["id"] == *id);
+            unanswered.remove(at.unwrap_or_else(|| panic!("nobody waits for {message}")));
+        }
+        assert_ne!(message["params"]["sessionId"], "stranger", "{message}");
+    }
 }
 
-async fn play(rig: &Rig, listener: usize, flags: u8, steps: &[Step<'_>]) {
+/// The frame that a byte stands for, and whether it is the client's.
+fn spoken(byte: u8, asked: &mut usize) -> (bool, String) {
+    let id = usize::from(byte >> 4);
+    let mut ask = |rest: &str| {
+        *asked += 1;
+        (true, format!(r#"{{"jsonrpc":"2.0","id":{},{rest}}}"#, *asked - 1))
+    };
+    let text = if byte & 16 == 0 { String::new() } else { "x".repeat(70_000) };
+    let sent = |rest: String| (false, format!(r#"{{"jsonrpc":"2.0",{rest}}}"#));
+    match byte & 15 {
+        0 => ask(r#""method":"session.create","params":{"sessionId":"s"}"#),
+        1 => ask(r#""method":"session.create","params":{}"#),
+        2 => ask(r#""method":"session.send","params":{"sessionId":"s"}"#),
+        3 => ask(r#""method":"status.get","params":{}"#),
+        4 | 5 => sent(format!(r#""id":{id},"result":{{"x":"{text}"}}"#)),
+        6 => sent(format!(r#""id":{id},"result":{{"sessionId":"born"}}"#)),
+        7 => sent(format!(r#""result":{{"sessionId":"born","x":"{text}"}},"id":{id}"#)),
+        8 => sent(format!(r#""id":{id},"error":{{"code":1,"message":"m"}}"#)),
+        9 => sent(r#""id":null,"error":{"code":-32600,"message":"m"}"#.into()),
+        10 => {
+            sent(format!(r#""method":"session.lifecycle","params":{{"sessionId":"stranger","x":"{text}"}}"#))
+        }
+        11 => sent(r#""method":"session.lifecycle","params":{"sessionId":"born"}"#.into()),
+        12 => sent(format!(r#""method":"tool.call","params":{{"x":"{text}"}},"id":{id}"#)),
+        13 => sent(format!(r#""method":"session.event","params":{{"sessionId":"s","x":"{text}"}}"#)),
+        14 => sent(format!(r#""id":{id},"result":{{}},"method":"tool.call""#)),
+        _ => (true, format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#)),
+    }
+}
+
+fn run(listener: usize, bytes: &[u8]) {
+    let Some((flags, script)) = bytes.split_first() else { return };
+    let steps = steps(script);
+    let received = finish(|rig| play(rig, listener, *flags, &steps));
+    let is_cut = steps.iter().any(|step| matches!(step, Step::Backend(_)));
+    if listener == 1 && !is_cut {
+        judge_frames(&received);
+    }
+}
+
+/// Plays to the end; what the client received.
+fn finish<'r, F: Future<Output = Vec<u8>>>(play: impl FnOnce(&'r Rig) -> F) -> Vec<u8> {
+    let rig = rig();
+    let over = rig.runtime.block_on(async { tokio::time::timeout(HANGS, play(rig)).await });
+    let panicked = PANICKED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    assert!(panicked.is_none(), "something panicked: {panicked:?}");
+    over.unwrap_or_else(|_| panic!("a connection of which both sides have ended does not end"))
+}
+
+async fn play(rig: &Rig, listener: usize, flags: u8, steps: &[Step<'_>]) -> Vec<u8> {
     let Rig { backend, server, .. } = rig;
     backend.answers.store(flags & 1 == 1, Ordering::Release);
     let stream = TcpStream::connect(rig.listeners[listener]).await.unwrap();
@@ -191,7 +260,6 @@ async fn play(rig: &Rig, listener: usize, flags: u8, steps: &[Step<'_>]) {
         while matches!(from.read_buf(&mut all).await, Ok(read) if read > 0) {}
         all
     });
-    let mut is_cut = false;
     for step in steps {
         match step {
             Step::Client(bytes) => {
@@ -201,7 +269,6 @@ async fn play(rig: &Rig, listener: usize, flags: u8, steps: &[Step<'_>]) {
                 for link in &mut *backend.links.lock().await {
                     let _ = link.write_all(bytes).await;
                 }
-                is_cut = true;
             }
             Step::Rest => tokio::time::sleep(Duration::from_millis(1)).await,
             Step::BackendCloses => backend.links.lock().await.clear(),
@@ -226,9 +293,8 @@ async fn play(rig: &Rig, listener: usize, flags: u8, steps: &[Step<'_>]) {
     }
     let received = reading.await.unwrap();
     assert_eq!((metrics.owners.get(), metrics.openings_active.get()), (0, 0), "something is left");
-    if listener == 1 && !is_cut {
-        judge_frames(&received);
-    }
+    assert_eq!(metrics.requests_in_flight.get(), 0, "a request is left");
+    received
 }
 
 /// What the switch sends when its servers send frames: frames, and nothing else.

@@ -3,6 +3,7 @@
 //! A body takes any bytes and panics when the code under test breaks a promise.
 
 pub mod config;
+pub mod early;
 pub mod envelope;
 pub mod frame;
 pub mod live;

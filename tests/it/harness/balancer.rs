@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sessile::config;
+use sessile::control::Reloader;
 use sessile::fleet::{Backend, Health, Reason};
 use sessile::metrics::Metrics;
-use sessile::server::{Reloader, Server};
+use sessile::process::Server;
 use sessile::wire::SessionId;
 use tempfile::TempDir;
 

@@ -156,23 +156,17 @@ impl Client {
     /// The answer to a request; what comes before it goes to `seen`.
     pub async fn answer(&mut self, id: impl Into<Value>) -> Value {
         let id = id.into();
-        let is_it = |frame: &Value| frame["id"] == id && frame.get("method").is_none();
-        if let Some(at) = self.seen.iter().position(is_it) {
-            return self.seen.remove(at);
-        }
-        loop {
-            let frame = self.frame().await;
-            if is_it(&frame) {
-                return frame;
-            }
-            self.seen.push(frame);
-        }
+        self.frame_that(|frame| frame["id"] == id && frame.get("method").is_none()).await
     }
 
     /// The next request of the server with this method.
     pub async fn asked(&mut self, method: &str) -> Value {
-        let is_it = |frame: &Value| frame["method"] == method;
-        if let Some(at) = self.seen.iter().position(is_it) {
+        self.frame_that(|frame| frame["method"] == method).await
+    }
+
+    /// The first frame of which this is true; what comes before it goes to `seen`.
+    async fn frame_that(&mut self, is_it: impl Fn(&Value) -> bool) -> Value {
+        if let Some(at) = self.seen.iter().position(&is_it) {
             return self.seen.remove(at);
         }
         loop {

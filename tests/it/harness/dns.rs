@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
 
+use super::Text;
+
 /// What is answered to a question.
 #[derive(Clone, Debug)]
 pub enum Say {
@@ -18,6 +20,8 @@ pub enum Say {
     Records(Vec<RData>, u32),
     /// The same, but over UDP only that they do not fit.
     OverTcp(Vec<RData>, u32),
+    /// So many of these records, others each time.
+    Few(Vec<RData>, usize, u32),
     /// An error, or with `NoError` that there are no records.
     Code(ResponseCode),
     /// Bytes that are no message.
@@ -67,6 +71,15 @@ impl Dns {
     /// The setting that makes a balancer ask it.
     pub fn setting(&self) -> String {
         format!("[\"{}\"]", self.address)
+    }
+
+    /// A configuration of a balancer that asks it, often.
+    pub fn text(&self) -> Text {
+        Text::new()
+            .set("discovery.nameservers", self.setting())
+            .set("discovery.ttl_min", "\"50ms\"")
+            .set("discovery.ttl_max", "\"50ms\"")
+            .set("discovery.timeout", "\"20s\"")
     }
 
     /// Says this from now on.
@@ -166,7 +179,9 @@ fn answer(question: &[u8], zone: &Mutex<Zone>, udp: bool) -> Option<Vec<u8>> {
     let name = query.name().to_ascii().to_ascii_lowercase();
     let key = (name.trim_end_matches('.').to_owned(), query.query_type());
     let mut zone = zone.lock().unwrap();
-    *zone.asked.entry(key.clone()).or_default() += 1;
+    let asked = zone.asked.entry(key.clone()).or_default();
+    *asked += 1;
+    let asked = *asked;
     let say = zone.names.get(&key).cloned().unwrap_or(Say::Code(ResponseCode::NXDomain));
     drop(zone);
     let mut message = Message::response(question.metadata.id, OpCode::Query);
@@ -176,6 +191,13 @@ fn answer(question: &[u8], zone: &Mutex<Zone>, udp: bool) -> Option<Vec<u8>> {
         Say::Silence => return None,
         Say::Garbage => return Some(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
         Say::Code(code) => message.metadata.response_code = code,
+        Say::Few(mut records, few, ttl) => {
+            // The next few each time, in a circle: all are named in a while.
+            let at = asked.wrapping_mul(few) % records.len();
+            records.rotate_left(at);
+            let record = |data| Record::from_rdata(query.name().clone(), ttl, data);
+            message.add_answers(records.into_iter().take(few).map(record));
+        }
         Say::OverTcp(..) if udp => message.metadata.truncation = true,
         Say::Records(records, ttl) | Say::OverTcp(records, ttl) => {
             let record = |data| Record::from_rdata(query.name().clone(), ttl, data);

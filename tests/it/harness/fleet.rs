@@ -1,21 +1,23 @@
 //! The servers behind a balancer.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use sessile::standin::{Builder, Disk, Received, Standin};
+use sessile::fake_server::{Builder, Disk, FakeServer, Received};
 
 use super::{Client, Text};
 
-/// Stand-ins called `a`, `b`, `c`… that record what they get.
+/// Fake servers called `a`, `b`, `c`… that record what they get.
 #[derive(Debug)]
 pub struct Fleet {
-    servers: Vec<Standin>,
+    servers: Vec<FakeServer>,
+    shared: bool,
 }
 
 impl std::ops::Index<usize> for Fleet {
-    type Output = Standin;
+    type Output = FakeServer;
 
-    fn index(&self, at: usize) -> &Standin {
+    fn index(&self, at: usize) -> &FakeServer {
         &self.servers[at]
     }
 }
@@ -29,32 +31,34 @@ impl Fleet {
     /// Servers on one disk.
     pub async fn shared(servers: usize) -> Self {
         let disk = Disk::new();
-        Self::built(servers, |_, builder| builder.disk(&disk)).await
+        Self { shared: true, ..Self::built(servers, |_, builder| builder.disk(&disk)).await }
     }
 
     /// Servers made as `build` says.
     pub async fn built(servers: usize, build: impl Fn(usize, Builder) -> Builder) -> Self {
-        let mut fleet = Self { servers: Vec::new() };
+        let mut fleet = Self { servers: Vec::new(), shared: false };
         for at in 0..servers {
-            let builder = Standin::builder().name(name(at)).record(true);
+            let builder = FakeServer::builder().name(name(at)).record(true);
             fleet.servers.push(build(at, builder).start().await.unwrap());
         }
         fleet
     }
 
-    /// A configuration with every server in it.
+    /// A configuration with every server in it. That they share a disk is said where they do; else they are left to show
+    /// that they do not.
     pub fn text(&self) -> Text {
         let text = Text::new();
+        let text = if self.shared { text.set("placement.storage", "\"shared\"") } else { text };
         self.servers.iter().fold(text, |text, server| text.backend(server.name(), server.address()))
     }
 
     /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Standin> {
+    pub fn iter(&self) -> impl Iterator<Item = &FakeServer> {
         self.servers.iter()
     }
 
     /// Takes one out, to be stopped.
-    pub fn remove(&mut self, at: usize) -> Standin {
+    pub fn remove(&mut self, at: usize) -> FakeServer {
         self.servers.remove(at)
     }
 
@@ -64,7 +68,7 @@ impl Fleet {
     }
 
     /// The servers for which this holds.
-    pub fn those(&self, holds: impl Fn(&Standin) -> bool) -> Vec<usize> {
+    pub fn those(&self, holds: impl Fn(&FakeServer) -> bool) -> Vec<usize> {
         (0..self.servers.len()).filter(|at| holds(&self.servers[*at])).collect()
     }
 
@@ -103,6 +107,27 @@ impl Fleet {
             frame.method.as_deref() == Some(method) && frame.session.as_deref() == Some(session)
         };
         self.servers.iter().map(|server| server.received().iter().filter(is_it).count()).sum()
+    }
+}
+
+/// Fake servers on one port of several addresses, called by them, each with a disk of its own or one for all.
+pub async fn on_one_port(ips: &[&str], disk: Option<&Arc<Disk>>) -> Vec<FakeServer> {
+    'port: loop {
+        let mut servers: Vec<FakeServer> = Vec::new();
+        for ip in ips {
+            let port = servers.first().map_or(0, |server| server.address().port());
+            let address = SocketAddr::new(ip.parse().unwrap(), port);
+            let mut builder = FakeServer::builder().name(*ip).record(true).bind(address);
+            if let Some(disk) = disk {
+                builder = builder.disk(disk);
+            }
+            match builder.start().await {
+                Ok(server) => servers.push(server),
+                Err(_) if port > 0 => continue 'port,
+                Err(error) => panic!("{ip}: {error}"),
+            }
+        }
+        return servers;
     }
 }
 

@@ -29,9 +29,19 @@ impl Raw {
         Self::saying(Arc::new(|_, _| None)).await
     }
 
+    /// The same, and whoever sends to it has little room as well, so that what it takes of that shows soon.
+    pub async fn narrow() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket2::SockRef::from(&socket).set_tcp_mss(536).unwrap();
+        Self::on(socket, Arc::new(|_, _| None)).await
+    }
+
     /// Says what `says` says, and else what a server without sessions does.
     pub async fn saying(says: Says) -> Self {
-        let socket = TcpSocket::new_v4().unwrap();
+        Self::on(TcpSocket::new_v4().unwrap(), says).await
+    }
+
+    async fn on(socket: TcpSocket, says: Says) -> Self {
         socket.set_recv_buffer_size(16 << 10).unwrap();
         socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
         let listener = socket.listen(64).unwrap();
@@ -72,14 +82,18 @@ async fn serve(mut stream: TcpStream, lines: mpsc::UnboundedSender<Client>, says
     let mut unread = BytesMut::new();
     loop {
         let Some((method, body)) = peek(&mut stream, &mut unread).await else { return };
+        let session = body["params"]["sessionId"].as_str().unwrap_or_default();
         let result = match method.as_str() {
             "connect" => json!({"result": {"ok": true, "protocolVersion": 3, "version": "1"}}),
             "session.metadata.isProcessing" => {
-                json!({"error": {"code": -32603, "message": "Session not found"}})
+                json!({"error": {"code": -32603, "message": format!("Session not found for sessionId: {session}")}})
             }
-            "ping" | "session.getMetadata" | "session.list" | "session.getLastId" | "sessions.checkInUse" => {
-                json!({"result": {}})
-            }
+            "ping"
+            | "session.getMetadata"
+            | "session.list"
+            | "sessions.list"
+            | "session.getLastId"
+            | "sessions.checkInUse" => json!({"result": {}}),
             _ => {
                 let _test_is_over = lines.send(Client::resumed(stream, unread)).is_err();
                 return;

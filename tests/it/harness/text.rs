@@ -28,6 +28,7 @@ impl Text {
             .set("admin.address", "\"127.0.0.1:0\"")
             .set("health.interval", "\"2s\"")
             .set("health.timeout", "\"2s\"")
+            .set("timeouts.connect", "\"10s\"")
             .set("timeouts.locate", "\"5s\"")
             .set("timeouts.drain_spread", "\"0s\"")
     }

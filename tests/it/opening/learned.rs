@@ -39,9 +39,9 @@ fn who_says_what_another_has_said_is_answered_at_once_and_greeted_at_home() {
         let balancer = taught(&fleet.text()).await;
         assert_eq!(greeted(&fleet), 1);
         let mut client = balancer.dial().await;
-        client.write(connect(r#""a\u0062""#)).await;
+        client.write(connect(r#""a-b""#)).await;
         let answer = client.next().await.unwrap();
-        assert!(memchr::memmem::find(&answer, br#""id":"a\u0062""#).is_some(), "{answer:?}");
+        assert!(memchr::memmem::find(&answer, br#""id":"a-b""#).is_some(), "{answer:?}");
         assert_eq!(client::body_of(&answer)["result"]["protocolVersion"], 3);
         assert_eq!((greeted(&fleet), links(&balancer)), (1, 0), "no server was asked");
         let session = balancer.session_at(1);
@@ -92,7 +92,7 @@ fn a_client_of_many_servers_is_answered_from_memory_too_and_each_server_is_greet
 }
 
 /// The methods that a server has been sent over connections of clients, in order.
-fn heard(server: &sessile::standin::Standin) -> Vec<String> {
+fn heard(server: &sessile::fake_server::FakeServer) -> Vec<String> {
     let received = server.received();
     let theirs = |raw: &[u8]| memchr::memmem::find(raw, b"supportedTaskKinds").is_some();
     let last = received.iter().filter(|frame| theirs(&frame.raw)).map(|frame| frame.connection).max();
@@ -155,7 +155,8 @@ fn a_server_of_another_protocol_is_no_home_for_who_was_answered_from_memory() {
         let address = server.address();
         server.stop().await;
         balancer.until_health("b", sessile::fleet::Health::Down).await;
-        let newer = sessile::standin::Standin::builder().bind(address).protocol_version(4).version("2");
+        let newer =
+            sessile::fake_server::FakeServer::builder().bind(address).protocol_version(4).version("2");
         let _newer = newer.start().await.unwrap();
         balancer.until_health("b", sessile::fleet::Health::Up).await;
         let there = balancer.session_at(1);
@@ -186,7 +187,8 @@ fn a_fleet_that_has_begun_to_demand_a_token_is_asked() {
         let server = fleet.remove(1);
         let address = server.address();
         server.stop().await;
-        let _stricter = sessile::standin::Standin::builder().bind(address).token("t").start().await.unwrap();
+        let _stricter =
+            sessile::fake_server::FakeServer::builder().bind(address).token("t").start().await.unwrap();
         until("that is seen", || balancer.inner().demands_token()).await;
         let mut client = balancer.dial().await;
         client.write(connect("0")).await;

@@ -1,13 +1,22 @@
 //! Scouts that die.
 
 use serde_json::json;
-use sessile::standin::Cut;
+use sessile::fake_server::Cut;
 
 use crate::harness::client::sessile;
 use crate::harness::*;
 
 fn no_links(balancer: &Balancer) -> bool {
     balancer.inner().now().members.iter().all(|member| member.backend.connections() == 0)
+}
+
+/// Kills the scout of a client, and keeps others from finding it; who it was.
+async fn lose_scout(fleet: &Fleet, balancer: &Balancer, client: &Client) -> usize {
+    let scout = fleet.scout(client);
+    fleet[scout].refuse(true).await.unwrap();
+    fleet[scout].close_connections(Cut::Reset).await;
+    until("the loss is noticed", || no_links(balancer)).await;
+    scout
 }
 
 #[test]
@@ -37,10 +46,7 @@ fn another_scout_answers_what_is_asked_after_the_first_one_died() {
         let fleet = Fleet::local(2).await;
         let balancer = Balancer::start(&fleet.text()).await;
         let mut client = balancer.client().await;
-        let scout = fleet.scout(&client);
-        fleet[scout].refuse(true).await.unwrap();
-        fleet[scout].close_connections(Cut::Reset).await;
-        until("the loss is noticed", || no_links(&balancer)).await;
+        let scout = lose_scout(&fleet, &balancer, &client).await;
         client.result("status.get", json!({})).await;
         let heard = fleet.heard(1 - scout, &client);
         let methods: Vec<_> = heard.iter().filter_map(|frame| frame.method.as_deref()).collect();
@@ -51,13 +57,10 @@ fn another_scout_answers_what_is_asked_after_the_first_one_died() {
 #[test]
 fn a_scout_that_dies_is_not_taken_for_the_home() {
     run(async {
-        let fleet = Fleet::local(2).await;
+        let fleet = Fleet::shared(2).await;
         let balancer = Balancer::start(&fleet.text()).await;
         let mut client = balancer.client().await;
-        let scout = fleet.scout(&client);
-        fleet[scout].refuse(true).await.unwrap();
-        fleet[scout].close_connections(Cut::Reset).await;
-        until("the loss is noticed", || no_links(&balancer)).await;
+        let scout = lose_scout(&fleet, &balancer, &client).await;
         let session = balancer.session_at(scout);
         client.create(&session).await;
         assert_eq!(fleet.home(&session), 1 - scout);

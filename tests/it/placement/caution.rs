@@ -1,8 +1,8 @@
 //! Slow start, and what is left undone in a panic.
 
 use serde_json::json;
+use sessile::api::status::Status;
 use sessile::fleet::{Health, Reason};
-use sessile::server::status::Status;
 use sessile::wire::SessionId;
 
 use crate::harness::client::sessile;

@@ -193,18 +193,24 @@ fn two_balancers_side_by_side_agree_on_live_sessions() {
 fn an_opening_that_waits_too_long_for_another_is_told_so() {
     run(async {
         let fleet = Fleet::local(2).await;
-        let balancer = Balancer::start(&fleet.text().set("timeouts.rehome", "\"1s\"")).await;
-        fleet[1].mute(true);
-        let (mut leads, mut waits) = (balancer.dial().await, balancer.dial().await);
-        let create = leads.ask("session.create", json!({"sessionId": "s"})).await;
+        let balancer = Balancer::start(
+            &fleet.text().set("timeouts.rehome", "\"1s\"").set("placement.storage", "\"shared\""),
+        )
+        .await;
+        let s = balancer.session_at(0);
+        // From here on sessile answers connect itself: nobody has a scout, which might be the home.
+        drop(balancer.client().await);
+        let (mut leads, mut waits) = (balancer.client().await, balancer.client().await);
+        // It takes its time with asking all, and then with its home.
+        fleet.iter().for_each(|server| server.answer_delay(std::time::Duration::from_millis(700)));
+        let create = leads.ask("session.create", json!({"sessionId": s})).await;
         let asked = || fleet[1].look(|state| state.count("session.metadata.isProcessing"));
         until("the fleet is asked", || asked() == 1).await;
-        let refused = waits.refusal("session.create", json!({"sessionId": "s"})).await;
+        let refused = waits.refusal("session.create", json!({"sessionId": s})).await;
         assert_eq!(refused, client::sessile(-32053, "session_locked"));
         assert_eq!((waits.end().await, asked()), (End::Fin, 1));
-        fleet[1].mute(false);
-        assert_eq!(leads.answer(create).await["result"]["sessionId"], "s");
-        fleet.home("s");
+        assert_eq!(leads.answer(create).await["result"]["sessionId"], s);
+        fleet.home(&s);
     });
 }
 

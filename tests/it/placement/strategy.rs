@@ -42,7 +42,7 @@ fn round_robin_takes_turns_by_weight_and_remembers() {
         until("nobody owns anything", || balancer.inner().owners.is_empty()).await;
         for (n, home) in homes.iter().enumerate() {
             let mut client = balancer.client().await;
-            client.resume(&format!("s{n}")).await;
+            client.create(&format!("s{n}")).await;
             assert_eq!(fleet.home(&format!("s{n}")), *home);
         }
         assert_eq!((balancer.placed(Reason::RoundRobin), balancer.placed(Reason::Pin)), (8, 8));
@@ -92,8 +92,16 @@ fn a_backend_over_its_share_spills_and_the_session_is_remembered() {
         until("nobody owns anything", || balancer.inner().owners.is_empty()).await;
         until("all have left", || fleet.iter().all(|server| server.live_sessions().is_empty())).await;
         let mut client = balancer.dial().await;
-        client.resume(&sessions[spilled]).await;
+        client.create(&sessions[spilled]).await;
         assert_eq!((fleet.home(&sessions[spilled]), balancer.placed(Reason::Pin)), (1, 1));
+        drop(client);
+        until("it has left", || {
+            balancer.inner().owners.is_empty() && fleet.live(&sessions[spilled]).is_empty()
+        })
+        .await;
+        let mut client = balancer.dial().await;
+        client.resume(&sessions[spilled]).await;
+        assert_eq!(fleet.home(&sessions[spilled]), 0, "any balancer would resume it there");
     });
 }
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::fs::inotify;
 use tempfile::TempDir;
 
 use crate::harness::*;
@@ -158,26 +159,24 @@ fn a_file_with_the_same_content_is_not_read_again() {
 
 /// Counts how often a file is opened.
 struct Openings {
-    _watcher: notify::RecommendedWatcher,
-    count: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+    events: std::os::fd::OwnedFd,
+    count: std::cell::Cell<usize>,
 }
 
 impl Openings {
     fn of(path: &Path) -> Self {
-        let count = std::sync::Arc::<std::sync::atomic::AtomicUsize>::default();
-        let counted = std::sync::Arc::clone(&count);
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if matches!(event.unwrap().kind, notify::EventKind::Access(notify::event::AccessKind::Open(_))) {
-                counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            }
-        })
-        .unwrap();
-        notify::Watcher::watch(&mut watcher, path, notify::RecursiveMode::NonRecursive).unwrap();
-        Self { _watcher: watcher, count }
+        let events = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&events, path, inotify::WatchFlags::OPEN).unwrap();
+        Self { events, count: std::cell::Cell::new(0) }
     }
 
     fn count(&self) -> usize {
-        self.count.load(std::sync::atomic::Ordering::Relaxed)
+        let mut bytes = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut reader = inotify::Reader::new(&self.events, &mut bytes);
+        while reader.next().is_ok() {
+            self.count.set(self.count.get() + 1);
+        }
+        self.count.get()
     }
 }
 

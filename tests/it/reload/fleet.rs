@@ -88,13 +88,14 @@ fn an_added_backend_takes_its_share_of_new_sessions_and_no_live_one() {
 fn a_removed_backend_keeps_its_connections_and_its_sessions_are_still_joined() {
     run(async {
         let fleet = Fleet::shared(2).await;
-        let balancer = Balancer::start(&fleet.text()).await;
+        let text = fleet.text().set("discovery.forget", "\"200ms\"");
+        let balancer = Balancer::start(&text).await;
         let mut own = balancer.sessions_at(0);
         let (live, new) = (own.next().unwrap(), own.next().unwrap());
         let mut first = balancer.client().await;
         first.create(&live).await;
         first.turn(&live).await;
-        balancer.reload(&fleet.text().without("a")).await;
+        balancer.reload(&text.clone().without("a")).await;
         let mut second = balancer.client().await;
         second.resume(&live).await;
         let mut third = balancer.client().await;
@@ -138,16 +139,17 @@ fn a_backend_that_is_taken_back_is_itself_again() {
 fn a_backend_that_left_and_was_forgotten_can_come_again() {
     run(async {
         let fleet = Fleet::shared(2).await;
-        let balancer = Balancer::start(&fleet.text()).await;
+        let text = fleet.text().set("discovery.forget", "\"200ms\"");
+        let balancer = Balancer::start(&text).await;
         // Somebody still refers to it all the while.
         let forgotten = balancer.backend("a");
-        balancer.reload(&fleet.text().without("a")).await;
+        balancer.reload(&text.clone().without("a")).await;
         fleet[0].wait_for(|state| state.connections() == 0).await;
-        balancer.reload(&fleet.text()).await;
+        balancer.reload(&text).await;
         balancer.until_ready("a").await;
         let again = balancer.backend("a");
         assert!(!std::sync::Arc::ptr_eq(&forgotten, &again));
-        balancer.reload(&fleet.text().weight("a", 2)).await;
+        balancer.reload(&text.weight("a", 2)).await;
         assert!(std::sync::Arc::ptr_eq(&again, &balancer.backend("a")), "the next reload knows which it is");
         let session = balancer.session_at(0);
         let mut client = balancer.client().await;
@@ -257,5 +259,38 @@ fn limits_of_a_reload_hold_for_the_next_connection() {
         for client in [&mut one, &mut two] {
             client.result("ping", json!({})).await;
         }
+    });
+}
+
+#[test]
+fn what_a_listener_denies_and_hides_reaches_connections_that_are_open() {
+    run(async {
+        let denied = sessile(-32056, "denied");
+        for routing in ["connection", "session"] {
+            let fleet = Fleet::local(2).await;
+            let text = fleet.text().listener("routing", format!("{routing:?}"));
+            let balancer = Balancer::start(&text).await;
+            let mut client = balancer.client().await;
+            client.result("status.get", json!({})).await;
+            balancer.reload(&text.clone().listener("methods_deny", "[\"status.*\"]")).await;
+            assert_eq!(client.refusal("status.get", json!({})).await, denied, "{routing}");
+            let allowed = text.clone().listener("methods_deny", "[\"status.*\"]");
+            balancer.reload(&allowed.listener("methods_allow", "[\"status.get\"]")).await;
+            client.result("status.get", json!({})).await;
+        }
+        let mut raws = Raw::several(1).await;
+        let text = Raw::text(&raws);
+        let balancer = Balancer::start(&text).await;
+        let mut client = balancer.dial().await;
+        client.ask("session.create", json!({"sessionId": "s"})).await;
+        let mut line = raws[0].line().await;
+        let create = line.asked("session.create").await;
+        let of = |session: &str| note("session.lifecycle", &json!({"sessionId": session}));
+        line.write(of("hidden")).await;
+        line.reply(&create, json!({"sessionId": "s"})).await;
+        assert_eq!(client.frame().await["result"]["sessionId"], "s");
+        balancer.reload(&text.listener("lifecycle", "\"all\"")).await;
+        line.write(of("shown")).await;
+        assert_eq!(client.frame().await["params"]["sessionId"], "shown");
     });
 }

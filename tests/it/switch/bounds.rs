@@ -7,7 +7,7 @@ use serde_json::json;
 use sessile::config::AdminState;
 use sessile::fleet::Health;
 
-use super::{flood, seated, switched};
+use super::{answered_by_the_other, flood, seated, switched};
 use crate::harness::client::{refusal, sessile};
 use crate::harness::*;
 
@@ -53,6 +53,32 @@ fn answers_wait_for_a_server_that_does_not_read() {
     });
 }
 
+/// A server's broadcast goes to everybody, also to clients that it does not concern.
+#[test]
+fn an_event_too_large_to_be_held_costs_nobody_its_server() {
+    run(async {
+        let mut raws = Raw::several(1).await;
+        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
+        let event = |session: &str, bytes: usize| {
+            note("session.lifecycle", &json!({"sessionId": session, "text": "y".repeat(bytes)}))
+        };
+        // More than is gathered, by so much that one read more does not make it whole.
+        for session in [&sessions[0], "stranger"] {
+            lines[0].write(event(session, 2_000_000)).await;
+        }
+        lines[0].write(event(&sessions[0], 1_000_000)).await;
+        let heard = client.frame().await;
+        assert_eq!(
+            heard["params"]["text"].as_str().map(str::len),
+            Some(1_000_000),
+            "{:.99}",
+            heard.to_string()
+        );
+        assert_eq!(balancer.metrics().events_skipped.get(), 2);
+    });
+}
+
 #[test]
 fn what_waits_for_a_server_to_be_found_is_bounded() {
     run(async {
@@ -90,14 +116,14 @@ fn sessions_that_wait_for_their_place_hold_no_more_than_openings_may() {
             .collect();
         let taken = flood(&mut client, &all).await;
         let held = balancer.metrics().opening_memory.get();
-        assert!(held <= MAX && held > MAX / 2, "{held} bytes are held");
+        assert!(held <= MAX + FREE && held > MAX / 2, "{held} bytes are held");
         // Everything goes on once the fleet has answered.
         fleet[1].mute(false);
         client.write(&all[taken..]).await;
         for n in 0..200u64 {
             assert_eq!(client.answer(1000 + n).await["error"]["code"], -32603, "the server's own word");
         }
-        until("nothing is held", || balancer.metrics().opening_memory.get() == 0).await;
+        until("little is held", || balancer.metrics().opening_memory.get() < 2 * FREE).await;
     });
 }
 
@@ -122,9 +148,12 @@ fn a_large_frame_for_which_there_is_no_room_is_refused_and_its_client_goes_on() 
         assert!(first.answer(90).await.get("result").is_some());
         second.write(&late[700_000..]).await;
         second.create("another").await;
-        until("nothing is held", || balancer.metrics().opening_memory.get() == 0).await;
+        until("little is held", || balancer.metrics().opening_memory.get() < FREE).await;
     });
 }
+
+/// What each connection may hold in any case.
+const FREE: i64 = 16 << 10;
 
 /// A server that says nothing before it is awake.
 async fn asleep(awake: &Arc<OnceLock<()>>) -> Raw {
@@ -185,7 +214,8 @@ fn the_newest_inference_is_known_however_many_there_were() {
         }
         let params = json!({"requestId": format!("r-{}", MANY - 1), "status": 200});
         client.ask("llmInference.httpResponseStart", params.clone()).await;
-        assert_eq!(lines[1].frame().await["params"], params);
+        // The client owes more answers than are remembered: the first have been given up, and their server told so.
+        assert_eq!(lines[1].asked("llmInference.httpResponseStart").await["params"], params);
     });
 }
 
@@ -203,13 +233,7 @@ fn a_state_request_that_waited_for_a_server_is_still_given_up_when_that_never_an
         let early = tokio::time::timeout(Duration::from_millis(1500), client.frame()).await;
         assert!(early.is_err(), "{early:?}");
         awake.set(()).unwrap();
-        let mut silent = tokio::select! { line = a.line() => line, line = b.line() => line };
-        silent.asked("plugins.builtin.set").await;
-        assert_ne!(silent.end().await, End::Reset);
-        let mut other = tokio::select! { line = a.line() => line, line = b.line() => line };
-        let asked = other.asked("plugins.builtin.set").await;
-        other.reply(&asked, json!({"from": "the other"})).await;
-        assert_eq!(client.answer(id).await["result"]["from"], "the other");
+        answered_by_the_other(a, b, &mut client, id).await;
     });
 }
 
@@ -254,7 +278,7 @@ fn a_birth_on_a_server_that_is_down_is_answered_and_a_session_born_too_late_is_l
         client.seen.clear();
         fleet[0].mute(false);
         balancer.until_health("a", Health::Up).await;
-        fleet[0].wait_for(|state| state.count("session.destroy") == 1).await;
+        fleet[0].wait_for(|state| state.count("sessions.close") == 1).await;
         client.turn(&kept).await;
         assert_eq!(fleet[0].live_sessions(), std::slice::from_ref(&kept), "the late one is live nowhere");
         assert_eq!(balancer.inner().owners.len(), 1, "nor does anybody own it");

@@ -1,12 +1,13 @@
 //! Requests that concern the whole fleet: merged answers, providers, and what is denied.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
 use super::{seated, switched};
 use crate::harness::client::{refusal, sessile};
+use crate::harness::dns::Dns;
+use crate::harness::fleet::on_one_port;
 use crate::harness::raw::Says;
 use crate::harness::*;
 
@@ -101,6 +102,48 @@ fn the_fleets_sessions_are_listed_as_one_and_a_silent_server_only_lacks() {
 }
 
 #[test]
+fn servers_that_have_left_are_asked_for_what_a_resume_would_find_there() {
+    run(async {
+        let servers = on_one_port(&["127.0.0.2", "127.0.0.3"], None).await;
+        let dns = Dns::start().await;
+        dns.host("cli.test", &["127.0.0.2", "127.0.0.3"], 0);
+        let basis = dns.text().listener("routing", "\"session\"").set("placement.storage", "\"local\"");
+        let address = format!("cli.test:{}", servers[0].address().port());
+        let balancer = Balancer::start(&basis.clone().resolved("cli", address, "all")).await;
+        let ready = || balancer.inner().snapshot().members.iter().filter(|member| member.is_ready()).count();
+        until("both are ready", || ready() == 2).await;
+        let sessions = [balancer.session_at(0), balancer.session_at(1)];
+        let mut client = balancer.client().await;
+        for session in &sessions {
+            client.create(session).await;
+            client.turn(session).await;
+        }
+        let listed = async |client: &mut Client| -> Vec<Value> {
+            let list = client.result("session.list", json!({})).await;
+            list["sessions"].as_array().unwrap().iter().map(|one| one["sessionId"].clone()).collect()
+        };
+        let merged = |label: &str| balancer.metrics().merged_answers.with_label_values(&[label]).get();
+        dns.host("cli.test", &["127.0.0.2"], 0);
+        until("one has left DNS", || balancer.inner().snapshot().members.len() == 1).await;
+        let all = listed(&mut client).await;
+        assert!(all.len() == 2 && sessions.iter().all(|id| all.contains(&json!(id))), "{all:?}");
+        let last = client.result("session.getLastId", json!({})).await;
+        assert_eq!(last, json!({"sessionId": sessions[1]}));
+        balancer.reload(&basis.backend("one", servers[0].address())).await;
+        balancer.until_ready("one").await;
+        assert_eq!(
+            listed(&mut client).await,
+            [json!(sessions[0])],
+            "it has left the file: only what is live counts"
+        );
+        client.call("sessions.checkInUse", json!({"sessionIds": ["x"]})).await;
+        let asked = |at: usize| servers[at].look(|state| state.count("sessions.checkInUse"));
+        assert_eq!((asked(0), asked(1)), (1, 1));
+        assert_eq!(merged("partial"), 0);
+    });
+}
+
+#[test]
 fn sessions_in_use_are_united() {
     run(async {
         let mut raws = Vec::new();
@@ -177,39 +220,5 @@ fn a_provider_call_that_a_server_never_answers_fails_in_time_and_its_late_answer
         let stray = client.seen.iter().find(|frame| frame.get("method").is_none());
         assert_eq!(stray, None, "one answer each");
         assert_eq!(balancer.metrics().requests_in_flight.get(), 0);
-    });
-}
-
-#[test]
-fn a_list_too_long_to_be_taken_is_left_out_and_nobody_elses_question_lost() {
-    run(async {
-        let connects = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&connects);
-        let says: Says = Arc::new(move |method, _| match method {
-            "connect" => {
-                counted.fetch_add(1, Ordering::Relaxed);
-                None
-            }
-            "session.list" => Some(json!({"result": {"sessions": [], "x": "x".repeat(5 << 20)}})),
-            _ => None,
-        });
-        let one = json!({"sessionId": "s", "modifiedTime": "2026-01-01T00:00:00Z"});
-        let other: Says = Arc::new(move |method, _| {
-            (method == "session.list").then(|| json!({"result": {"sessions": [one]}}))
-        });
-        let raws = [Raw::saying(says).await, Raw::saying(other).await];
-        // Nothing but a lost connection would make a new one meanwhile.
-        let text = Raw::text(&raws).set("health.interval", "\"30s\"").set("timeouts.locate", "\"20s\"");
-        let balancer = Balancer::start(&text).await;
-        soon(balancer.inner().until_probed()).await;
-        let before = connects.load(Ordering::Relaxed);
-        let mut client = balancer.dial().await;
-        for partial in 1..=2 {
-            let list = client.result("session.list", json!({})).await;
-            assert_eq!(list["sessions"].as_array().unwrap().len(), 1, "{list}");
-            let counted = balancer.metrics().merged_answers.with_label_values(&["partial"]).get();
-            assert_eq!(counted, partial);
-        }
-        assert_eq!(connects.load(Ordering::Relaxed), before, "the line was kept");
     });
 }

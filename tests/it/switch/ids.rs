@@ -106,14 +106,70 @@ fn broadcasts_about_strangers_are_dropped_but_not_those_about_a_birth() {
             create = first[0].asked("session.create") => (&mut first[0], create),
             create = second[0].asked("session.create") => (&mut second[0], create),
         };
-        line.write(of("born")).await;
+        for session in ["stranger", "born", "another", "stranger", "born"] {
+            line.write(of(session)).await;
+        }
         line.reply(&create, json!({"sessionId": "born"})).await;
-        assert_eq!(client.frame().await["params"]["sessionId"], "born");
-        client.answer(id).await;
+        for _ in 0..2 {
+            assert_eq!(client.frame().await["params"]["sessionId"], "born", "right before the answer");
+        }
+        assert_eq!(client.frame().await["id"], id);
         until("it is owned", || balancer.owner("born").is_some()).await;
         line.write(of("stranger")).await;
         line.write(of("born")).await;
         assert_eq!(client.frame().await["params"]["sessionId"], "born");
+    });
+}
+
+#[test]
+fn a_birth_that_is_never_answered_lets_nothing_through() {
+    run(async {
+        let mut raws = Raw::several(1).await;
+        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
+        let of = |session: &str| note("session.lifecycle", &json!({"sessionId": session}));
+        let id = client.ask("session.create", json!({})).await;
+        let create = lines[0].asked("session.create").await;
+        for number in 0..300 {
+            lines[0].write(of(&format!("stranger-{number}"))).await;
+        }
+        lines[0].write(of(&sessions[0])).await;
+        assert_eq!(client.frame().await["params"]["sessionId"], sessions[0]);
+        let error = json!({"jsonrpc": "2.0", "id": create["id"], "error": {"code": -1, "message": "m"}});
+        lines[0].write(frame(error.to_string())).await;
+        assert_eq!(client.frame().await["id"], id);
+        lines[0].write(of("stranger-299")).await;
+        lines[0].write(of(&sessions[0])).await;
+        assert_eq!(client.frame().await["params"]["sessionId"], sessions[0]);
+    });
+}
+
+#[test]
+fn answers_belong_to_the_server_that_was_asked_and_come_once() {
+    run(async {
+        let mut raws = Raw::several(2).await;
+        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
+        let id = client.ask("session.send", json!({"sessionId": sessions[0]})).await;
+        let asked = lines[0].asked("session.send").await;
+        let event = note("session.event", &json!({"sessionId": sessions[1]}));
+        let large = "x".repeat(2 << 20);
+        // Of a server that was not asked, to nothing that was asked, to nobody, and very large ones.
+        lines[1].reply(&asked, json!({"from": "another"})).await;
+        lines[1].reply(&json!({"id": 4711}), json!({})).await;
+        lines[1].reply(&json!({"id": null}), json!({})).await;
+        lines[1].reply(&asked, json!(large)).await;
+        lines[1].write(&event).await;
+        assert_eq!(client.frame().await["method"], "session.event", "nothing of it has come");
+        lines[0].reply(&asked, json!({"from": "its own"})).await;
+        assert_eq!(client.frame().await["result"]["from"], "its own");
+        lines[0].reply(&asked, json!({"from": "its own", "again": true})).await;
+        let next = client.ask("session.send", json!({"sessionId": sessions[0]})).await;
+        let asked = lines[0].asked("session.send").await;
+        lines[0].reply(&asked, json!({})).await;
+        assert_eq!((client.frame().await["id"].clone(), id + 1), (json!(next), next));
+        assert_eq!(balancer.metrics().stray_answers.get(), 5);
+        assert_eq!(balancer.metrics().requests_in_flight.get(), 0);
     });
 }
 

@@ -3,7 +3,7 @@
 use serde_json::json;
 use sessile::fleet::Health;
 
-use super::{seated, switched};
+use super::{answered_by_the_other, seated, switched};
 use crate::harness::client::{refusal, sessile};
 use crate::harness::*;
 
@@ -149,12 +149,6 @@ fn a_server_that_never_answers_a_state_request_is_given_up_and_another_asked() {
         let [a, b] = &mut raws[..] else { panic!("two were asked for") };
         let mut client = balancer.dial().await;
         let id = client.ask("plugins.builtin.set", json!({"paths": []})).await;
-        let mut silent = tokio::select! { line = a.line() => line, line = b.line() => line };
-        silent.asked("plugins.builtin.set").await;
-        assert_ne!(silent.end().await, End::Reset);
-        let mut other = tokio::select! { line = a.line() => line, line = b.line() => line };
-        let asked = other.asked("plugins.builtin.set").await;
-        other.reply(&asked, json!({"from": "the other"})).await;
-        assert_eq!(client.answer(id).await["result"]["from"], "the other");
+        answered_by_the_other(a, b, &mut client, id).await;
     });
 }

@@ -59,3 +59,26 @@ fn two_clients_of_one_session_meet_and_hear_the_same() {
         until("nobody is", || balancer.inner().owners.is_empty()).await;
     });
 }
+
+#[test]
+fn however_many_sessions_are_opened_at_once_each_backend_is_dialled_once() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = Balancer::start(&switched(&fleet)).await;
+        let connects =
+            || -> usize { fleet.iter().map(|server| server.look(|state| state.count("connect"))).sum() };
+        let mut client = balancer.client().await;
+        let before = connects();
+        let mut asked = Vec::new();
+        for at in 0..2 {
+            for session in balancer.sessions_at(at).take(30) {
+                asked.push(client.ask("session.create", json!({"sessionId": session})).await);
+            }
+        }
+        for id in asked {
+            assert!(client.answer(id).await.get("result").is_some());
+        }
+        let more = connects() - before;
+        assert!(more <= 2, "{more} connections of one client to two backends");
+    });
+}

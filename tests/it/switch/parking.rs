@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use sessile::standin::Disk;
+use sessile::fake_server::Disk;
 
 use crate::harness::*;
 
@@ -27,6 +27,16 @@ async fn vanished(balancer: &Balancer, session: &str) {
     drop(client);
 }
 
+/// What the assistant says next.
+async fn said(client: &mut Client) -> String {
+    loop {
+        let event = client.asked("session.event").await["params"]["event"].clone();
+        if event["type"] == "assistant.message" {
+            return event["data"]["content"].as_str().unwrap().to_owned();
+        }
+    }
+}
+
 fn parked(balancer: &Balancer) -> i64 {
     balancer.metrics().parked_connections.get()
 }
@@ -48,13 +58,7 @@ fn a_turn_goes_on_without_its_client_and_whoever_comes_back_meets_it_alive() {
             let mut client = balancer.client().await;
             client.resume(&session).await;
             fleet[1].hold_turns(false);
-            let said = loop {
-                let event = client.asked("session.event").await["params"]["event"].clone();
-                if event["type"] == "assistant.message" {
-                    break event["data"]["content"].as_str().unwrap().to_owned();
-                }
-            };
-            assert_eq!(said, "b, turn 1", "{routing}");
+            assert_eq!(said(&mut client).await, "b, turn 1", "{routing}");
             until("nothing is parked", || parked(&balancer) == 0).await;
             assert_eq!(balancer.owner(&session).as_deref(), Some("b"));
             drop(client);
@@ -96,7 +100,7 @@ fn parked_links_end_when_linger_is_over_and_are_no_more_than_the_limit() {
             until("the second is let go", || balancer.owner("second").is_none()).await;
             assert!(balancer.owner("first").is_some(), "{routing}: the first was let go as well");
             until("linger is over", || parked(&balancer) == 0 && fleet.live("first").is_empty()).await;
-            assert!(balancer.inner().owners.is_empty());
+            until("nothing is owned", || balancer.inner().owners.is_empty()).await;
         }
     });
 }
@@ -156,5 +160,74 @@ fn what_a_vanished_client_was_asked_is_answered_for_it() {
         let answer = soon(fleet[home].answer(asked)).await.unwrap();
         assert_eq!(answer["error"]["code"], -32603, "{answer}");
         until("it is parked", || parked(&balancer) == 1).await;
+    });
+}
+
+/// A request that opens a session with a tool.
+fn with_tool(session: &str) -> serde_json::Value {
+    json!({"sessionId": session, "tools": [{"name": "lookup"}]})
+}
+
+#[test]
+fn who_comes_back_with_its_tools_is_let_in_while_the_turn_goes_on() {
+    run(async {
+        for routing in ROUTINGS {
+            let fleet = fleet(Duration::ZERO).await;
+            fleet[1].hold_turns(true);
+            let balancer = Balancer::start(&text(&fleet, routing)).await;
+            let session = balancer.session_at(1);
+            let mut client = balancer.client().await;
+            client.result("session.create", with_tool(&session)).await;
+            client.result("session.send", json!({"sessionId": session, "prompt": "think"})).await;
+            drop(client);
+            until("it is parked", || parked(&balancer) == 1 && balancer.active() == 0).await;
+            let before = fleet[1].look(|state| state.attached(&session));
+            let mut back = balancer.client().await;
+            back.result("session.resume", with_tool(&session)).await;
+            let now = fleet[1].look(|state| state.attached(&session));
+            assert_eq!((before.len(), now.len()), (1, 2), "{routing}: a keeper, and the client");
+            assert!(!now.contains(&before[0]), "the link that had the tool has left");
+            until("one is parked", || parked(&balancer) == 1).await;
+            // Gone and back once more: the keeper has nothing that is in the way.
+            drop(back);
+            until("both are parked", || parked(&balancer) == 2 && balancer.active() == 0).await;
+            let mut back = balancer.client().await;
+            back.result("session.resume", with_tool(&session)).await;
+            fleet[1].hold_turns(false);
+            assert_eq!(said(&mut back).await, "b, turn 1", "{routing}");
+            until("nothing is parked", || parked(&balancer) == 0).await;
+            assert_eq!(back.turn(&session).await, "b, turn 2", "{routing}: it outlives the keepers");
+        }
+    });
+}
+
+#[test]
+fn only_the_session_that_is_named_is_handed_over() {
+    run(async {
+        let fleet = fleet(Duration::ZERO).await;
+        fleet[1].hold_turns(true);
+        let balancer = Balancer::start(&text(&fleet, ROUTINGS[1])).await;
+        let sessions: Vec<String> = balancer.sessions_at(1).take(2).collect();
+        let mut client = balancer.client().await;
+        for session in &sessions {
+            client.result("session.create", with_tool(session)).await;
+            client.result("session.send", json!({"sessionId": session, "prompt": "think"})).await;
+        }
+        drop(client);
+        until("it is parked", || parked(&balancer) == 1 && balancer.active() == 0).await;
+        let link = fleet[1].look(|state| state.attached(&sessions[1]));
+        let mut back = balancer.client().await;
+        back.result("session.resume", with_tool(&sessions[0])).await;
+        until("a keeper is there", || parked(&balancer) == 2).await;
+        assert_eq!(fleet[1].look(|state| state.attached(&sessions[1])), link);
+        // On the connection that the client has there by now.
+        back.result("session.resume", with_tool(&sessions[1])).await;
+        until("the first link has gone", || {
+            fleet[1].look(|state| !state.peers().contains(&link[0])) && parked(&balancer) == 2
+        })
+        .await;
+        for session in &sessions {
+            assert_eq!(fleet[1].look(|state| state.attached(session).len()), 2, "{session}");
+        }
     });
 }

@@ -50,7 +50,7 @@ struct Line {
 
 impl Host {
     pub async fn start(world: Arc<World>, at: usize, random: Random) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = sessile::fake_server::listen(([127, 0, 0, 1], 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
         let inside = Arc::new(Inside {
             at,
@@ -181,7 +181,7 @@ impl Inside {
             "connect" => json!({"result": {"ok": true, "protocolVersion": 3, "version": "1"}}),
             "session.metadata.isProcessing" if live => json!({"result": {"processing": false}}),
             "session.metadata.isProcessing" => {
-                json!({"error": {"code": -32603, "message": "Session not found"}})
+                json!({"error": {"code": -32603, "message": format!("Session not found for sessionId: {session}")}})
             }
             "session.list" => json!({"result": {"sessions": [mine]}}),
             _ => json!({"result": {}}),

@@ -1,0 +1,165 @@
+//! Name servers that answer with a few of many: a random three over UDP, eight of all. No such answer is the fleet.
+//!
+//! It shows when the same question, asked again at once, gets another answer. As long as a name was seen to do that, what
+//! any of its answers had is taken together, and a server leaves when none has had it for `discovery.forget`. Of every
+//! other name the newest answer counts, whole, at once: a server that is taken out gets nothing new from then on.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::lookup::{Answer, Fault, look_up};
+use super::records::Found;
+use crate::config::{BackendSpec, Discovery};
+
+/// Records that hold longer than this come from a cache, which says the same again.
+const ASKED_AGAIN_BELOW: Duration = Duration::from_secs(10);
+/// After so many equal answers a name is taken for one whose answers name all servers.
+const SAME_MIN: usize = 3;
+/// After so many answers in a row that name nobody new, all servers are taken to be known.
+const NOTHING_NEW_MIN: usize = 12;
+/// Answers asked for at once, at most.
+const ANSWERS_MAX: usize = 64;
+/// Servers of one name that are remembered.
+const SEEN_MAX: usize = 4096;
+
+/// What the answers for one name came to.
+#[derive(Debug, Default)]
+pub struct United {
+    found: Vec<Found>,
+    /// Every server an answer has had, by name, and when that was.
+    seen: BTreeMap<String, (Found, Instant)>,
+    /// When its answers were last seen to differ from one moment to the next.
+    varied: Option<Instant>,
+}
+
+/// What a name was answered with, the question being repeated if that was worth it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The first answer.
+    pub answer: Answer,
+    /// The answers to the repetitions, which came at once.
+    pub more: Vec<Answer>,
+}
+
+/// Repeats the question, to learn whether `answer` names all servers.
+pub async fn ask_again(spec: &BackendSpec, discovery: &Discovery, answer: Answer) -> Asked {
+    let mut asked = Asked { answer, more: Vec::new() };
+    if asked.answer.ttl >= ASKED_AGAIN_BELOW {
+        return asked;
+    }
+    let asking = async {
+        let mut known: Vec<String> = asked.answer.found.iter().map(|found| found.name.clone()).collect();
+        let (mut same, mut nothing_new) = (true, 0_usize);
+        while asked.more.len() < ANSWERS_MAX {
+            let Ok(next) = look_up(spec, discovery, &asked.answer.found).await else { return };
+            same &= next.found == asked.answer.found;
+            let new: Vec<String> = next
+                .found
+                .iter()
+                .map(|found| found.name.clone())
+                .filter(|name| !known.contains(name))
+                .collect();
+            nothing_new = if new.is_empty() { nothing_new.saturating_add(1) } else { 0 };
+            known.extend(new);
+            asked.more.push(next);
+            let enough = if same { SAME_MIN } else { NOTHING_NEW_MIN };
+            if nothing_new >= enough.saturating_sub(1) {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(discovery.timeout, asking).await.is_err() {
+        tracing::debug!(name = spec.name, "a name server answers too slowly to be asked again");
+    }
+    asked
+}
+
+impl United {
+    /// The servers now.
+    pub fn found(&self) -> &[Found] {
+        &self.found
+    }
+
+    /// Whether `answer` lacks somebody, so that it is worth asking again.
+    pub fn is_less(&self, answer: &Answer) -> bool {
+        !self.found.iter().all(|found| answer.found.iter().any(|new| new.name == found.name))
+    }
+
+    /// Whether its answers are known to name a few of many.
+    pub fn is_partial(&self, forget: Duration) -> bool {
+        self.varied.is_some_and(|varied| varied.elapsed() < forget)
+    }
+
+    /// Takes what was answered; whether the servers are others now.
+    pub fn take(&mut self, asked: &Asked, forget: Duration) -> bool {
+        let now = Instant::now();
+        if asked.more.iter().any(|next| next.found != asked.answer.found) {
+            self.varied = Some(now);
+        }
+        for found in asked.more.iter().chain([&asked.answer]).flat_map(|answer| &answer.found) {
+            self.seen.insert(found.name.clone(), (found.clone(), now));
+        }
+        self.seen.retain(|_, (_, at)| now.saturating_duration_since(*at) < forget);
+        while self.seen.len() > SEEN_MAX && self.seen.pop_last().is_some() {}
+        let mut found = asked.answer.found.clone();
+        if self.is_partial(forget) {
+            let others = self.seen.values().map(|(found, _)| found);
+            let others = others.filter(|other| !asked.answer.found.iter().any(|own| own.name == other.name));
+            found.extend(others.cloned());
+            found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        }
+        let changed = found != self.found;
+        self.found = found;
+        changed
+    }
+}
+
+impl Asked {
+    /// One answer.
+    pub fn once(answer: Answer) -> Self {
+        Self { answer, more: Vec::new() }
+    }
+}
+
+/// What came of asking, as the one result that is counted.
+pub type Result = std::result::Result<Asked, Fault>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::records::of_addresses;
+
+    const FORGET: Duration = Duration::from_secs(600);
+
+    fn answer(hosts: &[u8]) -> Answer {
+        let addresses = hosts.iter().map(|host| [10, 0, 0, *host].into());
+        Answer { found: of_addresses(addresses, 1), ttl: Duration::ZERO }
+    }
+
+    fn hosts(united: &United) -> Vec<String> {
+        united.found().iter().map(|found| found.address.ip().to_string()).collect()
+    }
+
+    #[test]
+    fn an_answer_counts_whole_while_the_same_question_gets_the_same_answer() {
+        let mut united = United::default();
+        let asked = Asked { answer: answer(&[1, 2]), more: vec![answer(&[1, 2]); 2] };
+        assert!(united.take(&asked, FORGET));
+        assert!(!united.take(&asked, FORGET));
+        assert!(united.is_less(&answer(&[2, 3])) && !united.is_less(&answer(&[3, 1, 2])));
+        assert!(united.take(&Asked { answer: answer(&[2]), more: vec![answer(&[2]); 2] }, FORGET));
+        assert_eq!(hosts(&united), ["10.0.0.2"]);
+    }
+
+    #[test]
+    fn answers_that_differ_from_one_moment_to_the_next_are_united() {
+        let mut united = United::default();
+        united.take(&Asked { answer: answer(&[1, 2]), more: vec![answer(&[3, 2])] }, FORGET);
+        assert_eq!(hosts(&united), ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+        assert!(united.take(&Asked::once(answer(&[4, 3])), FORGET));
+        assert_eq!(hosts(&united), ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]);
+        assert!(!united.take(&Asked::once(answer(&[1])), FORGET));
+        assert!(united.take(&Asked::once(answer(&[1])), Duration::ZERO), "nothing is remembered so long");
+        assert_eq!(hosts(&united), ["10.0.0.1"]);
+    }
+}

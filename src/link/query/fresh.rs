@@ -1,0 +1,194 @@
+//! New connections for the attendant: dialled, greeted, and what it means where none can be had.
+
+use std::fmt;
+use std::io;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+
+use super::{Attendant, LATE};
+use crate::config::{Config, Secret};
+use crate::frames::Reader;
+use crate::link::dial::{DialFault, hung_up, reach};
+use crate::link::line::{Introduced, Line, OwnLine};
+
+/// Why there is no standing connection.
+enum Miss {
+    Dial(DialFault),
+    /// The connection was lost before the answer.
+    Lost(io::Error),
+    Said(String),
+    Late,
+}
+
+impl Miss {
+    /// Whether it may mean no more than that the server has as many connections as it can.
+    fn is_too_many(&self) -> bool {
+        match self {
+            Self::Dial(fault) => matches!(fault, DialFault::Refused),
+            Self::Lost(error) => hung_up(error),
+            Self::Said(_) | Self::Late => false,
+        }
+    }
+}
+
+impl fmt::Display for Miss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dial(fault) => fault.fmt(f),
+            Self::Lost(error) => error.fmt(f),
+            Self::Said(fault) => f.write_str(fault),
+            Self::Late => f.write_str(LATE),
+        }
+    }
+}
+
+impl From<io::Error> for Miss {
+    /// What became of a greeting: whoever answers something else than frames, such as HTTP, is no server of ours.
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::InvalidData => Self::Said(format!("answers, but is no JSON-RPC server: {error}")),
+            _ => Self::Lost(error),
+        }
+    }
+}
+
+impl From<DialFault> for Miss {
+    fn from(fault: DialFault) -> Self {
+        Self::Dial(fault)
+    }
+}
+
+impl Attendant {
+    /// Dials and greets; both together are one probe.
+    pub(super) async fn connect(&mut self, config: &Config) -> Result<OwnLine, ()> {
+        match self.fresh(config).await {
+            Ok((line, took)) => {
+                if std::mem::take(&mut self.lost) {
+                    self.backend.reborn();
+                }
+                self.takes_more(None);
+                self.answered(took, config);
+                Ok(line)
+            }
+            Err(miss) => {
+                self.takes_more(None);
+                self.missed(&miss, config);
+                Err(())
+            }
+        }
+    }
+
+    /// A new connection, greeted within the time of a probe, and how long that took. Before it counts, the server lets go
+    /// of what went on elsewhere.
+    async fn fresh(&mut self, config: &Config) -> Result<(OwnLine, Duration), Miss> {
+        let started = Instant::now();
+        let greeting = async {
+            let stream = reach(&self.backend, &config.timeouts).await?;
+            let mut line = Line::new(stream, Reader::default());
+            self.greet(&mut line, config).await.map(|()| line)
+        };
+        let mut made = timeout(config.health.timeout, greeting).await.unwrap_or(Err(Miss::Late));
+        let took = started.elapsed();
+        if let Ok(line) = &mut made
+            && let Err(error) = self.close_moved(line, config).await
+        {
+            made = Err(Miss::Lost(error));
+        }
+        match &made {
+            // A failed dial has been counted as such.
+            Ok(_) | Err(Miss::Dial(_) | Miss::Said(_)) => {}
+            Err(Miss::Lost(_)) => self.backend.series().connect_failed("silent"),
+            Err(Miss::Late) => self.backend.series().connect_failed("timeout"),
+        }
+        made.map(|line| (line, took))
+    }
+
+    /// Notes that the server takes connections, or why it does not though it answers.
+    fn takes_more(&self, missed: Option<&Miss>) {
+        let changed = self.backend.standing().borrow().takes_no_more != missed.is_some();
+        self.backend.stand(|standing| {
+            standing.takes_no_more = missed.is_some();
+            if let Some(miss) = missed {
+                (standing.error, standing.failed) = (Some(miss.to_string().into()), Some(Instant::now()));
+            }
+        });
+        match missed {
+            Some(fault) if changed => {
+                let backend = self.backend.name();
+                tracing::warn!(%backend, %fault, "backend answers, but takes no more connections");
+            }
+            None if changed => {
+                tracing::info!(backend = %self.backend.name(), "backend takes connections again")
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    fn missed(&mut self, miss: &Miss, config: &Config) {
+        match miss {
+            // Nothing was learned of the backend.
+            Miss::Dial(DialFault::Local(error) | DialFault::Ports(error)) => {
+                tracing::warn!(backend = %self.backend.name(), %error, "backend cannot be probed from here");
+            }
+            miss => {
+                let is_silence = matches!(miss, Miss::Late | Miss::Lost(_) | Miss::Dial(DialFault::Timeout));
+                self.failed(&miss.to_string(), !is_silence, config);
+            }
+        }
+    }
+
+    /// Replaces `line` by a new connection: that is a probe. Where none can be had the old one counts, if it answers: a
+    /// server that has as many connections as it can is not down.
+    pub(super) async fn renew(
+        &mut self,
+        line: &mut OwnLine,
+        config: &Config,
+    ) -> Result<Option<OwnLine>, String> {
+        let miss = match self.fresh(config).await {
+            Ok((new, took)) => {
+                self.takes_more(None);
+                self.answered(took, config);
+                self.finish(line, config.health.timeout).await;
+                return Ok(Some(new));
+            }
+            Err(miss) => miss,
+        };
+        let is_ours = matches!(&miss, Miss::Dial(DialFault::Local(_) | DialFault::Ports(_)));
+        if is_ours || miss.is_too_many() {
+            let started = Instant::now();
+            match self.probe(line, config.health.timeout).await {
+                Ok(()) => {
+                    self.takes_more(Some(&miss).filter(|_| !is_ours));
+                    self.answered(started.elapsed(), config);
+                    return Ok(None);
+                }
+                // A late answer is no broken connection, and there is no other to be had.
+                Err(fault) if fault == LATE => {
+                    self.failed(&fault, true, config);
+                    return if self.backend.is_up() { Ok(None) } else { Err(fault) };
+                }
+                Err(_) => {}
+            }
+        }
+        self.takes_more(None);
+        self.missed(&miss, config);
+        Err(miss.to_string())
+    }
+
+    /// `connect`, with the token if there is one; what the answer says decides whether sessions can be asked for.
+    async fn greet(&mut self, line: &mut OwnLine, config: &Config) -> Result<(), Miss> {
+        let token = config.upstream.connection_token.as_ref().map(Secret::reveal);
+        let introduced = line.introduce(token).await?;
+        let Introduced { mute, demands_token, version } = Introduced::of(introduced).map_err(Miss::Said)?;
+        if let Some(version) = &version {
+            self.backend.as_voice(|series| series.version(version));
+        }
+        self.backend.stand(|standing| {
+            standing.demands_token = demands_token;
+            standing.mute = mute;
+            standing.version = version.or_else(|| standing.version.take());
+        });
+        Ok(())
+    }
+}

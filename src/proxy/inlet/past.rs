@@ -1,0 +1,107 @@
+//! Frames that are not passed on, read past to their ends: none of them is held, however long it is.
+
+use super::fault::sound;
+use super::{Begun, Fault, Inlet, Piece, Subject};
+use crate::close::By;
+use crate::wire::{Envelope, Head, Id, Scan, envelope};
+
+impl Inlet {
+    /// What the next frame says of itself once all of it has come, for whoever passes nothing on: none of it is held, however
+    /// long it is. One that was on its way already is not told of.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub fn next_envelope(&mut self) -> Result<Option<Envelope>, Fault> {
+        loop {
+            match self.begun.take() {
+                Some(Begun::Passing { left, .. }) => {
+                    self.begun = Some(Begun::Skipping { left, unsaid: 0 });
+                }
+                Some(Begun::Skipping { left, unsaid }) => {
+                    let skipped = left.min(self.unread.len());
+                    self.drop_front(skipped);
+                    if left > skipped {
+                        self.begun = Some(Begun::Skipping { left: left.saturating_sub(skipped), unsaid });
+                        return Ok(None);
+                    }
+                }
+                Some(Begun::Undecided { head, scan, scanned }) => {
+                    self.drop_front(head.head_bytes.saturating_add(scanned));
+                    let left = head.body_bytes.saturating_sub(scanned);
+                    self.begun = Some(Begun::Refused { scan, left });
+                }
+                Some(Begun::Refused { mut scan, left }) => {
+                    let there = left.min(self.unread.len());
+                    scan.feed(self.unread.get(..there).unwrap_or_default());
+                    self.drop_front(there);
+                    if left == there {
+                        return sound(*scan).map(Some);
+                    }
+                    self.begun = Some(Begun::Refused { scan, left: left.saturating_sub(there) });
+                    return Ok(None);
+                }
+                None => {
+                    let Some(head) = Head::read(&self.unread)? else { return Ok(None) };
+                    self.drop_front(head.head_bytes);
+                    let scan = Box::new(Scan::of(self.of));
+                    self.begun = Some(Begun::Refused { scan, left: head.body_bytes });
+                }
+            }
+        }
+    }
+
+    /// Gives up the frame that has begun, and skips what is still to come of it: its id, if that is known. Without one
+    /// nobody could be told, so nothing is given up.
+    pub fn give_up(&mut self) -> Option<Id> {
+        let Some(Begun::Undecided { head, scan, .. }) = &self.begun else { return None };
+        let id = scan.so_far().id.clone()?;
+        let left = head.frame_bytes().saturating_sub(self.unread.len());
+        self.unread.clear();
+        self.relax();
+        self.gathered();
+        self.begun = Some(Begun::Skipping { left, unsaid: 0 });
+        Some(id)
+    }
+
+    /// Refuses a frame of which nothing has been passed on, as soon as there is an id to do that on, or at its end.
+    pub(super) fn turn_down(&mut self, scan: Box<Scan>, left: usize) -> Result<Option<Piece>, Fault> {
+        let subject = Subject::of(scan.so_far());
+        let is_broadcast = self.of == By::Backend && is_broadcast(scan.so_far());
+        // Nobody reads on from a backend that is at fault, but everybody's broadcasts may be long without that.
+        let reads_on = if self.of == By::Backend {
+            is_broadcast && scan.fault().is_none()
+        } else {
+            subject.id.is_none()
+        };
+        if left > 0 && reads_on {
+            self.begun = Some(Begun::Refused { scan, left });
+            return Ok(None);
+        }
+        self.begun = (left > 0).then_some(Begun::Skipping { left, unsaid: 0 });
+        Err(match scan.fault() {
+            Some(fault) => Fault::Body(fault, subject),
+            None if is_broadcast => match sound(*scan) {
+                Ok(_) => Fault::Unheld,
+                Err(fault) => fault,
+            },
+            None => Fault::Undecided(subject),
+        })
+    }
+
+    /// What has begun is not what it was taken for: what is left of it is skipped.
+    pub(super) fn spoilt(
+        &mut self,
+        fault: envelope::Fault,
+        decided: Envelope,
+        left: usize,
+        unsaid: usize,
+    ) -> Fault {
+        self.begun = Some(Begun::Skipping { left, unsaid });
+        Fault::Midway(fault, Subject::of(&decided))
+    }
+}
+
+/// Whether a backend's frame is, as far as is known, an event that every connection gets, and few are concerned by.
+fn is_broadcast(envelope: &Envelope) -> bool {
+    envelope.id.is_none() && envelope.known().is_some_and(|known| known.broadcast)
+}

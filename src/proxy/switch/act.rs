@@ -1,0 +1,230 @@
+//! Doing with a frame of the client what is planned. What is to be done is for [`plan`](super::plan) to say.
+
+use std::sync::Arc;
+
+use super::in_flight::InFlight;
+use super::in_flight::{At, NOWHERE};
+use super::job;
+use super::plan::{No, Plan, View};
+use super::table::Binding;
+use super::{Switch, Target, Waiter};
+use crate::fleet::Backend;
+use crate::metrics::Outcome;
+use crate::place::Refused;
+use crate::proxy::inlet::Frame;
+use crate::proxy::opening::learned;
+use crate::proxy::refusals::{NO_SESSION, plain};
+use crate::wire::method::{Effect, Timed};
+use crate::wire::{Id, Method, Named, Refusal, reply};
+
+impl Switch<'_> {
+    /// What is known at this moment.
+    pub(super) fn view(&self) -> View<'_> {
+        View {
+            table: &self.table,
+            waiting: &self.waiting,
+            methods: &self.rules.listener().methods,
+            may_know: self.authenticated || !self.balancer.demands_token(),
+            is_many: self.balancer.now().has_several(),
+            state_bytes: self.state.bytes(),
+        }
+    }
+
+    /// Does with a frame what is planned.
+    pub(super) fn act(&mut self, plan: Plan, frame: Frame) {
+        if frame.left > 0 {
+            self.target = Some(Target::Nowhere);
+        }
+        if let Plan::To(_) | Plan::Wait(_) | Plan::Place(_) | Plan::Whole(_) = plan
+            && frame.envelope.known().is_some_and(Method::revives)
+            && let Some(session) = frame.envelope.named().session()
+        {
+            self.table.revive(session);
+        }
+        match plan {
+            Plan::Drop => {}
+            Plan::Refuse(no) => self.deny(&frame, &no),
+            Plan::Answer(at) => self.answer_up(at, frame),
+            Plan::State => self.state_request(frame),
+            Plan::Provide => self.provide(frame),
+            Plan::Fleet(merge) => self.of_fleet(&frame, merge),
+            Plan::To(at) => {
+                self.forward(at, frame);
+            }
+            Plan::Cancel(at) => self.push_up(at, frame.bytes),
+            Plan::Wait(job) => self.wait(job, frame),
+            Plan::Any => self.forward_any(frame),
+            Plan::Place(named) => self.place(frame, &named),
+            Plan::Whole(session) => self.by_whole_id(frame, &session),
+            Plan::Close(then) => match Frame::instead(&frame.envelope).filter(|_| frame.left == 0) {
+                Some(closing) => self.act(*then, closing),
+                None => self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Malformed, NO_SESSION)),
+            },
+        }
+    }
+
+    /// Answers a frame with a refusal.
+    fn deny(&mut self, frame: &Frame, no: &No) {
+        let No { refusal, message, later } = no;
+        let refused = match later {
+            true => Refused::later(*refusal, message, &self.config),
+            false => plain(*refusal, message),
+        };
+        self.refuse(frame.envelope.id.as_ref(), &refused);
+    }
+
+    /// Keeps other frames out of the large one that is on its way to an upstream, if one is.
+    pub(super) fn begin(&mut self) {
+        if let Some(Target::Upstream(at)) = self.target
+            && let Some(upstream) = self.upstreams.get_mut(&at)
+        {
+            upstream.begin();
+        }
+    }
+
+    /// Has the session placed, and keeps the frame until that is done.
+    fn place(&mut self, frame: Frame, named: &Named) {
+        let must_exist = named.session().is_some() && !frame.envelope.creates();
+        let (balancer, known) = (self.balancer.clone(), self.known());
+        let number = self.send_out(|number| job::place(&balancer, number, named, must_exist, known));
+        if let Some(session) = named.session() {
+            self.table.sessions.insert(session.clone(), Binding::Placing(number));
+        }
+        self.wait(number, frame);
+    }
+
+    /// To whatever upstream there is to a backend that is up; if there is none, one is fetched.
+    fn forward_any(&mut self, frame: Frame) {
+        if let Some(at) = self.any_up() {
+            self.forward(at, frame);
+            return;
+        }
+        let job = match self.scouting {
+            Some(job) => job,
+            None => {
+                let (balancer, known) = (self.balancer.clone(), self.known());
+                self.send_out(|number| job::scout(&balancer, number, known))
+            }
+        };
+        self.scouting = Some(job);
+        self.wait(job, frame);
+    }
+
+    /// The upstream that answers what any can: one whose backend is up and may hear this client, and that takes what it is
+    /// sent if one does.
+    pub(super) fn any_up(&self) -> Option<At> {
+        let hears =
+            |backend: &Backend| backend.is_up() && self.balancer.may_hear(backend, self.authenticated);
+        let up = || self.upstreams.iter().filter(|(_, upstream)| hears(upstream.backend()));
+        let takes = |at: At| self.has_room(at, 0) && self.has_share(at);
+        up().find(|(at, _)| takes(**at)).or_else(|| up().next()).map(|(at, _)| *at)
+    }
+
+    /// To an upstream; false if it is refused instead.
+    pub(super) fn forward(&mut self, at: At, frame: Frame) -> bool {
+        if let (Some(_), Some(id)) = (&frame.envelope.method, &frame.envelope.id)
+            && self.table.flights.contains_key(id)
+        {
+            // Another with this id has been sent while this one waited.
+            self.refuse(Some(id), &plain(Refusal::Malformed, "a request with this id is in flight"));
+            return false;
+        }
+        if let (Some(method), Some(id)) = (&frame.envelope.method, &frame.envelope.id) {
+            let named = frame.envelope.named();
+            let born = matches!(named, Named::Born | Named::Unsaid);
+            let session = named.session().cloned();
+            if let Some(refused) = self.is_beyond_share(at, id, session.as_ref()) {
+                self.refuse(Some(id), &refused);
+                return false;
+            }
+            let Method { effect, timed, .. } = *method.known();
+            self.balancer.metrics.requests_in_flight.inc();
+            let mut flight = InFlight::new(at, session, effect, born, timed);
+            flight.deletes = frame.envelope.instead_of_prefix().is_some();
+            self.table.depart(id.clone(), flight);
+        }
+        if frame.left > 0 {
+            self.target = Some(Target::Upstream(at));
+        }
+        let released = match (&frame.envelope.id, frame.envelope.named()) {
+            (None, Named::Session(session) | Named::Untracked(session)) => Some(session),
+            _ => None,
+        };
+        self.push_up(at, frame.bytes);
+        if let Some(session) = released {
+            self.table.release(&session);
+        }
+        true
+    }
+
+    pub(super) fn wait(&mut self, job: u64, frame: Frame) {
+        if frame.left > 0 {
+            self.target = Some(Target::Job(job));
+        }
+        let waiting = self.waiting.entry(job).or_default();
+        waiting.bytes = waiting.bytes.saturating_add(frame.takes());
+        waiting.pieces.push_back(Waiter::Frame(Box::new(frame.apart())));
+    }
+
+    /// The client's answer to a server's request: under the server's own id again.
+    fn answer_up(&mut self, at: At, frame: Frame) {
+        let Some(id) = &frame.envelope.id else { return };
+        let Some(asked) = self.table.asked(id).filter(|asked| asked.at == at) else { return };
+        let bytes = frame.with_id(id, asked.id.raw());
+        if frame.left > 0 {
+            self.target = Some(Target::Upstream(asked.at));
+        }
+        self.push_up(asked.at, bytes);
+    }
+
+    /// A state request: one upstream answers the client, the others are told and their answers swallowed.
+    fn state_request(&mut self, frame: Frame) {
+        if let Some(id) = frame.envelope.id.clone() {
+            let state = match self.new_state(&frame, id.clone()) {
+                Ok(state) => state,
+                Err(refused) => return self.refuse(Some(&id), &refused),
+            };
+            if state.is_connect()
+                && self.is_new()
+                && let Some(greeting) = learned::recall(&self.balancer, &self.config, state.body(), &id)
+            {
+                // No server has looked at it, so the client is not `authenticated`.
+                Arc::make_mut(&mut self.state).keep(state);
+                self.version = greeting.protocol_version;
+                return self.say_own(greeting.frame);
+            }
+            let answers = self.any_up();
+            let others: Vec<At> = self.upstreams.keys().copied().filter(|at| Some(*at) != answers).collect();
+            let own = format!("\"sessile-{}\"", self.errand_last);
+            self.push_up_all(others, reply::with_id(frame.body(), id.span(), own.as_bytes()));
+            self.wait_for_state();
+            self.busy = Some(Box::new((id, state)));
+        }
+        self.forward_any(frame);
+    }
+
+    /// Whether no server has been told anything of this client, nor is one being looked for.
+    fn is_new(&self) -> bool {
+        self.upstreams.is_empty() && self.scouting.is_none() && self.state.is_empty()
+    }
+
+    /// From now on the state request has `timeouts.rehome` to be answered.
+    pub(super) fn wait_for_state(&mut self) {
+        self.overdue = Some(Box::pin(tokio::time::sleep(self.config.timeouts.rehome)));
+        self.barred = true;
+    }
+
+    /// Notes a request that is not on one upstream.
+    pub(super) fn depart_alone(&mut self, id: Id, frame: &Frame) {
+        let timed = frame.envelope.known().map_or(Timed::Other, |known| known.timed);
+        self.balancer.metrics.requests_in_flight.inc();
+        self.table.depart(id, InFlight::new(NOWHERE, None, Effect::None, false, timed));
+    }
+
+    /// Its answer is there.
+    pub(super) fn end_alone(&mut self, id: &Id, outcome: Outcome) {
+        if let Some(flight) = self.table.arrive(id, outcome) {
+            self.landed(&flight, outcome);
+        }
+    }
+}

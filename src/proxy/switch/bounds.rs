@@ -1,0 +1,232 @@
+//! What one client may have at a time: sessions, requests in flight in both directions, and what it told servers.
+
+use bytes::Bytes;
+
+use super::in_flight::At;
+use super::table::Table;
+use super::{QUEUE_BYTES_MAX, Switch};
+use crate::link::StateFrame;
+use crate::net::READ_BYTES_MAX;
+use crate::place::Refused;
+use crate::proxy::inlet::Frame;
+use crate::proxy::queue::Queued;
+use crate::proxy::refusals::plain;
+use crate::runtime::account::{Held, Owns};
+use crate::wire::{Id, Refusal, SessionId, reply};
+
+/// What the requests in flight of one client may take, in both directions, with what is remembered of those that are
+/// over and with the client's state; a further request is refused.
+const BOOKS_BYTES_MAX: usize = 176 * 1024;
+/// What of the requests of one client is in flight in any case, however much others hold.
+const FLIGHTS_BYTES_FREE: usize = 8 * 1024;
+/// What a request with a short id owns.
+const SMALL_OWNS: usize = 16;
+
+/// What is read at once for a client that holds as much as its share.
+const READ_BYTES_MIN: usize = 8 * 1024;
+/// What all upstreams of a client may be owed in any case, however much it or others hold.
+const OWED_BYTES_FREE: usize = 64 * 1024;
+/// So may each be that has taken everything else: the others must not keep requests from it.
+const SMALL_BYTES: usize = 4 * 1024;
+
+/// What several upstreams are sent: held once, and counted for as long as anybody has yet to take it.
+struct Shared(Held<Vec<u8>>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Switch<'_> {
+    /// How much may be read of an upstream at once: while the client has as much as its share, little of one upstream, and
+    /// only when the client has taken what came before.
+    pub(super) fn share_of(&self, at: At) -> usize {
+        if self.inlet.account().has_share(READ_BYTES_MAX) {
+            return READ_BYTES_MAX;
+        }
+        // One that sends a frame by drops is not waited for: the others may be read between them.
+        let midway = || self.upstreams.iter().find(|(_, upstream)| upstream.is_midway() && !upstream.dry);
+        let only = self.speaker.as_ref().map(|speaker| speaker.at()).or_else(|| midway().map(|(at, _)| *at));
+        if self.out.is_empty() && only.is_none_or(|only| only == at) { READ_BYTES_MIN } else { 0 }
+    }
+
+    /// Whether a frame of so many bytes may be queued for an upstream.
+    pub(super) fn has_room(&self, at: At, bytes: usize) -> bool {
+        let Some(upstream) = self.upstreams.get(&at) else { return true };
+        let all = || self.upstreams.values().map(|upstream| upstream.owed()).fold(0, usize::saturating_add);
+        let has_room = || self.inlet.account().has_room(READ_BYTES_MAX);
+        may_be_owed(upstream.owed(), bytes, has_room, all)
+    }
+
+    /// Somebody has found no room for an upstream: is it to blame?
+    pub(super) fn note_full(&mut self, at: At) {
+        if let Some(upstream) = self.upstreams.get_mut(&at).filter(|upstream| upstream.owed() > 0) {
+            upstream.intake.is_full();
+        }
+    }
+
+    /// Queues a frame for an upstream.
+    pub(super) fn push_up(&mut self, at: At, bytes: Bytes) {
+        self.record.add_to_backend(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        if let Some(upstream) = self.upstreams.get_mut(&at) {
+            upstream.push(bytes);
+        }
+    }
+
+    /// Queues one frame for each of several upstreams.
+    pub(super) fn push_up_all(&mut self, ats: Vec<At>, frame: Vec<u8>) {
+        let bytes = frame.len();
+        let shared = Bytes::from_owner(Shared(self.inlet.account().hold_anyway(frame, bytes)));
+        for at in ats {
+            self.record.add_to_backend(u64::try_from(bytes).unwrap_or(u64::MAX));
+            if let Some(upstream) = self.upstreams.get_mut(&at) {
+                upstream.push(Queued::counted(shared.clone(), None));
+            }
+        }
+    }
+
+    /// Why an upstream may not have one more request beside those that it has in flight, if so: its backend answers too few of
+    /// them. State requests come one at a time.
+    pub(super) fn is_beyond_share(&self, at: At, id: &Id, session: Option<&SessionId>) -> Option<Refused> {
+        let is_state = self.busy.as_ref().is_some_and(|busy| busy.0 == *id);
+        if is_state || self.table.may_depart_to(at, id, session, self.state.bytes()) {
+            return None;
+        }
+        let message = "too many requests of this client wait for answers of this backend";
+        Some(Refused::later(Refusal::Limit, message, &self.config))
+    }
+
+    /// Whether an upstream may have one more small request in flight.
+    pub(super) fn has_share(&self, at: At) -> bool {
+        self.table.has_share(at, self.state.bytes())
+    }
+
+    /// Tells servers that the client will not answer what they asked first, if it owes too many answers.
+    pub(super) fn give_up_asked(&mut self) {
+        while let Some(asked) = self.table.give_up_oldest() {
+            self.push_up(asked.at, reply::client_gone(&asked.id).into());
+            // The upstream's turn to be written to may be over.
+            self.barred = true;
+        }
+    }
+
+    /// A state frame, if there is room to keep it.
+    pub(super) fn new_state(&self, frame: &Frame, id: Id) -> Result<StateFrame, Refused> {
+        let connect = frame.envelope.known().is_some_and(|known| known.greets);
+        let state = StateFrame::new(self.parked.account(), &self.state, frame.body(), connect, id);
+        state.map_err(|fault| plain(Refusal::Limit, &fault.to_string()))
+    }
+}
+
+/// Whether a backend that is owed this may be owed so many bytes more: within what the client's account has room for, and what
+/// all its backends are owed.
+fn may_be_owed(
+    owed: usize,
+    bytes: usize,
+    has_room: impl FnOnce() -> bool,
+    all: impl FnOnce() -> usize,
+) -> bool {
+    (owed == 0 && bytes <= SMALL_BYTES) || (owed < QUEUE_BYTES_MAX && (has_room() || all() < OWED_BYTES_FREE))
+}
+
+impl Table {
+    /// Whether one more request may be in flight, beside `others` that count with them.
+    pub(super) fn may_depart(&self, id: &Id, session: Option<&SessionId>, others: usize) -> bool {
+        self.has_room(self.flights.bytes_with(self.owned(id, session)), others)
+    }
+
+    /// Whether an upstream may have one more of them: the backend of a few must not take the room of all.
+    pub(super) fn may_depart_to(&self, at: At, id: &Id, session: Option<&SessionId>, others: usize) -> bool {
+        self.has_room(self.flights.bytes_with_share(at, self.owned(id, session)), others)
+    }
+
+    /// The same for a small request, whatever its id.
+    pub(super) fn has_share(&self, at: At, others: usize) -> bool {
+        self.has_room(self.flights.bytes_with_share(at, SMALL_OWNS), others)
+    }
+
+    /// What the request would own.
+    fn owned(&self, id: &Id, session: Option<&SessionId>) -> usize {
+        let name = session.filter(|session| !self.sessions.contains_key(session)).map_or(0, Owns::owns);
+        id.owns().saturating_add(name)
+    }
+
+    /// Whether the requests in flight may take so many bytes.
+    fn has_room(&self, flights: usize, others: usize) -> bool {
+        let more = flights.saturating_sub(self.flights.bytes());
+        self.books().saturating_add(others).saturating_add(more) <= BOOKS_BYTES_MAX
+            && (flights <= FLIGHTS_BYTES_FREE || self.account.has_room(more))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::in_flight::InFlight;
+    use super::*;
+    use crate::runtime::account::Budget;
+    use crate::wire::Scan;
+    use crate::wire::method::{Effect, Timed};
+
+    fn id(number: usize, bytes: usize) -> Id {
+        let body = format!(r#"{{"jsonrpc":"2.0","id":"{number:0>bytes$}","method":"m"}}"#);
+        Scan::whole(body.as_bytes()).unwrap().id.unwrap()
+    }
+
+    #[test]
+    fn backends_that_read_nothing_are_owed_one_floor_together_and_others_get_small_frames() {
+        for bytes in [100, SMALL_BYTES, READ_BYTES_MAX] {
+            let mut owed = [0; 20];
+            let mut may = |at: usize, has_room: bool| {
+                let all = owed.iter().sum();
+                let may = may_be_owed(owed[at], bytes, || has_room, || all);
+                owed[at] += if may { bytes } else { 0 };
+                may
+            };
+            for at in 0..19 {
+                while may(at, false) {}
+            }
+            assert_eq!(may(19, false), bytes <= SMALL_BYTES);
+            assert!(may(0, true));
+            let all: usize = owed.iter().sum();
+            assert!(all <= OWED_BYTES_FREE + 2 * READ_BYTES_MAX + 20 * SMALL_BYTES, "{all}");
+        }
+    }
+
+    #[test]
+    fn however_many_backends_answer_nothing_there_is_room_for_requests_to_another() {
+        for (silent, id_bytes) in [1, 2, 3, 8, 30].into_iter().flat_map(|n| [6, 36, 60, 250].map(|m| (n, m)))
+        {
+            let budget = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None);
+            let mut table = Table::new(&budget.account());
+            let mut number = 0;
+            let mut asks = |table: &mut Table, at: At| {
+                let id = id(number, id_bytes);
+                number += 1;
+                let may = table.may_depart(&id, None, 0) && table.may_depart_to(at, &id, None, 0);
+                if may {
+                    table.depart(id, InFlight::new(at, None, Effect::None, false, Timed::Other));
+                }
+                may
+            };
+            let mut taken = vec![0; silent];
+            // All at once, and then one after the other.
+            while (0..silent).fold(false, |any, at| {
+                let may = asks(&mut table, at as At);
+                taken[at] += usize::from(may);
+                any || may
+            }) {}
+            let most = *taken.iter().max().unwrap();
+            assert!(most > 256 / (silent + 1), "{taken:?} of {id_bytes} bytes");
+            let mut other = 0;
+            while asks(&mut table, 1000) {
+                other += 1;
+            }
+            assert!(other >= most / 4, "{other} beside {taken:?} of {id_bytes} bytes");
+            for flight in table.flights.extract(|_| true) {
+                drop(flight);
+            }
+            assert!((0..silent).all(|at| asks(&mut table, at as At)), "as at first");
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Jobs: what the switch has to wait for, and what comes of it.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::balancer::{Balancer, Whole};
+use crate::close::{At as Where, By, Close, Why};
+use crate::config::OnDown;
+use crate::fleet::{Avoided, Backend, Health};
+use crate::link::{Link, State};
+use crate::place::{self, Dials, Placed, Refused, Want};
+use crate::wire::{Id, Named, Refusal, SessionId};
+
+use super::in_flight::At;
+use super::table::Binding;
+use super::upstream::Upstream;
+use super::{SILENT_MAX, Switch, Target, UNANSWERED_MAX, Waiter, Waiting};
+use crate::proxy::inlet::Frame;
+use crate::proxy::refusals::plain;
+
+/// A job on its way.
+pub(super) type Job = Pin<Box<dyn Future<Output = Event> + Send>>;
+
+/// What a job brings.
+pub(super) enum Event {
+    /// A session, or a session to be born, has a home or has none.
+    Placed { job: u64, session: Option<SessionId>, placed: Result<Placed, Refused> },
+    /// Whether somebody has a session of exactly this ID.
+    Whole { job: u64, whole: Result<(), Refused> },
+    /// The first upstream, or none.
+    Scouted { job: u64, link: Result<Link, Refused> },
+    /// A link to every server that had none, or the reason why not.
+    Everyone { job: u64, links: Result<Vec<Link>, Refused> },
+    /// A call of every server has had its time.
+    Unprovided(u64),
+    /// An upstream has to be given up.
+    Stopped(At),
+    /// An upstream's backend has gone down.
+    Down(At),
+    /// The balancer stops.
+    Shutdown,
+    /// The fleet's answer to a request.
+    Merged { id: Id, whole: Whole },
+}
+
+/// Finds a home for what `named` says.
+pub(super) fn place(
+    balancer: &Arc<Balancer>,
+    job: u64,
+    named: &Named,
+    must_exist: bool,
+    known: Known,
+) -> Job {
+    let balancer = Arc::clone(balancer);
+    let (session, tracked) = match named {
+        Named::Session(id) => (Some(id.clone()), true),
+        Named::Untracked(id) => (Some(id.clone()), false),
+        Named::Born | Named::Nothing | Named::Unsaid | Named::Two => (None, false),
+    };
+    Box::pin(async move {
+        let want = Want {
+            session: session.as_ref(),
+            tracked,
+            must_exist,
+            frames: known.state.frames(),
+            version: known.version.as_deref(),
+            have: &known.backends,
+            dials: Some(&known.dials),
+        };
+        let placed = place::place(&balancer, &want).await;
+        Event::Placed { job, session, placed }
+    })
+}
+
+/// Asks the fleet whether an ID is a session's whole ID.
+pub(super) fn whole(balancer: &Arc<Balancer>, job: u64, session: SessionId) -> Job {
+    let balancer = Arc::clone(balancer);
+    Box::pin(async move {
+        let whole = place::whole(&balancer, &session).await;
+        Event::Whole { job, whole }
+    })
+}
+
+/// Finds a backend that can answer what any can.
+pub(super) fn scout(balancer: &Arc<Balancer>, job: u64, known: Known) -> Job {
+    let balancer = Arc::clone(balancer);
+    Box::pin(async move {
+        let mut avoided = known.avoided;
+        let link = place::scout(
+            &balancer,
+            known.state.frames(),
+            known.version.as_deref(),
+            known.authenticated,
+            &mut avoided,
+        )
+        .await;
+        Event::Scouted { job, link }
+    })
+}
+
+/// Finds a link to every server.
+pub(super) fn everyone(balancer: &Arc<Balancer>, job: u64, known: Known) -> Job {
+    let balancer = Arc::clone(balancer);
+    Box::pin(async move {
+        let frames = known.state.frames();
+        let links = place::everyone(&balancer, frames, known.version.as_deref(), &known.backends).await;
+        Event::Everyone { job, links }
+    })
+}
+
+/// What a new upstream has to be told or need not be dialled for.
+pub(super) struct Known {
+    pub state: Arc<State>,
+    pub version: Option<Box<[u8]>>,
+    pub backends: Vec<Arc<Backend>>,
+    pub dials: Arc<Dials>,
+    pub avoided: Avoided,
+    pub authenticated: bool,
+}
+
+impl Switch<'_> {
+    /// What a new upstream has to know.
+    pub(super) fn known(&self) -> Known {
+        Known {
+            state: Arc::clone(&self.state),
+            version: self.version.clone(),
+            backends: self.backends(),
+            dials: Arc::clone(&self.dials),
+            avoided: self.avoided.clone(),
+            authenticated: self.authenticated,
+        }
+    }
+
+    /// A job is back.
+    pub(super) fn heard(&mut self, news: Event) -> Result<(), Close> {
+        match news {
+            Event::Placed { job, session, placed } => match placed {
+                Ok(placed) => {
+                    self.placed(job, session, placed);
+                    Ok(())
+                }
+                Err(refused) => {
+                    self.table.forget(job);
+                    self.unplaced(job, &refused);
+                    Ok(())
+                }
+            },
+            Event::Whole { job, whole } => {
+                match whole {
+                    Ok(()) => self.is_whole(job),
+                    Err(refused) => {
+                        self.table.forget(job);
+                        self.unplaced(job, &refused);
+                    }
+                }
+                Ok(())
+            }
+            Event::Scouted { job, link } => {
+                self.scouting = None;
+                match link {
+                    Ok(link) => {
+                        let at =
+                            self.upstream_to(link.stream.backend()).unwrap_or_else(|| self.install(link));
+                        self.flush(job, at);
+                    }
+                    Err(refused) => self.unplaced(job, &refused),
+                }
+                Ok(())
+            }
+            Event::Everyone { job, links } => self.provided(job, links),
+            Event::Unprovided(call) => {
+                self.unprovided(call);
+                Ok(())
+            }
+            Event::Stopped(at) => self.lose(at),
+            Event::Shutdown => Err(Close::new(By::Balancer, Where::Relay, Why::Draining)),
+            Event::Down(at) => self.downed(at),
+            Event::Merged { id, whole } => {
+                self.merged(&id, whole);
+                Ok(())
+            }
+        }
+    }
+
+    /// A session has a home: its frames go there.
+    fn placed(&mut self, job: u64, session: Option<SessionId>, placed: Placed) {
+        let waits = |session| matches!(self.table.sessions.get(session), Some(Binding::Placing(number)) if *number == job);
+        if !session.as_ref().is_none_or(waits) {
+            // It was given up, and the session may have been placed again meanwhile.
+            return;
+        }
+        let Placed { link, backend, mut attachment, reason } = placed;
+        let at = match (self.upstream_to(&backend), link) {
+            (Some(at), _) => at,
+            (None, Some(link)) => self.install(link),
+            (None, None) => {
+                // The upstream it was to use has been lost meanwhile.
+                let refused = Refused::later(Refusal::BackendLost, "the backend went away", &self.config);
+                self.table.forget(job);
+                return self.unplaced(job, &refused);
+            }
+        };
+        self.record.placed(session.clone(), backend.name(), reason.label());
+        let Some(session) = session else {
+            self.flush(job, at);
+            return;
+        };
+        if let (Some(attachment), Some(upstream)) = (&mut attachment, self.upstreams.get(&at)) {
+            attachment.set_stop_flag(upstream.stop_flag());
+        }
+        self.table
+            .sessions
+            .insert(session.clone(), Binding::Bound { at, attachment, attached: false, flights: 0 });
+        self.flush(job, at);
+        // What waited may have been given up meanwhile.
+        self.table.release(&session);
+    }
+
+    /// The upstream to a backend, if there is one.
+    pub(super) fn upstream_to(&self, backend: &Arc<Backend>) -> Option<At> {
+        let known = self.upstreams.iter().find(|(_, upstream)| Arc::ptr_eq(upstream.backend(), backend));
+        known.map(|(at, _)| *at)
+    }
+
+    /// Sends what waited for a job.
+    fn flush(&mut self, job: u64, at: At) {
+        let waiting = self.take_waiting(job);
+        self.parked.force(self.parked_bytes());
+        // What is forwarded now may have come to its end already; only the frame still coming in has a target.
+        let target = self.target.take();
+        let mut taken = true;
+        for waiter in waiting.pieces {
+            match waiter {
+                Waiter::Frame(frame) => taken = self.forward_late(at, *frame),
+                Waiter::More(bytes) if taken => self.push_up(at, bytes),
+                Waiter::More(_) => {}
+            }
+        }
+        self.target = match target {
+            Some(Target::Job(number)) if number == job && taken => Some(Target::Upstream(at)),
+            Some(Target::Job(number)) if number == job => Some(Target::Nowhere),
+            target => target,
+        };
+        self.begin();
+    }
+
+    /// To an upstream, unless meanwhile others have taken the room that the request needs; false if it is refused instead.
+    fn forward_late(&mut self, at: At, frame: Frame) -> bool {
+        let Some(why) = self.view().is_too_much(&frame.envelope) else {
+            return self.forward(at, frame);
+        };
+        let id = frame.envelope.id.as_ref();
+        self.busy.take_if(|busy| id == Some(&busy.0));
+        self.refuse(id, &plain(Refusal::Limit, why));
+        false
+    }
+
+    /// Takes out what waited for a job; an idle client keeps no room for it.
+    pub(super) fn take_waiting(&mut self, job: u64) -> Waiting {
+        let waiting = self.waiting.remove(&job).unwrap_or_default();
+        if self.waiting.is_empty() {
+            self.waiting = HashMap::new();
+        }
+        waiting
+    }
+
+    /// Refuses what waited for a job.
+    pub(super) fn unplaced(&mut self, job: u64, refused: &Refused) {
+        let waiting = self.take_waiting(job);
+        if matches!(self.target, Some(Target::Job(number)) if number == job) {
+            self.target = Some(Target::Nowhere);
+        }
+        for frame in waiting.into_frames() {
+            if frame.envelope.method.is_some() {
+                let id = frame.envelope.id.as_ref();
+                self.busy.take_if(|busy| id == Some(&busy.0));
+                self.refuse(id, refused);
+            }
+        }
+    }
+
+    /// Takes a new link into service.
+    pub(super) fn install(&mut self, link: Link) -> At {
+        self.upstream_last = self.upstream_last.saturating_add(1);
+        let at = self.upstream_last;
+        let upstream = Upstream::new(link, &self.balancer, self.inlet.account());
+        self.upstreams.insert(at, Box::new(upstream));
+        // Its backend may have gone down while it was greeted.
+        self.attend(at, Health::Unknown);
+        at
+    }
+
+    /// Hears when an upstream has to be given up, or its backend is down: again, if `heard` says that it was.
+    fn attend(&mut self, at: At, heard: Health) {
+        let Some(upstream) = self.upstreams.get(&at) else { return };
+        let stop_flag = Arc::clone(upstream.stop_flag());
+        let mut standing = upstream.backend().standing();
+        self.barred = true;
+        self.jobs.push(Box::pin(async move {
+            let down = async {
+                let anew = heard != Health::Down
+                    || standing.wait_for(|standing| standing.health != Health::Down).await.is_ok();
+                if !(anew && standing.wait_for(|standing| standing.health == Health::Down).await.is_ok()) {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! {
+                () = stop_flag.wait() => Event::Stopped(at),
+                () = down => Event::Down(at),
+            }
+        }));
+    }
+
+    /// The state request in flight should have been answered by now. Nothing else of this client can go on before it is,
+    /// so who owes the answer is given up.
+    pub(super) fn overdue(&mut self) -> Result<(), Close> {
+        self.overdue = None;
+        let flight = self.busy.as_ref().and_then(|busy| self.table.flights.get(&busy.0));
+        let Some(at) = flight.map(|flight| flight.at) else {
+            // It waits for a backend to be found, which has a bound of its own.
+            self.wait_for_state();
+            return Ok(());
+        };
+        if let Some(upstream) = self.upstreams.get(&at) {
+            // It may be this client's frame that it has no answer to.
+            upstream.backend().hasten_probe();
+            self.avoided.add(upstream.backend());
+            self.silences = self.silences.saturating_add(1);
+            if self.silences >= SILENT_MAX {
+                self.unanswered = UNANSWERED_MAX;
+            }
+        }
+        self.lose(at)
+    }
+
+    /// An upstream's backend is down. With `on_down = "keep"` that is a reason to stay only for sessions: who waits for
+    /// what any backend can answer must not wait for this one, and is told so. In a panic no session's upstream is
+    /// closed, and nobody there given up.
+    fn downed(&mut self, at: At) -> Result<(), Close> {
+        let now = self.balancer.now();
+        let (keep, panic) = (now.config.placement.on_down == OnDown::Keep, now.is_panic());
+        drop(now);
+        if (keep || panic) && self.table.bindings(at) {
+            if !panic {
+                // An answer that has begun is waited for, as long as it moves.
+                if let Some(id) = self.upstreams.get(&at).and_then(|upstream| upstream.answering()) {
+                    self.table.begin(&id);
+                }
+                let stranded = self.table.strand(at);
+                self.answer_lost(&stranded);
+                self.end_births(at);
+            }
+            self.attend(at, Health::Down);
+            return Ok(());
+        }
+        self.lose(at)
+    }
+}

@@ -1,0 +1,62 @@
+//! A backend is lost: what becomes of the requests and sessions of a client that were there, and of the client itself if the
+//! backend had begun a frame.
+
+use std::sync::Arc;
+
+use super::in_flight::At;
+use super::parting::session_error;
+use super::{Switch, Target, UNANSWERED_MAX};
+use crate::close::{At as Where, By, Close, Why};
+use crate::place::Refused;
+use crate::proxy::inlet::Frame;
+use crate::wire::{Id, Refusal};
+
+/// What a session's client is told.
+const GONE: &str = "the backend of this session went away; resume the session to go on";
+
+impl Switch<'_> {
+    /// A backend is lost: what it owed is answered, and who waits for a turn's end is told. The client's other sessions
+    /// go on, unless it has the beginning of a frame from there.
+    pub(super) fn lose(&mut self, at: At) -> Result<(), Close> {
+        let Some(upstream) = self.upstreams.remove(&at) else { return Ok(()) };
+        // Others may have waited for what it kept busy.
+        self.barred = true;
+        if self.is_speaking(at) {
+            // The client must be able to read on, to what it is told last.
+            self.fill_up(upstream.unsaid());
+            return Err(Close::new(By::Backend, Where::Relay, Why::BackendLost));
+        }
+        // Ends what watches it.
+        upstream.stop_flag().set();
+        let backend = Arc::clone(upstream.backend());
+        tracing::info!(backend = %backend.name(), client = %self.record.client(), "a client lost a backend");
+        drop(upstream);
+        if matches!(self.target, Some(Target::Upstream(target)) if target == at) {
+            self.target = Some(Target::Nowhere);
+        }
+        self.fail_calls(at);
+        let dropped = self.table.drop_upstream(at);
+        self.answer_lost(&dropped.ids);
+        for session in &dropped.sessions {
+            self.say_own(session_error(session, Refusal::BackendLost, GONE));
+        }
+        Ok(())
+    }
+
+    /// Answers requests that a backend will not answer.
+    pub(super) fn answer_lost(&mut self, ids: &[Id]) {
+        let refused =
+            Refused::later(Refusal::BackendLost, "the backend went away before it answered", &self.config);
+        for id in ids {
+            self.balancer.metrics.requests_in_flight.dec();
+            // A state request is asked again of the next backend: nothing can go on without its answer.
+            match self.busy.take_if(|busy| busy.0 == *id) {
+                Some(busy) if self.held.is_none() && self.unanswered < UNANSWERED_MAX => {
+                    self.unanswered = self.unanswered.saturating_add(1);
+                    self.held = Some(Box::new(Frame::of_state(&busy.1)));
+                }
+                _ => self.refuse(Some(id), &refused),
+            }
+        }
+    }
+}

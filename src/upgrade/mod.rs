@@ -1,0 +1,9 @@
+//! What processes of one service say to each other when one follows another, and what is asked of those before.
+
+mod channel;
+mod old_process_status;
+mod old_processes;
+
+pub use channel::{Channel, DETACH, FOLLOW, Greeting, Named, STAGE, Seen};
+pub use old_process_status::{Carried, OldProcessStatus};
+pub use old_processes::{OldProcesses, StartedWith, go_ahead};

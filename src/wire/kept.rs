@@ -1,0 +1,141 @@
+//! What a scan keeps of a value when it is complete, and what is wrong with it.
+
+use super::envelope::{Fault, Field, Kind, SessionId};
+use super::id::{self, ID_BYTES_MAX, Id, Spelling};
+use super::key::{Key, NULL_ID, Place, RESULT_IS, TWO_CANCELS, TWO_IDS};
+use super::method::Way;
+use super::scan::{Mode, Scan};
+
+impl Scan {
+    /// A run inside a string that is kept: a key, a method, a session ID.
+    pub(super) fn kept_text(&mut self, rest: &[u8]) -> usize {
+        let (used, done) = match self.text.feed(rest) {
+            Ok(fed) => fed,
+            Err(_) => {
+                self.stop(Fault::NotJson);
+                return rest.len();
+            }
+        };
+        if !done {
+            return used;
+        }
+        if self.mode == Mode::KeyText {
+            self.named_key();
+            return used;
+        }
+        self.mode = Mode::AfterValue;
+        let text = self.text.text();
+        if self.key == Key::Version {
+            if text != "2.0" {
+                self.spoil(Fault::Version);
+            }
+            return used;
+        }
+        if self.key == Key::Method {
+            self.found.method = Some((*text).into());
+            self.judge_id();
+            self.judge_cancels();
+            return used;
+        }
+        if self.key == Key::Kind {
+            self.found.kind = Kind::of(&text);
+            return used;
+        }
+        let field = match (text.is_empty(), self.text.is_over()) {
+            (true, _) => Field::Absent,
+            (false, false) => Field::Is(SessionId::new(&text)),
+            (false, true) => Field::Long(SessionId::new(&text)),
+        };
+        match self.place {
+            Place::Params if self.key == Key::Request => self.found.request = field,
+            Place::Params => self.found.session = field,
+            Place::Options => self.found.options_session = field,
+            Place::Result => self.found.result_session = field,
+            Place::Top | Place::Error => {}
+        }
+        used
+    }
+
+    pub(super) fn keep_raw(&mut self, first: u8) {
+        self.raw.clear();
+        self.raw.push(first);
+        self.raw_at = self.at;
+    }
+
+    /// One byte of a value that is kept raw.
+    pub(super) fn raw(&mut self, byte: u8, quoted: bool, escaped: bool) -> usize {
+        if !quoted && matches!(byte, b',' | b'}' | b']' | b' ' | b'\t' | b'\r' | b'\n') {
+            self.kept_raw();
+            return self.again(byte);
+        }
+        if self.raw.len() >= ID_BYTES_MAX {
+            if self.key == Key::Id {
+                self.spoil(Fault::BadId);
+            }
+            self.mode = if quoted { Mode::PassedText { escaped } } else { Mode::Passed };
+            return 0;
+        }
+        self.raw.push(byte);
+        if quoted && byte == b'"' && !escaped {
+            self.kept_raw();
+        } else {
+            self.mode = Mode::Raw { quoted, escaped: quoted && byte == b'\\' && !escaped };
+        }
+        1
+    }
+
+    /// A result or an error begins; one that is null beside the other says nothing.
+    pub(super) fn answer(&mut self, byte: u8) {
+        self.found.is_answer = true;
+        if byte != b'n' {
+            self.found.is_error |= self.key == Key::Error;
+            self.seen |= if self.key == Key::Result { RESULT_IS } else { 0 };
+        }
+        if self.found.is_error && self.seen & RESULT_IS != 0 {
+            self.spoil(Fault::Contradiction);
+        }
+    }
+
+    fn kept_raw(&mut self) {
+        self.mode = Mode::AfterValue;
+        let raw = || Id { raw: self.raw.as_slice().into(), at: self.raw_at };
+        match self.key {
+            Key::ProtocolVersion => self.found.protocol_version = Some(self.raw.as_slice().into()),
+            Key::Code => {
+                self.found.error_code = str::from_utf8(&self.raw).ok().and_then(|text| text.parse().ok());
+            }
+            // In another spelling it finds no request; `params.id` may also be anything else.
+            Key::Cancels => {
+                self.found.cancels = (id::spelling(&self.raw) == Spelling::Plain).then(raw);
+            }
+            _ if self.raw == b"null" => {
+                self.seen |= NULL_ID;
+                self.judge_id();
+            }
+            _ => {
+                let spelling = id::spelling(&self.raw);
+                // What is echoed into an answer must be JSON, whatever the client sent.
+                if spelling != Spelling::Broken && self.seen & TWO_IDS == 0 {
+                    self.found.id = Some(raw());
+                }
+                if spelling != Spelling::Plain {
+                    self.spoil(Fault::BadId);
+                }
+            }
+        }
+    }
+
+    /// A request whose id is null: servers say that it is none.
+    fn judge_id(&mut self) {
+        if self.seen & NULL_ID != 0 && self.found.method.is_some() {
+            self.spoil(Fault::BadId);
+        }
+    }
+
+    /// A cancellation of two requests; to any other method `params.id` is one member among others.
+    pub(super) fn judge_cancels(&mut self) {
+        if self.seen & TWO_CANCELS != 0 && self.found.known().is_some_and(|known| known.way == Way::Cancel) {
+            self.spoil(Fault::Duplicate);
+        }
+    }
+}

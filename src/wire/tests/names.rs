@@ -1,0 +1,82 @@
+//! Where a session is named.
+
+use super::*;
+
+#[test]
+fn a_session_is_named_where_the_protocol_says() {
+    assert_eq!(named(r#""id":1,"method":"session.send","params":{"sessionId":"s"}}"#), session("s"));
+    assert_eq!(named(r#""id":1,"method":"session.create","params":{"sessionId":""}}"#), Named::Born);
+    assert_eq!(named(r#""id":1,"method":"session.create","params":{"sessionId":null}}"#), Named::Born);
+    assert_eq!(named(r#""id":1,"method":"session.create"}"#), Named::Born);
+    assert_eq!(named(r#""id":1,"method":"connect","params":{}}"#), Named::Nothing);
+    assert_eq!(named(r#""id":1,"method":"session.list","params":{"sessionId":"s"}}"#), Named::Nothing);
+    assert_eq!(
+        named(r#""id":1,"method":"sessions.open","params":{"kind":"create","options":{"sessionId":"o"}}}"#),
+        session("o")
+    );
+    assert_eq!(
+        named(r#""id":1,"method":"session.create","params":{"options":{"sessionId":"o"}}}"#),
+        Named::Born
+    );
+    assert_eq!(named(r#""id":1,"result":{"sessionId":"s"}}"#), Named::Nothing);
+}
+
+#[test]
+fn what_is_opened_is_named_where_its_kind_says() {
+    let open = |params: &str| {
+        let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"sessions.open","params":{params}}}"#);
+        let envelope = Scan::whole(body.as_bytes()).unwrap();
+        (envelope.named(), envelope.creates(), envelope.may_mean_another())
+    };
+    let uuid = "a2cba803-45a2-4d61-a024-e0394fe2e5c9";
+    for (params, named, creates, may_mean_another) in [
+        (r#"{"kind":"create","options":{"sessionId":"o"}}"#.to_owned(), session("o"), true, false),
+        (r#"{"options":{"sessionId":"o"},"kind":"cr\u0065ate"}"#.to_owned(), session("o"), true, false),
+        (r#"{"kind":"create","options":{}}"#.to_owned(), Named::Born, true, false),
+        (
+            r#"{"kind":"create","sessionId":"d","options":{"sessionId":"o"}}"#.to_owned(),
+            Named::Two,
+            true,
+            false,
+        ),
+        (r#"{"kind":"create","sessionId":"d"}"#.to_owned(), Named::Two, true, false),
+        (
+            r#"{"kind":"create","sessionId":"o","options":{"sessionId":"o"}}"#.to_owned(),
+            session("o"),
+            true,
+            false,
+        ),
+        (
+            r#"{"kind":"resume","sessionId":"s","options":{"sessionId":"o"}}"#.to_owned(),
+            session("s"),
+            false,
+            false,
+        ),
+        (r#"{"kind":"resume","options":{"sessionId":"o"}}"#.to_owned(), Named::Unsaid, false, false),
+        (format!(r#"{{"kind":"resume","sessionId":"{uuid}"}}"#), session(uuid), false, false),
+        (format!(r#"{{"kind":"resume","sessionId":"{}"}}"#, &uuid[..8]), session(&uuid[..8]), false, true),
+        (format!(r#"{{"kind":"attach","sessionId":"{}"}}"#, &uuid[..8]), session(&uuid[..8]), false, false),
+        (r#"{"kind":"resumeLast"}"#.to_owned(), Named::Unsaid, false, false),
+        (r#"{"kind":"resumeLast","sessionId":"s"}"#.to_owned(), Named::Unsaid, false, false),
+        (r#"{"kind":"cloud","sessionId":"s"}"#.to_owned(), Named::Unsaid, false, false),
+        (r#"{"kind":7,"sessionId":"s"}"#.to_owned(), Named::Unsaid, false, false),
+        (r#"{"kind":["create"],"sessionId":"s"}"#.to_owned(), Named::Unsaid, false, false),
+        (format!(r#"{{"kind":"{}","sessionId":"s"}}"#, "create".repeat(50)), Named::Unsaid, false, false),
+        (r#"{"sessionId":"s"}"#.to_owned(), Named::Unsaid, false, false),
+        ("null".to_owned(), Named::Unsaid, false, false),
+    ] {
+        assert_eq!(open(&params), (named, creates, may_mean_another), "{params}");
+    }
+    let twice = r#"{"jsonrpc":"2.0","id":1,"method":"sessions.open","params":{"kind":"resume","k\u0069nd":"create"}}"#;
+    let twice = Scan::whole(twice.as_bytes());
+    assert_eq!(twice.unwrap_err().0, Fault::Duplicate);
+}
+
+#[test]
+fn decoys_are_not_taken_and_escapes_are_read() {
+    let decoy = r#""id":1,"method":"session.create","params":{"tools":[{"sessionId":"no","p":{"sessionId":"no"}}],
+        "x\"sessionId\":\"no":"\"sessionId\":\"no\"","s\u0065ssionId":"\ud83d\ude00\u002Dyes\/"}}"#;
+    assert_eq!(named(decoy), session("😀-yes/"));
+    let long = format!(r#""method":"m","params":{{"sessionId":"{}"}}}}"#, "a".repeat(300));
+    assert_eq!(named(&long), Named::Untracked(SessionId::new(&"a".repeat(256))));
+}

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::BytesMut;
@@ -23,8 +22,6 @@ pub struct Link {
     pub stream: Leased,
     /// Bytes that came from the backend and have not been used.
     pub unread: BytesMut,
-    /// Tells others of the same client that there is this connection, for as long as it is held.
-    pub held: Option<Arc<()>>,
 }
 
 /// For whom a backend is dialled.
@@ -99,7 +96,7 @@ pub fn hung_up(error: &io::Error) -> bool {
 pub async fn dial(lease: Lease, timeouts: &Timeouts) -> Result<Link, DialFault> {
     let backend = lease.backend();
     let stream = mark(backend, reached(backend, timeouts, For::Client).await)?;
-    Ok(Link { stream: Leased::new(stream, lease), unread: BytesMut::new(), held: None })
+    Ok(Link { stream: Leased::new(stream, lease), unread: BytesMut::new() })
 }
 
 /// Connects to a backend; a failure of its own is counted, and keeps new sessions away until a probe is answered.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::dials::Turn;
+use super::dials::{Dialling, InUse, Turn};
 use super::refused::Miss;
 use super::{Refused, Want, decision};
 use crate::balancer::Balancer;
@@ -40,11 +40,26 @@ pub(super) enum Among<'a> {
     },
 }
 
+/// A new link, dialled and greeted.
+#[derive(Debug)]
+pub struct Opened {
+    /// Where it goes is known by its lease.
+    pub link: Link,
+    dialling: Option<Dialling>,
+}
+
+impl Opened {
+    /// The link, and what is held for as long as the client uses it: from now on others of that client find it.
+    pub fn into_use(self) -> (Link, Option<InUse>) {
+        (self.link, self.dialling.map(Dialling::in_use))
+    }
+}
+
 /// Who has taken it.
 pub(super) struct Taken {
     pub(super) backend: Arc<Backend>,
     /// `None`: the client has one already.
-    pub(super) link: Option<Link>,
+    pub(super) opened: Option<Opened>,
     pub(super) reason: Reason,
 }
 
@@ -159,7 +174,7 @@ async fn try_each(balancer: &Balancer, want: &Want<'_>, among: &mut Among<'_>) -
             return Err(Refused::no_backend(&snapshot));
         }
         match open(want, &snapshot, backend).await {
-            Ok(link) => return Ok(Taken { backend: Arc::clone(backend), link, reason }),
+            Ok(opened) => return Ok(Taken { backend: Arc::clone(backend), opened, reason }),
             Err(Miss::Refused(refused)) => return Err(refused),
             Err(miss) => {
                 full |= !matches!(miss, Miss::Unreachable);
@@ -177,22 +192,24 @@ pub(super) async fn open(
     want: &Want<'_>,
     snapshot: &Snapshot,
     backend: &Arc<Backend>,
-) -> Result<Option<Link>, Miss> {
+) -> Result<Option<Opened>, Miss> {
     if want.have.iter().any(|known| Arc::ptr_eq(known, backend)) {
         return Ok(None);
     }
-    let Some(dials) = want.dials else { return dialled(want, snapshot, backend).await.map(Some) };
+    let opened = |link, dialling| Some(Opened { link, dialling });
+    let Some(dials) = want.dials else {
+        return dialled(want, snapshot, backend).await.map(|link| opened(link, None));
+    };
     match dials.turn(backend).await {
         Turn::There => Ok(None),
         Turn::Missed(miss) => Err(miss),
-        Turn::Dial(dialling) => {
-            let mut dialled = dialled(want, snapshot, backend).await;
-            let held = dialling.over(dialled.as_ref().map(|_| ()));
-            if let Ok(link) = &mut dialled {
-                link.held = Some(held);
+        Turn::Dial(dialling) => match dialled(want, snapshot, backend).await {
+            Ok(link) => Ok(opened(link, Some(dialling))),
+            Err(miss) => {
+                dialling.missed(&miss);
+                Err(miss)
             }
-            dialled.map(Some)
-        }
+        },
     }
 }
 

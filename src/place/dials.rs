@@ -29,25 +29,32 @@ enum State {
 }
 
 /// What is to be done for one more connection to a backend.
-pub(super) enum Turn<'a> {
+pub(super) enum Turn {
     /// Dial.
-    Dial(Dialling<'a>),
+    Dial(Dialling),
     /// Nothing: there is one.
     There,
     /// Nothing: it was tried meanwhile.
     Missed(Miss),
 }
 
-/// A dial on its way. Dropped before it is [over](Self::over), the next one dials.
-pub(super) struct Dialling<'a> {
-    dials: &'a Dials,
+/// A dial on its way, from its turn until the connection is [in use](Self::in_use). Dropped before, the next one dials.
+#[derive(Debug)]
+pub struct Dialling {
+    dials: Arc<Dials>,
     backend: Arc<Backend>,
     end: watch::Sender<Option<Result<(), Miss>>>,
 }
 
+/// The client uses a connection. While it does, no other is dialled to that backend.
+#[derive(Debug)]
+pub struct InUse {
+    _held: Arc<()>,
+}
+
 impl Dials {
     /// Whose turn it is to dial `backend`; waits for whoever does.
-    pub(super) async fn turn(&self, backend: &Arc<Backend>) -> Turn<'_> {
+    pub(super) async fn turn(self: &Arc<Self>, backend: &Arc<Backend>) -> Turn {
         loop {
             let mut way = match self.look(backend) {
                 Ok(turn) => return turn,
@@ -61,7 +68,10 @@ impl Dials {
         }
     }
 
-    fn look(&self, backend: &Arc<Backend>) -> Result<Turn<'_>, watch::Receiver<Option<Result<(), Miss>>>> {
+    fn look(
+        self: &Arc<Self>,
+        backend: &Arc<Backend>,
+    ) -> Result<Turn, watch::Receiver<Option<Result<(), Miss>>>> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|one| match &one.state {
             State::OnItsWay(way) => way.has_changed().is_ok(),
@@ -73,25 +83,31 @@ impl Dials {
             None => {
                 let (end, way) = watch::channel(None);
                 known.push(Known { backend: Arc::clone(backend), state: State::OnItsWay(way) });
-                Ok(Turn::Dial(Dialling { dials: self, backend: Arc::clone(backend), end }))
+                Ok(Turn::Dial(Dialling { dials: Arc::clone(self), backend: Arc::clone(backend), end }))
             }
         }
     }
 }
 
-impl Dialling<'_> {
-    /// It is over. On success what is returned is to be held for as long as the connection.
-    pub(super) fn over(self, end: Result<(), &Miss>) -> Arc<()> {
+impl Dialling {
+    /// The connection is where whoever waits for it finds it.
+    pub fn in_use(self) -> InUse {
         let held = Arc::new(());
+        self.over(Some(State::There(Arc::downgrade(&held))), Ok(()));
+        InUse { _held: held }
+    }
+
+    /// There is no connection: whoever waits shares the miss.
+    pub(super) fn missed(self, miss: &Miss) {
+        self.over(None, Err(miss.clone()));
+    }
+
+    fn over(&self, state: Option<State>, end: Result<(), Miss>) {
         let mut known = self.dials.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|one| !Arc::ptr_eq(&one.backend, &self.backend));
-        if end.is_ok() {
-            let state = State::There(Arc::downgrade(&held));
-            known.push(Known { backend: Arc::clone(&self.backend), state });
-        }
+        known.extend(state.map(|state| Known { backend: Arc::clone(&self.backend), state }));
         drop(known);
-        self.end.send_replace(Some(end.map_err(Miss::clone)));
-        held
+        self.end.send_replace(Some(end));
     }
 }
 
@@ -106,21 +122,23 @@ mod tests {
 
     #[tokio::test]
     async fn who_comes_first_dials_and_the_others_share_what_comes_of_it() {
-        let (dials, a, b) = (Dials::default(), backend("a"), backend("b"));
+        let (dials, a, b) = (Arc::<Dials>::default(), backend("a"), backend("b"));
         let Turn::Dial(first) = dials.turn(&a).await else { panic!("nobody dials") };
         assert!(matches!(dials.turn(&b).await, Turn::Dial(_)), "another backend");
         let mut second = Box::pin(dials.turn(&a));
         assert!(futures_util::poll!(&mut second).is_pending());
-        first.over(Err(&Miss::Full));
+        first.missed(&Miss::Full);
         assert!(matches!(second.await, Turn::Missed(Miss::Full)));
         let Turn::Dial(third) = dials.turn(&a).await else { panic!("a miss is not remembered") };
         let mut fourth = Box::pin(dials.turn(&a));
         assert!(futures_util::poll!(&mut fourth).is_pending());
         drop(third);
         let Turn::Dial(fourth) = fourth.await else { panic!("who was given up keeps nobody waiting") };
-        let held = fourth.over(Ok(()));
-        assert!(matches!(dials.turn(&a).await, Turn::There));
-        drop(held);
+        let mut fifth = Box::pin(dials.turn(&a));
+        assert!(futures_util::poll!(&mut fifth).is_pending(), "nobody could use it yet");
+        let in_use = fourth.in_use();
+        assert!(matches!(fifth.await, Turn::There));
+        drop(in_use);
         assert!(matches!(dials.turn(&a).await, Turn::Dial(_)), "the connection is gone");
     }
 }

@@ -56,6 +56,6 @@ async fn keeper(want: &Want<'_>, config: &Config, attachment: &Attachment) -> Op
         tracing::debug!(session = %attachment.session(), backend = %backend.name(), %fault, "nobody to keep a session");
         return None;
     }
-    let crate::link::Link { stream, unread, .. } = link;
+    let crate::link::Link { stream, unread } = link;
     Some(Keeper { stream, unread })
 }

@@ -19,11 +19,12 @@ use crate::balancer::Balancer;
 use crate::fleet::{
     Attachment, Backend, Claim, Decision, Facts, Found, Heard, PlacementGuard, Reason, decide,
 };
-use crate::link::{Link, StateFrame};
+use crate::link::StateFrame;
 use crate::snapshot::Snapshot;
 use crate::wire::{Refusal, SessionId};
 
-pub use dials::Dials;
+pub use attempts::Opened;
+pub use dials::{Dials, InUse};
 
 use attempts::{Among, Taken, first_to_take, open};
 use refused::Miss;
@@ -55,7 +56,7 @@ pub struct Want<'a> {
     /// The backends this client is connected to already: chosen again, that connection is used.
     pub have: &'a [Arc<Backend>],
     /// Who else is dialled for this client at the same time, if it may be for several sessions.
-    pub dials: Option<&'a Dials>,
+    pub dials: Option<&'a Arc<Dials>>,
 }
 
 impl<'a> Want<'a> {
@@ -77,7 +78,7 @@ impl<'a> Want<'a> {
 #[derive(Debug)]
 pub struct Placed {
     /// A new link; `None` = the client has one to this backend already.
-    pub link: Option<Link>,
+    pub opened: Option<Opened>,
     /// The home.
     pub backend: Arc<Backend>,
     /// The connection's part in owning the session.
@@ -180,7 +181,7 @@ async fn claimed(balancer: &Balancer, want: &Want<'_>, session: &SessionId) -> R
 async fn join(want: &Want<'_>, snapshot: &Snapshot, attachment: Attachment) -> Result<Placed, Refused> {
     let backend = Arc::clone(attachment.backend());
     match open(want, snapshot, &backend).await {
-        Ok(link) => Ok(Placed { link, backend, attachment: Some(attachment), reason: Reason::Owner }),
+        Ok(opened) => Ok(Placed { opened, backend, attachment: Some(attachment), reason: Reason::Owner }),
         Err(Miss::Refused(refused)) => Err(refused),
         Err(Miss::Full | Miss::HungUp) => Err(Refused::full(&snapshot.config)),
         Err(Miss::Unreachable) => Err(Refused::owner_down(&snapshot.config)),
@@ -198,19 +199,19 @@ async fn lead_home(
     let unasked = Unasked::of(&snapshot);
     let heard = ask_fleet(balancer, &snapshot, want).await;
     let among = Among::Homes { snapshot: &snapshot, heard: &heard };
-    let Taken { backend, link, reason } = first_to_take(balancer, want, among).await?;
+    let Taken { backend, opened, reason } = first_to_take(balancer, want, among).await?;
     unasked.note(&snapshot, want, session, &backend).await?;
     remember::pin(balancer, &snapshot, session, &backend, reason);
     let attachment = lead.settle(&backend);
-    Ok(Placed { link, backend, attachment: Some(attachment), reason })
+    Ok(Placed { opened, backend, attachment: Some(attachment), reason })
 }
 
 /// A session without an ID, or with one too long to be tracked.
 async fn unclaimed(balancer: &Balancer, want: &Want<'_>) -> Result<Placed, Refused> {
     let snapshot = balancer.snapshot();
     let among = Among::Homes { snapshot: &snapshot, heard: &NOTHING };
-    let Taken { backend, link, reason } = first_to_take(balancer, want, among).await?;
-    Ok(Placed { link, backend, attachment: None, reason })
+    let Taken { backend, opened, reason } = first_to_take(balancer, want, among).await?;
+    Ok(Placed { opened, backend, attachment: None, reason })
 }
 
 async fn ask_fleet(balancer: &Balancer, snapshot: &Snapshot, want: &Want<'_>) -> Heard {

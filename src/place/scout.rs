@@ -27,7 +27,7 @@ pub async fn scout(
         Want { session: None, tracked: false, must_exist: false, frames, version, have: &[], dials: None };
     let taken = first_to_take(balancer, &want, Among::Anyone { authenticated, avoided }).await?;
     // A client without a session has no other link.
-    taken.link.ok_or_else(|| Refused::no_backend(&balancer.now()))
+    taken.opened.map(|opened| opened.link).ok_or_else(|| Refused::no_backend(&balancer.now()))
 }
 
 /// A greeted link to every server that is in none of `have`.
@@ -45,7 +45,7 @@ pub async fn everyone(
     let mut links = Vec::new();
     for member in addresses(&snapshot).filter_map(|at| snapshot.members.get(at)) {
         match open(&want, &snapshot, &member.backend).await {
-            Ok(link) => links.extend(link),
+            Ok(opened) => links.extend(opened.map(|opened| opened.link)),
             Err(Miss::Refused(refused)) => return Err(refused),
             Err(Miss::Full | Miss::HungUp | Miss::Unreachable) => {
                 let name = member.backend.name();

@@ -151,7 +151,7 @@ impl Homed {
     /// Parts what lasts from what does not.
     fn apart(self: Box<Self>) -> (Ends, Box<Start>) {
         let Self { opened: Opened { client, unsent, rest, link, midway }, placed, born, .. } = *self;
-        let Link { stream, unread, .. } = link;
+        let Link { stream, unread } = link;
         let stop_flag =
             placed.attachment.as_ref().map(Attachment::stop_flag).map(Arc::clone).unwrap_or_default();
         let owned = placed.attachment.map(Box::new).map_or_else(OnceLock::new, OnceLock::from);
@@ -193,7 +193,7 @@ async fn home(balancer: &Balancer, mut opening: Opening<'_>) -> Result<Box<Homed
         Named::Session(id) | Named::Untracked(id) => Some(id.clone()),
         Named::Born | Named::Nothing | Named::Unsaid | Named::Two => None,
     };
-    match opening.settle(session, placed.link.take()).await {
+    match opening.settle(session, placed.opened.take().map(|opened| opened.link)).await {
         Ok(opened) => Ok(Box::new(Homed { opened, placed, session: id, born })),
         Err((client, close)) => {
             close_in_order(client).await;

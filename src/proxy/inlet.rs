@@ -183,13 +183,11 @@ impl Inlet {
         match self.begun.take() {
             Some(Begun::Passing { scan, decided, left }) => self.pass(scan, decided, left),
             Some(Begun::Skipping { left, unsaid }) => {
-                let skipped = left.min(self.unread.len());
-                self.drop_front(skipped);
-                if left > skipped {
-                    self.begun = Some(Begun::Skipping { left: left.saturating_sub(skipped), unsaid });
-                    return Ok(None);
+                if self.skip(left, unsaid) {
+                    self.next(bytes_max)
+                } else {
+                    Ok(None)
                 }
-                self.next(bytes_max)
             }
             Some(Begun::Undecided { head, scan, scanned }) => self.decide(head, scan, scanned, bytes_max),
             Some(Begun::Refused { mut scan, left }) => {

@@ -18,10 +18,7 @@ impl Inlet {
                     self.begun = Some(Begun::Skipping { left, unsaid: 0 });
                 }
                 Some(Begun::Skipping { left, unsaid }) => {
-                    let skipped = left.min(self.unread.len());
-                    self.drop_front(skipped);
-                    if left > skipped {
-                        self.begun = Some(Begun::Skipping { left: left.saturating_sub(skipped), unsaid });
+                    if !self.skip(left, unsaid) {
                         return Ok(None);
                     }
                 }
@@ -48,6 +45,15 @@ impl Inlet {
                 }
             }
         }
+    }
+
+    /// Lets go of what has come of a frame that is of no use; whether that was all of it.
+    pub(super) fn skip(&mut self, left: usize, unsaid: usize) -> bool {
+        let skipped = left.min(self.unread.len());
+        self.drop_front(skipped);
+        let left = left.saturating_sub(skipped);
+        self.begun = (left > 0).then_some(Begun::Skipping { left, unsaid });
+        left == 0
     }
 
     /// Gives up the frame that has begun, and skips what is still to come of it: its id, if that is known. Without one

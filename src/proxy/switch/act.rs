@@ -195,7 +195,7 @@ impl Switch<'_> {
             }
             let answers = self.any_up();
             let others: Vec<At> = self.upstreams.keys().copied().filter(|at| Some(*at) != answers).collect();
-            let own = format!("\"sessile-{}\"", self.errand_last);
+            let own = format!("\"sessile-{}\"", self.jobs.last());
             self.push_up_all(others, reply::with_id(frame.body(), id.span(), own.as_bytes()));
             self.wait_for_state();
             self.busy = Some(Box::new((id, state)));

@@ -8,21 +8,20 @@ use tokio::time::{Instant, sleep_until};
 use super::in_flight::At;
 use super::plan::Plan;
 use super::table::Binding;
-use super::{ERRANDS_MAX, QUEUE_BYTES_MAX, Switch, Target, WAITING_BYTES_MAX};
+use super::{QUEUE_BYTES_MAX, Switch, Target, WAITING_BYTES_MAX};
 use crate::close::{At as Where, By, Close, Why};
 use crate::metrics::Outcome;
 use crate::net::READ_BYTES_MAX;
 use crate::place::Refused;
 use crate::proxy::inlet::{Fault, Frame, Piece, Subject};
 use crate::proxy::refusals::{NOT_JSON, plain};
+use crate::proxy::switch::jobs::{JOB_BYTES_MAX, JOBS_MAX};
 use crate::wire::{Id, Refusal, is_json, reply};
 
 /// Of a frame that has begun, so much is not counted: heads on their own, and the usual frames.
 const FREE_BYTES: usize = 4 * 1024;
 /// What is left free while frames wait: those that are requests take more when they go on their way.
 const DEPARTURES_BYTES: usize = 64 * 1024;
-/// What a job takes besides the frames that wait for it: its part of the fleet's questions, and a connection on its way.
-const ERRAND_BYTES: usize = 15 * 1024;
 
 /// What a backend that does not keep up may be owed beyond a queue, so that frames for others can be read.
 const OVERFLOW_BYTES_MAX: usize = 1024 * 1024;
@@ -135,10 +134,9 @@ impl Switch<'_> {
 
     /// Bytes of the client that wait to know where they go.
     pub(super) fn parked_bytes(&self) -> usize {
-        let each = self.waiting.values().map(|waiting| waiting.bytes.saturating_add(ERRAND_BYTES));
-        let waiting: usize = each.sum();
+        let waiting: usize = self.waiting.values().map(|waiting| waiting.bytes).sum();
         let held = self.held.as_ref().map_or(0, |frame| frame.takes());
-        waiting.saturating_add(held)
+        waiting.saturating_add(held).saturating_add(self.jobs.bytes())
     }
 
     /// Counts a frame that has begun; false to wait until there is room. If there will be none, the frame is refused and its
@@ -250,8 +248,8 @@ impl Switch<'_> {
 
     /// Whether one more frame may wait for a job. What is bound nowhere counts as what an opening holds.
     fn may_wait(&mut self, bytes: usize) -> bool {
-        let bytes = self.parked_bytes().saturating_add(bytes).saturating_add(ERRAND_BYTES);
-        self.waiting.len() < ERRANDS_MAX
+        let bytes = self.parked_bytes().saturating_add(bytes).saturating_add(JOB_BYTES_MAX);
+        self.waiting.len() < JOBS_MAX
             && bytes <= WAITING_BYTES_MAX
             && self.parked.resize(bytes.saturating_add(DEPARTURES_BYTES))
     }

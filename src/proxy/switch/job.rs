@@ -9,7 +9,7 @@ use crate::close::{At as Where, By, Close, Why};
 use crate::config::OnDown;
 use crate::fleet::{Avoided, Backend, Health};
 use crate::link::{Link, State};
-use crate::place::{self, Dials, Placed, Refused, Want};
+use crate::place::{self, Dials, InUse, Placed, Refused, Want};
 use crate::wire::{Id, Named, Refusal, SessionId};
 
 use super::in_flight::At;
@@ -42,6 +42,18 @@ pub(super) enum Event {
     Shutdown,
     /// The fleet's answer to a request.
     Merged { id: Id, whole: Whole },
+}
+
+impl Event {
+    /// Whether it ends a job that had to wait for its turn.
+    pub(super) fn ends_a_turn(&self) -> bool {
+        match self {
+            Self::Placed { .. } | Self::Whole { .. } | Self::Scouted { .. } | Self::Everyone { .. } => true,
+            Self::Unprovided(_) | Self::Stopped(_) | Self::Down(_) | Self::Shutdown | Self::Merged { .. } => {
+                false
+            }
+        }
+    }
 }
 
 /// Finds a home for what `named` says.
@@ -160,8 +172,9 @@ impl Switch<'_> {
                 self.scouting = None;
                 match link {
                     Ok(link) => {
-                        let at =
-                            self.upstream_to(link.stream.backend()).unwrap_or_else(|| self.install(link));
+                        let at = self
+                            .upstream_to(link.stream.backend())
+                            .unwrap_or_else(|| self.install(link, None));
                         self.flush(job, at);
                     }
                     Err(refused) => self.unplaced(job, &refused),
@@ -190,10 +203,13 @@ impl Switch<'_> {
             // It was given up, and the session may have been placed again meanwhile.
             return;
         }
-        let Placed { link, backend, mut attachment, reason } = placed;
-        let at = match (self.upstream_to(&backend), link) {
+        let Placed { opened, backend, mut attachment, reason } = placed;
+        let at = match (self.upstream_to(&backend), opened) {
             (Some(at), _) => at,
-            (None, Some(link)) => self.install(link),
+            (None, Some(opened)) => {
+                let (link, in_use) = opened.into_use();
+                self.install(link, in_use)
+            }
             (None, None) => {
                 // The upstream it was to use has been lost meanwhile.
                 let refused = Refused::later(Refusal::BackendLost, "the backend went away", &self.config);
@@ -281,10 +297,10 @@ impl Switch<'_> {
     }
 
     /// Takes a new link into service.
-    pub(super) fn install(&mut self, link: Link) -> At {
+    pub(super) fn install(&mut self, link: Link, in_use: Option<InUse>) -> At {
         self.upstream_last = self.upstream_last.saturating_add(1);
         let at = self.upstream_last;
-        let upstream = Upstream::new(link, &self.balancer, self.inlet.account());
+        let upstream = Upstream::new(link, in_use, &self.balancer, self.inlet.account());
         self.upstreams.insert(at, Box::new(upstream));
         // Its backend may have gone down while it was greeted.
         self.attend(at, Health::Unknown);
@@ -297,7 +313,7 @@ impl Switch<'_> {
         let stop_flag = Arc::clone(upstream.stop_flag());
         let mut standing = upstream.backend().standing();
         self.barred = true;
-        self.jobs.push(Box::pin(async move {
+        self.jobs.watch(Box::pin(async move {
             let down = async {
                 let anew = heard != Health::Down
                     || standing.wait_for(|standing| standing.health != Health::Down).await.is_ok();

@@ -9,8 +9,9 @@ mod births;
 mod bounds;
 mod calls;
 mod client;
-mod job;
 mod in_flight;
+mod job;
+mod jobs;
 mod loss;
 mod merge;
 mod opened;
@@ -32,7 +33,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::balancer::Balancer;
@@ -51,6 +51,7 @@ use crate::proxy::queue::{Queue, Queued};
 use crate::proxy::rules::Rules;
 use in_flight::At;
 use job::{Event, Job};
+use jobs::Jobs;
 use stall::Delay;
 use table::Table;
 use upstream::Upstream;
@@ -59,8 +60,6 @@ use upstream::Upstream;
 const UNANSWERED_MAX: usize = 8;
 /// Backends that may be silent on one client's state requests: after these it is the request that has no answer.
 const SILENT_MAX: usize = 2;
-/// Jobs that one client may have on their way; a frame that needs a further one waits.
-const ERRANDS_MAX: usize = 64;
 /// Bytes of all frames that wait for jobs.
 const WAITING_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Bytes waiting for one peer, beyond which nothing more is read for it.
@@ -85,8 +84,7 @@ struct Switch<'a> {
     aside: Queue,
     table: Table,
     providers: provider::Providers,
-    jobs: FuturesUnordered<Pin<Box<dyn Future<Output = Event> + Send>>>,
-    errand_last: u64,
+    jobs: Jobs,
     /// Frames that wait for a job.
     waiting: HashMap<u64, Waiting>,
     /// The job that brings the first upstream.
@@ -193,8 +191,7 @@ pub async fn switch(
         aside: Queue::new(&account),
         table: Table::new(&account),
         providers: provider::Providers::default(),
-        jobs: FuturesUnordered::new(),
-        errand_last: 0,
+        jobs: Jobs::default(),
         waiting: HashMap::new(),
         scouting: None,
         target: None,
@@ -218,7 +215,7 @@ pub async fn switch(
     };
     let (closes, peer) = (Arc::clone(balancer), switch.record.client());
     // As a job it is looked at only when it happens, not whenever a byte moves.
-    switch.jobs.push(Box::pin(async move {
+    switch.jobs.watch(Box::pin(async move {
         closes.shutdown.reaches(peer).await;
         Event::Shutdown
     }));
@@ -272,7 +269,7 @@ impl Switch<'_> {
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Close> {
         let mut moved = false;
         self.rules.renew(&self.balancer);
-        while let Poll::Ready(Some(news)) = self.jobs.poll_next_unpin(cx) {
+        while let Poll::Ready(news) = self.jobs.poll(cx) {
             self.heard(news)?;
             moved = true;
         }
@@ -303,9 +300,7 @@ impl Switch<'_> {
 
     /// Sets off on a job.
     fn send_out(&mut self, job: impl FnOnce(u64) -> Job) -> u64 {
-        self.errand_last = self.errand_last.saturating_add(1);
-        let number = self.errand_last;
-        self.jobs.push(job(number));
+        let number = self.jobs.send_out(job);
         // It sets off when it is looked at.
         self.barred = true;
         number

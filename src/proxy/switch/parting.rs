@@ -24,7 +24,7 @@ use crate::wire::{Id, Refusal, SessionId, reply};
 /// What a frame is filled up with whose end will never come.
 static FILLER: [u8; 64 * 1024] = [b' '; 64 * 1024];
 /// How long a client may take to take its last frames.
-const FAREWELL: Duration = Duration::from_secs(2);
+const LAST_FRAMES: Duration = Duration::from_secs(2);
 /// How long it may take to close first.
 const HOLD_OUT: Duration = Duration::from_millis(500);
 
@@ -33,7 +33,7 @@ impl Switch<'_> {
     pub(super) async fn end(mut self, close: Close) {
         // The rest of a frame may be long. A stop of the balancer has a bound of its own.
         let within =
-            if close.by == By::Backend { self.config.timeouts.opening.max(FAREWELL) } else { FAREWELL };
+            if close.by == By::Backend { self.config.timeouts.opening.max(LAST_FRAMES) } else { LAST_FRAMES };
         let taken = matches!(tokio::time::timeout(within, self.last_words(close)).await, Ok(Ok(())));
         if !taken {
             tracing::debug!("a client did not take its last bytes");

@@ -124,8 +124,8 @@ impl View<'_> {
         let session = named.session();
         let is_bound = session.is_some_and(|session| self.table.sessions.contains_key(session));
         let adds = !is_bound && known.effect == Effect::Attach;
-        if adds && !self.table.may_settle() {
-            return Some("this client has as many sessions as it may have: let go of one first");
+        if adds && let Some(why) = self.table.may_not_settle() {
+            return Some(why);
         }
         let id = envelope.id.as_ref()?;
         let may = self.table.may_depart(id, session, self.state_bytes);

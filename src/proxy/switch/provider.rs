@@ -72,14 +72,13 @@ impl Switch<'_> {
         };
         self.depart_alone(id.clone(), &frame);
         let (balancer, known) = (self.balancer.clone(), self.known());
-        self.send_out(|number| job::everyone(&balancer, number, known));
-        let number = self.errand_last;
+        let number = self.send_out(|number| job::everyone(&balancer, number, known));
         let (over, is_over) = oneshot::channel();
         let charge = self.inlet.account().charge();
         let call = Call { id, state, waiting: Vec::new(), success: None, failure: None, charge, _over: over };
         self.providers.calls.insert(number, call);
         let within = self.config.timeouts.rehome;
-        self.jobs.push(Box::pin(async move {
+        self.jobs.watch(Box::pin(async move {
             drop(tokio::time::timeout(within, is_over).await);
             Event::Unprovided(number)
         }));
@@ -109,7 +108,7 @@ impl Switch<'_> {
         for link in links {
             // A placement may have brought one meanwhile.
             if self.upstream_to(link.stream.backend()).is_none() {
-                self.install(link);
+                self.install(link, None);
             }
         }
         let ats: Vec<At> = self.upstreams.keys().copied().collect();

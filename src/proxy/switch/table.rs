@@ -12,6 +12,8 @@ use crate::wire::{Id, SessionId};
 
 /// Sessions of one client; one more is refused.
 const SESSIONS_MAX: usize = 16 * 1024;
+/// What one more may own: its name, and its place in the table of owners.
+const SESSION_BYTES_MAX: usize = 1024;
 /// What server requests that the client has not answered may take: beyond, the oldest is given up.
 const ASKED_BYTES_MAX: usize = 96 * 1024;
 /// How many of the sessions that a client has left last are remembered, and of the inferences begun last: at least so many, and
@@ -165,9 +167,15 @@ impl Table {
         self.sessions.iter().any(|(_, binding)| matches!(binding, Binding::Bound { attached: true, .. }))
     }
 
-    /// Whether this client may have one more session. One that it only asks about comes and goes with the request.
-    pub(super) fn may_settle(&self) -> bool {
-        self.sessions.len() < SESSIONS_MAX
+    /// Why this client may not have one more session, if it may not. One that it only asks about comes and goes with the
+    /// request.
+    pub(super) fn may_not_settle(&self) -> Option<&'static str> {
+        if self.sessions.len() >= SESSIONS_MAX {
+            return Some("this client has as many sessions as it may have: let go of one first");
+        }
+        let more = self.sessions.bytes_with(1, SESSION_BYTES_MAX).saturating_sub(self.sessions.bytes());
+        let has_room = self.sessions.account().has_room(more);
+        (!has_room).then_some("there is no room for more sessions now: limits.opening_memory is used up")
     }
 
     /// The session that this job was to place will not be.

@@ -17,6 +17,7 @@ use crate::fleet::{Backend, Leased};
 use crate::link::Link;
 use crate::metrics::Outcome;
 use crate::net::READ_BYTES_MAX;
+use crate::place::InUse;
 use crate::proxy::inlet::{Fault, Frame, Inlet, Piece};
 use crate::proxy::opening::learned;
 use crate::proxy::queue::{Queue, Queued};
@@ -39,7 +40,7 @@ pub(super) struct Upstream {
     behind: Queue,
     stop_flag: Arc<StopFlag>,
     /// While it is, no other is dialled for this client.
-    _held: Option<Arc<()>>,
+    _in_use: Option<InUse>,
     /// Broadcasts that wait for a birth.
     pub(super) kept: Kept,
     /// What becomes of the rest of a large frame from this backend.
@@ -64,8 +65,8 @@ enum Fate {
 }
 
 impl Upstream {
-    pub(super) fn new(link: Link, balancer: &Balancer, account: &Account) -> Self {
-        let Link { stream, unread, held } = link;
+    pub(super) fn new(link: Link, in_use: Option<InUse>, balancer: &Balancer, account: &Account) -> Self {
+        let Link { stream, unread } = link;
         Self {
             stream,
             inlet: Inlet::new(By::Backend, unread, account.charge())
@@ -75,7 +76,7 @@ impl Upstream {
             dry: false,
             behind: Queue::new(account),
             stop_flag: Arc::default(),
-            _held: held,
+            _in_use: in_use,
             kept: Kept::new(account),
             fate: Fate::Pass,
             pace: Pace::default(),

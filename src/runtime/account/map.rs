@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, Hash};
 
 use crate::runtime::account::{Account, Charge};
@@ -86,11 +87,18 @@ impl<K: Eq + Hash + Owns, V: Owns> HeldMap<K, V> {
 
     /// Puts an entry in, in place of one with the same key.
     pub fn insert(&mut self, key: K, value: V) {
-        // A key that is there already stays, and the new one goes.
         let key_owns = key.owns();
-        self.owned = self.owned.saturating_add(key_owns).saturating_add(value.owns());
-        if let Some(old) = self.map.insert(key, value) {
-            self.owned = self.owned.saturating_sub(key_owns).saturating_sub(old.owns());
+        self.owned = self.owned.saturating_add(value.owns());
+        // Not by `insert`, which makes room for one more before it looks: to put one in another's place takes none.
+        match self.map.entry(key) {
+            Entry::Occupied(mut there) => {
+                let old = there.insert(value);
+                self.owned = self.owned.saturating_sub(old.owns());
+            }
+            Entry::Vacant(place) => {
+                place.insert(value);
+                self.owned = self.owned.saturating_add(key_owns);
+            }
         }
         self.settle();
     }
@@ -244,6 +252,8 @@ mod tests {
             let foreseen = map.bytes_with(1, 0);
             map.insert(n, ());
             assert_eq!(map.bytes(), foreseen);
+            map.insert(n, ());
+            assert_eq!(map.bytes(), foreseen, "in place of another");
             let places = map.bytes() / 9;
             assert!(
                 map.map.capacity() == places / 8 * 7 || places <= 8,

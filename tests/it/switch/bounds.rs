@@ -128,6 +128,34 @@ fn sessions_that_wait_for_their_place_hold_no_more_than_openings_may() {
 }
 
 #[test]
+fn sessions_are_opened_for_as_long_as_there_is_memory_for_their_names() {
+    run(async {
+        let fleet = Fleet::shared(1).await;
+        let text = switched(&fleet).set("limits.opening_bytes", "\"64KiB\"");
+        let text = text.set("limits.opening_memory", "\"64KiB\"");
+        let balancer = Balancer::start(&text).await;
+        let mut client = balancer.client().await;
+        let name = |n: usize| format!("session-{n}");
+        let mut create = async |n| client.call("session.create", json!({"sessionId": name(n)})).await;
+        let (mut opened, mut answer) = (0, create(0).await);
+        while answer.get("result").is_some() && opened < 1000 {
+            opened += 1;
+            answer = create(opened).await;
+        }
+        assert!(opened > 50, "{opened} opened");
+        assert_eq!(refusal(&answer), sessile(-32055, "limit"), "after {opened}");
+        // It goes on with what it has, and a few that it lets go of make room for the longest name.
+        for n in 0..10 {
+            client.result("session.getMessages", json!({"sessionId": name(n)})).await;
+            client.result("session.destroy", json!({"sessionId": name(n)})).await;
+        }
+        client.create("another").await;
+        // Others have their free part all the same.
+        balancer.client().await.create("of-another-client").await;
+    });
+}
+
+#[test]
 fn a_large_frame_for_which_there_is_no_room_is_refused_and_its_client_goes_on() {
     run(async {
         let fleet = Fleet::shared(2).await;

@@ -1,0 +1,114 @@
+//! The jobs of one client: so many run at a time, and the others wait for their turn in order.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+use super::job::{Event, Job};
+
+/// Jobs that one client may have, those that wait for their turn included; a frame that needs a further one waits.
+pub(super) const JOBS_MAX: usize = 256;
+/// Of these, how many run at a time.
+const RUNNING_MAX: usize = 64;
+/// What a job takes beside the frames that wait for it, and what one that runs takes beyond that.
+const JOB_BYTES: usize = 4 * 1024;
+const RUNNING_BYTES: usize = 11 * 1024;
+/// What one more job takes at most.
+pub(super) const JOB_BYTES_MAX: usize = JOB_BYTES + RUNNING_BYTES;
+
+#[derive(Default)]
+pub(super) struct Jobs {
+    /// Those that run, and what is watched.
+    on_their_way: FuturesUnordered<Job>,
+    running: usize,
+    next: VecDeque<Job>,
+    last: u64,
+}
+
+impl Jobs {
+    /// Something that may happen at any time and has no turn.
+    pub(super) fn watch(&mut self, job: Job) {
+        self.on_their_way.push(job);
+    }
+
+    /// One more job, as soon as its turn comes: its number. It must end with an event that [ends a turn](Event::ends_a_turn).
+    pub(super) fn send_out(&mut self, job: impl FnOnce(u64) -> Job) -> u64 {
+        self.last = self.last.saturating_add(1);
+        self.next.push_back(job(self.last));
+        self.set_off();
+        self.last
+    }
+
+    fn set_off(&mut self) {
+        while self.running < RUNNING_MAX
+            && let Some(job) = self.next.pop_front()
+        {
+            self.running = self.running.saturating_add(1);
+            self.on_their_way.push(job);
+        }
+        if self.next.is_empty() {
+            // An idle client keeps no room for them.
+            self.next = VecDeque::new();
+        }
+    }
+
+    /// What has happened.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let Poll::Ready(Some(event)) = self.on_their_way.poll_next_unpin(cx) else { return Poll::Pending };
+        if event.ends_a_turn() {
+            self.running = self.running.saturating_sub(1);
+            self.set_off();
+        }
+        Poll::Ready(event)
+    }
+
+    /// The number of the newest.
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// What they take, beside the frames that wait for them.
+    pub(super) fn bytes(&self) -> usize {
+        let all = self.running.saturating_add(self.next.len()).saturating_mul(JOB_BYTES);
+        all.saturating_add(self.running.saturating_mul(RUNNING_BYTES))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tokio::sync::Semaphore;
+
+    #[tokio::test]
+    async fn those_that_have_no_turn_yet_run_in_order_when_others_have_ended() {
+        let mut jobs = Jobs::default();
+        let gate = Arc::new(Semaphore::new(0));
+        let count = RUNNING_MAX as u64 + 2;
+        for expected in 1..=count {
+            let gate = Arc::clone(&gate);
+            let number = jobs.send_out(|job| {
+                Box::pin(async move {
+                    gate.acquire().await.unwrap().forget();
+                    Event::Whole { job, whole: Ok(()) }
+                })
+            });
+            assert_eq!((number, jobs.last()), (expected, expected));
+        }
+        jobs.watch(Box::pin(async { Event::Shutdown }));
+        let next = async |jobs: &mut Jobs| std::future::poll_fn(|cx| jobs.poll(cx)).await;
+        assert!(matches!(next(&mut jobs).await, Event::Shutdown));
+        assert_eq!((jobs.running, jobs.next.len()), (RUNNING_MAX, 2), "what is watched has no turn");
+        assert_eq!(jobs.bytes(), RUNNING_MAX * JOB_BYTES_MAX + 2 * JOB_BYTES);
+        gate.add_permits(RUNNING_MAX + 2);
+        let mut ended = Vec::new();
+        for _ in 0..count {
+            let Event::Whole { job, .. } = next(&mut jobs).await else { panic!("another event") };
+            ended.push(job);
+        }
+        ended.sort_unstable();
+        assert_eq!(ended, (1..=count).collect::<Vec<_>>());
+        assert_eq!((jobs.running, jobs.bytes()), (0, 0));
+    }
+}

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sessile::config;
-use sessile::fleet::{Backend, Evidence, Facts, Found, Health, Heard, Owners, Pins, Ring, decide};
+use sessile::fleet::{Backend, Evidence, Facts, Found, Health, Heard, Ring, decide};
 use sessile::metrics::Metrics;
 use sessile::place::{Remembered, Want};
+use sessile::session::{Directory, Pins};
 use sessile::snapshot::{Member, Snapshot};
 use sessile::wire::{Scan, SessionId};
 
@@ -101,7 +102,7 @@ fn placement(backends: usize, pinned: usize) -> impl FnMut() {
     let names = config.backends.iter().map(|backend| (backend.name.as_str(), backend.weight));
     let ring = Arc::new(Ring::new(names, config.placement.hash_key.reveal()));
     let snapshot = Snapshot { generation: 1, config, members, retired: Vec::new(), ring };
-    let (owners, evidence) = (Owners::new(metrics.owners.clone()), Evidence::default());
+    let (directory, evidence) = (Directory::new(metrics.owners.clone()), Evidence::default());
     let pins = Pins::new(metrics.pins.clone());
     for number in 0..pinned {
         let name = snapshot.members[number % backends].backend.name();
@@ -113,7 +114,7 @@ fn placement(backends: usize, pinned: usize) -> impl FnMut() {
     move || {
         turn += 1;
         let session = &sessions[turn % sessions.len()];
-        let remembered = Remembered { owners: &owners, pins: &pins, evidence: &evidence };
+        let remembered = Remembered { directory: &directory, pins: &pins, evidence: &evidence };
         let want = Want::of(session, false);
         let facts = Facts::of(&snapshot, Some(remembered), &want, None, &heard, turn);
         let facts = Facts { sessions: 10_000, ..facts };

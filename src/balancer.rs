@@ -11,12 +11,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Limits;
-use crate::fleet::{Backend, Evidence, Greetings, Handovers, Owners, Pins};
+use crate::fleet::{Backend, Evidence, Greetings};
 use crate::metrics::Metrics;
 use crate::runtime::account::{Budget, FREE_BYTES, SHARE_BYTES};
 use crate::runtime::descriptors;
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::workers::Workers;
+use crate::session::{Directory, Handovers, Pins};
 use crate::snapshot::Snapshot;
 
 pub use answers::{Answers, SMALL_BYTES_MAX, Whole};
@@ -35,7 +36,7 @@ fn large_max(limits: &Limits) -> usize {
 pub struct Balancer {
     snapshot: ArcSwap<Snapshot>,
     /// Who has which session.
-    pub owners: Arc<Owners>,
+    pub directory: Arc<Directory>,
     /// Where sessions went.
     pub pins: Pins,
     /// Which servers see each other's sessions.
@@ -72,7 +73,7 @@ impl Balancer {
     pub fn new(snapshot: Snapshot, metrics: Arc<Metrics>, workers: Workers) -> Arc<Self> {
         let memory = snapshot.config.limits.opening_memory;
         Arc::new(Self {
-            owners: Owners::new(metrics.owners.clone()),
+            directory: Directory::new(metrics.owners.clone()),
             pins: Pins::new(metrics.pins.clone()),
             evidence: Evidence::default(),
             greetings: Greetings::default(),

@@ -12,6 +12,7 @@ pub mod systemd;
 pub mod net;
 pub mod frames;
 pub mod fleet;
+pub mod session;
 pub mod discovery;
 pub mod snapshot;
 pub mod balancer;

@@ -226,7 +226,7 @@ impl Status {
             listeners,
             backends: Backends::of(reloader).await.backends,
             discovery: reloader.names().await.into_iter().map(NameStatus::from).collect(),
-            owners: balancer.owners.len(),
+            owners: balancer.directory.len(),
             pins: count(metrics.pins.get()),
             openings: count(metrics.openings_active.get()),
             connections: total(&metrics.connections_active),

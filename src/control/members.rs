@@ -129,8 +129,8 @@ impl Reloader {
             move || Arc::clone(&balancer.now().config)
         };
         let Asked { questions, inquiries } = asked;
-        let owners = Arc::clone(&self.balancer().owners);
-        let owner = move |session: &SessionId| owners.find(session);
+        let directory = Arc::clone(&self.balancer().directory);
+        let owner = move |session: &SessionId| directory.find(session);
         self.attendants.spawn(attend(Arc::clone(backend), questions, config(), owner, self.stop.clone()));
         let memory = self.balancer().answers.memory();
         let backend = Arc::downgrade(backend);

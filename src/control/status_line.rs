@@ -16,7 +16,7 @@ pub fn status_line(balancer: &Balancer, problems: usize) -> String {
         _ if snapshot.is_panic() => format!("PANIC: only {up} of {all} backends up"),
         _ => format!("{up} of {all} backends up"),
     };
-    let sessions = count(balancer.owners.len(), "session");
+    let sessions = count(balancer.directory.len(), "session");
     let refused = match problems {
         0 => String::new(),
         _ => format!("; the last file was refused ({}): see `sessile status`", count(problems, "problem")),

@@ -362,13 +362,13 @@ impl Backend {
     }
 
     /// A session has come.
-    pub(super) fn session_added(&self) {
+    pub fn session_added(&self) {
         self.sessions.fetch_add(1, Ordering::Relaxed);
         self.series.sessions_active.inc();
     }
 
     /// A session has left.
-    pub(super) fn session_removed(&self) {
+    pub fn session_removed(&self) {
         self.sessions.fetch_sub(1, Ordering::Relaxed);
         self.series.sessions_active.dec();
     }

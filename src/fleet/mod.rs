@@ -1,4 +1,4 @@
-//! The fleet: what is known of each backend and each session, and the rules that turn it into a decision.
+//! The fleet: what is known of each backend, and the rules that turn it into a decision.
 //!
 //! Nothing here does I/O. [`decide`] is where every rule of placement stands, as one pure function.
 
@@ -16,10 +16,7 @@ pub mod decide;
 pub mod evidence;
 pub mod greetings;
 pub mod joined;
-pub mod owners;
-mod handovers;
 pub mod panic;
-pub mod pins;
 pub mod restarts;
 pub mod ring;
 pub mod ramp;
@@ -31,14 +28,11 @@ pub use commands::Commands;
 pub use decide::{Candidate, Decision, Facts, Found, Heard, Reason, decide};
 pub use evidence::{Evidence, Home};
 pub use greetings::{Greeting, Greetings};
-pub use handovers::{Handover, Handovers, Keeper, Registered};
 pub use health::{Health, Judge};
 pub use history::{History, PROBES_MAX, Restarted};
 pub use joined::{Joined, Joint};
 pub use moved::Moved;
-pub use owners::{Adopted, Attachment, Claim, Owners, PlacementGuard};
 pub use panic::is_panic;
-pub use pins::Pins;
 pub use ramp::{WARM, ramp};
 pub use restarts::{Outage, Restarts};
 pub use ring::Ring;

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use super::Want;
 use crate::balancer::Balancer;
-use crate::fleet::{Backend, Evidence, Facts, Heard, Owners, Pins};
+use crate::fleet::{Backend, Evidence, Facts, Heard};
+use crate::session::{Directory, Pins};
 use crate::snapshot::Snapshot;
 
 /// What a balancer remembers that counts in a decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Remembered<'a> {
     /// Who has which session.
-    pub owners: &'a Owners,
+    pub directory: &'a Directory,
     /// Where sessions went.
     pub pins: &'a Pins,
     /// Which servers see each other's sessions.
@@ -22,7 +23,7 @@ pub struct Remembered<'a> {
 impl<'a> Remembered<'a> {
     /// What this one remembers.
     pub fn by(balancer: &'a Balancer) -> Self {
-        Self { owners: &balancer.owners, pins: &balancer.pins, evidence: &balancer.evidence }
+        Self { directory: &balancer.directory, pins: &balancer.pins, evidence: &balancer.evidence }
     }
 }
 
@@ -55,7 +56,7 @@ impl<'a> Facts<'a> {
             strategy: placement.strategy,
             storage: placement.storage,
             load_factor: placement.load_factor,
-            sessions: remembered.map_or(0, |known| known.owners.len()),
+            sessions: remembered.map_or(0, |known| known.directory.len()),
             turn,
         }
     }

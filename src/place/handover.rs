@@ -1,4 +1,4 @@
-//! Taking a session over from a parked link: see `fleet::handovers`.
+//! Taking a session over from a parked link: see `session::handovers`.
 
 use std::sync::Arc;
 
@@ -7,8 +7,9 @@ use tokio::sync::oneshot;
 use super::Want;
 use crate::balancer::Balancer;
 use crate::config::Config;
-use crate::fleet::{Attachment, Backend, Handover, Keeper, Lease};
+use crate::fleet::{Backend, Lease};
 use crate::link::{GreetFault, attach, dial, greet};
+use crate::session::{Attachment, Handover, Keeper};
 
 /// Has parked links leave a session that a client comes back to. Whatever fails, the client goes on: at worst its server
 /// refuses what a link has registered.

@@ -16,10 +16,9 @@ mod whole;
 use std::sync::Arc;
 
 use crate::balancer::Balancer;
-use crate::fleet::{
-    Attachment, Backend, Claim, Decision, Facts, Found, Heard, PlacementGuard, Reason, decide,
-};
+use crate::fleet::{Backend, Decision, Facts, Found, Heard, Reason, decide};
 use crate::link::StateFrame;
+use crate::session::{Attachment, Claim, PlacementGuard};
 use crate::snapshot::Snapshot;
 use crate::wire::{Refusal, SessionId};
 
@@ -118,7 +117,7 @@ pub async fn route(balancer: &Balancer, session: &SessionId) -> Result<(Arc<Back
     until_probed(balancer).await;
     let snapshot = balancer.snapshot();
     let want = Want::of(session, true);
-    let owner = balancer.owners.find(session);
+    let owner = balancer.directory.find(session);
     let ask = async || ask_fleet(balancer, &snapshot, &want).await;
     let heard = if owner.is_some() { Heard::default() } else { ask().await };
     let decision = match decision(balancer, &snapshot, &want, owner.as_ref(), &heard, &[]) {
@@ -147,7 +146,7 @@ async fn claimed(balancer: &Balancer, want: &Want<'_>, session: &SessionId) -> R
     let within = balancer.now().config.timeouts.rehome;
     let mut waited = Box::pin(tokio::time::sleep(within));
     loop {
-        match balancer.owners.claim(session) {
+        match balancer.directory.claim(session) {
             Claim::Wait(over) => tokio::select! {
                 () = over.cancelled() => {}
                 () = &mut waited => return Err(Refused::locked(&balancer.now().config)),

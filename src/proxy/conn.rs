@@ -21,13 +21,14 @@ use super::switch::switch;
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close};
 use crate::config::{Listener, Routing};
-use crate::fleet::{Adopted, Attachment, Leased};
+use crate::fleet::Leased;
 use crate::link::Link;
 use crate::metrics::Record;
 use crate::net::{Stream, close_in_order};
 use crate::place::{Placed, place, whole};
 use crate::runtime::account::Held;
 use crate::runtime::stop_flag::StopFlag;
+use crate::session::{Adopted, Attachment};
 use crate::wire::{Id, Named, SessionId};
 
 /// A connection's life, for as long as it has its place. Its account is settled however this ends.
@@ -259,7 +260,7 @@ fn relay<'a>(
     }
     if let Some(request) = born {
         let learned = |id: &SessionId| {
-            match balancer.owners.adopt(id, backend) {
+            match balancer.directory.adopt(id, backend) {
                 Adopted::Held(mut attachment) => {
                     attachment.set_stop_flag(stop_flag);
                     // The answer comes once, so this is the first hold.

@@ -5,7 +5,7 @@
 //! and over the connection for clients' questions it is asked now and then whether a turn is still going on. The sessions
 //! stay owned meanwhile, so a client that comes back to one meets it alive. Servers keep what the vanished client
 //! had registered (its tools) and refuse the same from another: so before anybody is given the session, a keeper takes the
-//! link's place (`fleet::handovers`).
+//! link's place (`session::handovers`).
 
 use std::future::poll_fn;
 use std::io;
@@ -24,8 +24,9 @@ use super::queue::Queue;
 use crate::balancer::Balancer;
 use crate::close::By;
 use crate::config::Config;
-use crate::fleet::{Attachment, Backend, Handover, Keeper, Leased, Question, Registered, Said};
+use crate::fleet::{Backend, Leased, Question, Said};
 use crate::net::{READ_BYTES_MAX, Stream};
+use crate::session::{Attachment, Handover, Keeper, Registered};
 use crate::wire::{SessionId, reply};
 
 /// Between two questions whether a turn is still going on.

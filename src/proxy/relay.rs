@@ -24,8 +24,8 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::close::{At, By, Close, Why};
 use crate::config::Timeouts;
-use crate::fleet::Attachment;
 use crate::net::{self, Stream};
+use crate::session::Attachment;
 use direction::{Direction, Fault, Tally};
 
 /// Carries bytes until both directions have ended, one has failed, or `stop` says why not to go on.

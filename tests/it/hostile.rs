@@ -363,7 +363,7 @@ fn a_crowd_that_resets_leaves_nothing_behind() {
             client.reset();
         }
         until("all are gone", || balancer.active() == 1).await;
-        until("nothing is owned", || balancer.inner().owners.len() == 1).await;
+        until("nothing is owned", || balancer.inner().directory.len() == 1).await;
         until("nothing is live", || {
             fleet.iter().map(|server| server.live_sessions().len()).sum::<usize>() == 1
         })

@@ -85,7 +85,7 @@ fn with_the_switch_a_client_that_has_half_a_large_frame_is_let_go() {
         fleet[0].close_connections(Cut::Fin).await;
         // Whatever followed would be taken for the rest of the frame.
         client.end().await;
-        until("nothing is left", || balancer.inner().owners.is_empty() && balancer.active() == 0).await;
+        until("nothing is left", || balancer.inner().directory.is_empty() && balancer.active() == 0).await;
     });
 }
 

@@ -95,7 +95,7 @@ fn who_has_no_token_cannot_tell_a_session_that_exists_from_one_that_does_not() {
             };
             let asked =
                 || [ATTACHED, "elsewhere", "unknown"].map(|it| fleet.asked("session.getMetadata", it));
-            let before = (locates(&balancer), balancer.inner().owners.len(), asked());
+            let before = (locates(&balancer), balancer.inner().directory.len(), asked());
             let accepted: u64 = fleet.iter().map(|server| server.look(|state| state.accepted())).sum();
             let mut answers = Vec::new();
             for session in [ATTACHED, "elsewhere", "unknown"] {
@@ -118,7 +118,7 @@ fn who_has_no_token_cannot_tell_a_session_that_exists_from_one_that_does_not() {
                 "error": {"code": -32001, "message": "AUTHENTICATION_REQUIRED"}
             });
             assert!(answers.iter().all(|answer| *answer == refused), "{answers:?}");
-            assert_eq!((locates(&balancer), balancer.inner().owners.len(), asked()), before);
+            assert_eq!((locates(&balancer), balancer.inner().directory.len(), asked()), before);
             let now: u64 = fleet.iter().map(|server| server.look(|state| state.accepted())).sum();
             assert_eq!(now - accepted, 24, "a scout each, and nothing more");
             assert_eq!(fleet.asked("session.metadata.isProcessing", "unknown"), 0);

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use sessile::config::{AdminState, Storage};
 use sessile::fleet::{
-    Attachment, Backend, Claim, Decision, Evidence, Facts, Found, Health, Heard, Lease, Owners, Pins,
-    PlacementGuard, Reason, Unreachable, decide,
+    Backend, Decision, Evidence, Facts, Found, Health, Heard, Lease, Reason, Unreachable, decide,
 };
 use sessile::metrics::Metrics;
 use sessile::place::{Locating, Remembered, Want};
+use sessile::session::{Attachment, Claim, Directory, Pins, PlacementGuard};
 use sessile::snapshot::Snapshot;
 use sessile::wire::{Refusal, SessionId};
 use tokio::task::unconstrained;
@@ -130,7 +130,7 @@ pub struct Run {
     metrics: Arc<Metrics>,
     servers: Servers,
     fleet: Fleet,
-    owners: Arc<Owners>,
+    directory: Arc<Directory>,
     pins: Pins,
     evidence: Arc<Evidence>,
     /// The model's pins.
@@ -167,7 +167,7 @@ impl Run {
             servers: Servers::new(SERVERS, plan.shared),
             plan,
             fleet,
-            owners: Owners::new(gauge()),
+            directory: Directory::new(gauge()),
             pins: Pins::new(gauge()),
             evidence: Arc::default(),
             pinned: HashMap::new(),
@@ -202,7 +202,7 @@ impl Run {
             }
             for _ in 0..self.chance.of(&[0, 14, 50]) {
                 let session = format!("busy-{}", self.number());
-                let Claim::Lead(lead) = self.owners.claim(&SessionId::new(&session)) else {
+                let Claim::Lead(lead) = self.directory.claim(&SessionId::new(&session)) else {
                     panic!("{session}")
                 };
                 self.connect(session, false, at, |backend| lead.settle(backend));
@@ -295,7 +295,7 @@ impl Run {
     /// Another balancer brings a client: the session lives, and nobody here has a hold of it.
     fn stranger(&mut self, server: usize) {
         let session = format!("s{}", self.chance.below(5));
-        let is_held = self.owners.find(&SessionId::new(&session)).is_some();
+        let is_held = self.directory.find(&SessionId::new(&session)).is_some();
         let is_placed = self.openings.iter().any(|opening| {
             opening.session == session && matches!(opening.state, State::Asking { .. } | State::Trying { .. })
         });
@@ -382,7 +382,7 @@ impl Run {
 
     fn claim(&mut self, opening: &Opening) -> State {
         let id = SessionId::new(&opening.session);
-        match self.owners.claim(&id) {
+        match self.directory.claim(&id) {
             Claim::Wait(token) => {
                 self.seen.note("waited");
                 State::Waiting(token)
@@ -473,7 +473,8 @@ impl Run {
         failed: &[usize],
     ) -> (Decision, Option<usize>) {
         self.turns += 1;
-        let remembered = Remembered { owners: &self.owners, pins: &self.pins, evidence: &self.evidence };
+        let remembered =
+            Remembered { directory: &self.directory, pins: &self.pins, evidence: &self.evidence };
         let facts = Facts::of(snapshot, Some(remembered), want, owner, heard, self.turns);
         let session = want.session.unwrap().as_str();
         let pinned = self.pinned.get(session).and_then(|name| snapshot.named(name));
@@ -695,10 +696,11 @@ impl Run {
         // One in a few is enough: an owner that is wrong stays wrong.
         for Connection { session, hold, lease, .. } in self.connections.iter().skip(self.turns % 8).step_by(8)
         {
-            let owner = self.owners.find(hold.session()).unwrap_or_else(|| panic!("{session} has no owner"));
+            let owner =
+                self.directory.find(hold.session()).unwrap_or_else(|| panic!("{session} has no owner"));
             assert!(Arc::ptr_eq(&owner, lease.backend()), "{session} has another owner than its connections");
         }
-        assert_eq!(self.owners.len(), homes.len(), "sessions owned");
+        assert_eq!(self.directory.len(), homes.len(), "sessions owned");
         for (at, known) in self.fleet.known.iter().enumerate() {
             let sessions = homes.values().filter(|home| **home == at).count();
             assert_eq!(known.backend.connections(), links[at], "links of {}", known.backend.name());
@@ -753,7 +755,7 @@ impl Run {
         while !self.connections.is_empty() {
             self.close(0);
         }
-        assert!(self.owners.is_empty());
+        assert!(self.directory.is_empty());
         for at in 0..self.fleet.known.len() {
             self.attend(at);
         }

@@ -3,9 +3,9 @@
 use super::Switch;
 use super::in_flight::At;
 use super::table::Binding;
-use crate::fleet::{Adopted, Attachment};
 use crate::place::Refused;
 use crate::proxy::inlet::Frame;
+use crate::session::{Adopted, Attachment};
 use crate::wire::envelope::Field;
 use crate::wire::method::{Effect, may_be_prefix};
 use crate::wire::{Envelope, Refusal, SessionId, reply};
@@ -30,7 +30,7 @@ impl Switch<'_> {
             return Some(self.opened_another(at, &asked, session));
         }
         let upstream = self.upstreams.get(&at)?;
-        match self.balancer.owners.adopt(session, upstream.backend()) {
+        match self.balancer.directory.adopt(session, upstream.backend()) {
             Adopted::Elsewhere(owner) => {
                 tracing::warn!(%session, backend = %upstream.backend().name(), owner = %owner.name(), "a session was opened that is live elsewhere");
                 self.close_copy(at, session);

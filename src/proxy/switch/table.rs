@@ -4,15 +4,15 @@
 //! lost. Ids of server requests overlap between backends and are rewritten to numbers unique on this connection.
 
 use super::in_flight::{At, InFlight, InFlightTable};
-use crate::fleet::Attachment;
 use crate::metrics::Outcome;
 use crate::runtime::account::{Account, HeldMap, Owns, Recent};
+use crate::session::Attachment;
 use crate::wire::method::Effect;
 use crate::wire::{Id, SessionId};
 
 /// Sessions of one client; one more is refused.
 const SESSIONS_MAX: usize = 16 * 1024;
-/// What one more may own: its name, and its place in the table of owners.
+/// What one more may own: its name, and its place in the directory.
 const SESSION_BYTES_MAX: usize = 1024;
 /// What server requests that the client has not answered may take: beyond, the oldest is given up.
 const ASKED_BYTES_MAX: usize = 96 * 1024;
@@ -22,7 +22,7 @@ const PAST_MAX: usize = 448;
 const INFERENCES_MAX: usize = 896;
 /// Sessions whose backend was lost: seven eighths of a power of two, as a table is full then.
 const LOST_MAX: usize = 14 * 1024;
-/// What a session takes in the table of owners.
+/// What a session takes in the directory.
 const OWNER_BYTES: usize = 160;
 
 /// Where a session of this client is.

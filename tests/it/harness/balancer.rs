@@ -130,7 +130,7 @@ impl Balancer {
 
     /// Who owns a session here.
     pub fn owner(&self, session: &str) -> Option<String> {
-        let owner = self.inner().owners.find(&SessionId::new(session))?;
+        let owner = self.inner().directory.find(&SessionId::new(session))?;
         Some(owner.name().to_string())
     }
 

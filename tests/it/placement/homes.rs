@@ -19,7 +19,7 @@ async fn used(balancer: &Balancer, fleet: &Fleet, count: usize) -> Vec<(String, 
         client.create(&session).await;
         sessions.push((session.clone(), client.turn(&session).await));
     }
-    until("all have left", || balancer.inner().owners.is_empty()).await;
+    until("all have left", || balancer.inner().directory.is_empty()).await;
     until("and are unloaded", || fleet.iter().all(|server| server.live_sessions().is_empty())).await;
     sessions
 }
@@ -67,7 +67,7 @@ fn copies_of_one_home_are_found_out_by_a_session_that_has_gone_on_in_one_of_them
             let (home, prompts) = (fleet.home(session), client.prompts(session).await);
             drop(client);
             let is_live = |server: &FakeServer| !server.live_sessions().is_empty();
-            until("it is free", || balancer.inner().owners.is_empty() && !fleet.iter().any(is_live)).await;
+            until("it is free", || balancer.inner().directory.is_empty() && !fleet.iter().any(is_live)).await;
             (home, prompts)
         };
         let seem_shared = || {

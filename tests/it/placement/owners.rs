@@ -14,7 +14,7 @@ async fn used(balancer: &Balancer, sessions: &[String]) -> Vec<String> {
         client.create(session).await;
         said.push(client.turn(session).await);
     }
-    until("all have left", || balancer.inner().owners.is_empty()).await;
+    until("all have left", || balancer.inner().directory.is_empty()).await;
     said
 }
 
@@ -44,9 +44,9 @@ fn two_clients_that_open_one_unknown_session_at_once_meet_on_one_server() {
             }
         });
         let pairs = join_all(pairs).await;
-        assert_eq!((balancer.inner().owners.len(), balancer.placed(Reason::Owner)), (200, 200));
+        assert_eq!((balancer.inner().directory.len(), balancer.placed(Reason::Owner)), (200, 200));
         drop(pairs);
-        until("nobody owns anything", || balancer.inner().owners.is_empty()).await;
+        until("nobody owns anything", || balancer.inner().directory.is_empty()).await;
     });
 }
 
@@ -242,7 +242,7 @@ fn an_id_too_long_to_be_tracked_is_forwarded_all_the_same() {
         let mut client = balancer.client().await;
         let refused = client.refusal("session.create", json!({"sessionId": session})).await;
         assert_eq!(refused, (-32603, None), "the server's own word");
-        assert_eq!((fleet.asked("session.create", &session), balancer.inner().owners.len()), (1, 0));
+        assert_eq!((fleet.asked("session.create", &session), balancer.inner().directory.len()), (1, 0));
     });
 }
 

@@ -39,7 +39,7 @@ fn round_robin_takes_turns_by_weight_and_remembers() {
         let share = |at| homes.iter().filter(|home| **home == at).count();
         assert_eq!([share(0), share(1), share(2)], [2, 2, 4]);
         until("all have left", || fleet.iter().all(|server| server.live_sessions().is_empty())).await;
-        until("nobody owns anything", || balancer.inner().owners.is_empty()).await;
+        until("nobody owns anything", || balancer.inner().directory.is_empty()).await;
         for (n, home) in homes.iter().enumerate() {
             let mut client = balancer.client().await;
             client.create(&format!("s{n}")).await;
@@ -89,14 +89,14 @@ fn a_backend_over_its_share_spills_and_the_session_is_remembered() {
         let spilled = sessions.iter().position(|session| fleet.home(session) == 1).unwrap();
         clients[spilled].turn(&sessions[spilled]).await;
         drop(clients);
-        until("nobody owns anything", || balancer.inner().owners.is_empty()).await;
+        until("nobody owns anything", || balancer.inner().directory.is_empty()).await;
         until("all have left", || fleet.iter().all(|server| server.live_sessions().is_empty())).await;
         let mut client = balancer.dial().await;
         client.create(&sessions[spilled]).await;
         assert_eq!((fleet.home(&sessions[spilled]), balancer.placed(Reason::Pin)), (1, 1));
         drop(client);
         until("it has left", || {
-            balancer.inner().owners.is_empty() && fleet.live(&sessions[spilled]).is_empty()
+            balancer.inner().directory.is_empty() && fleet.live(&sessions[spilled]).is_empty()
         })
         .await;
         let mut client = balancer.dial().await;

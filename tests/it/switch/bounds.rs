@@ -222,7 +222,7 @@ fn a_request_with_the_id_of_one_that_waits_is_refused_where_they_meet() {
         line.reply(&second, json!({"from": "the server"})).await;
         assert_eq!(client.answer(50).await["result"]["from"], "the server");
         assert_eq!(balancer.metrics().requests_in_flight.get(), 0);
-        until("the session is let go", || balancer.inner().owners.is_empty()).await;
+        until("the session is let go", || balancer.inner().directory.is_empty()).await;
     });
 }
 
@@ -309,7 +309,7 @@ fn a_birth_on_a_server_that_is_down_is_answered_and_a_session_born_too_late_is_l
         fleet[0].wait_for(|state| state.count("sessions.close") == 1).await;
         client.turn(&kept).await;
         assert_eq!(fleet[0].live_sessions(), std::slice::from_ref(&kept), "the late one is live nowhere");
-        assert_eq!(balancer.inner().owners.len(), 1, "nor does anybody own it");
+        assert_eq!(balancer.inner().directory.len(), 1, "nor does anybody own it");
         let answers: Vec<_> = client.seen.iter().filter(|frame| frame.get("method").is_none()).collect();
         assert!(answers.is_empty(), "answered before: {answers:?}");
         assert_eq!(balancer.metrics().requests_in_flight.get(), 0);

@@ -186,7 +186,11 @@ fn a_client_without_the_token_learns_nothing_of_the_fleet() {
             assert_eq!((asked("session.metadata.isProcessing"), asked("session.getMetadata")), (0, 0));
         }
         let lists: usize = fleet.iter().map(|server| server.look(|state| state.count("session.list"))).sum();
-        assert_eq!((lists, balancer.inner().owners.len()), (1, 0), "asked of one, in the client's own name");
+        assert_eq!(
+            (lists, balancer.inner().directory.len()),
+            (1, 0),
+            "asked of one, in the client's own name"
+        );
         let mut params = client.introduction();
         params["token"] = json!("t");
         client.result("connect", params).await;

@@ -196,7 +196,7 @@ fn a_client_with_all_the_sessions_it_may_have_can_use_and_let_go_of_them() {
         client.result("session.delete", more("s-3")).await;
         client.result("session.create", more("and-more")).await;
         drop(client);
-        until("all are let go", || balancer.inner().owners.is_empty()).await;
+        until("all are let go", || balancer.inner().directory.is_empty()).await;
         until("all is given back", || balancer.metrics().opening_memory.get() == 0).await;
     });
 }

@@ -56,7 +56,7 @@ fn a_lost_server_is_told_and_its_sessions_resume_elsewhere_while_the_others_go_o
         assert_eq!(client.prompts(&sessions[1]).await, 1);
         client.turn(&sessions[1]).await;
         drop(client);
-        until("all is given back", || balancer.inner().owners.is_empty() && balancer.active() == 0).await;
+        until("all is given back", || balancer.inner().directory.is_empty() && balancer.active() == 0).await;
         assert_eq!(balancer.metrics().requests_in_flight.get(), 0);
     });
 }

@@ -56,7 +56,7 @@ fn two_clients_of_one_session_meet_and_hear_the_same() {
             assert!(balancer.owner(&session).is_some(), "the second is still attached");
         }
         drop(second);
-        until("nobody is", || balancer.inner().owners.is_empty()).await;
+        until("nobody is", || balancer.inner().directory.is_empty()).await;
     });
 }
 

@@ -76,11 +76,11 @@ fn without_a_turn_or_without_linger_nothing_is_parked() {
             let mut client = balancer.client().await;
             client.create("idle").await;
             drop(client);
-            until("it is let go", || balancer.inner().owners.is_empty() && fleet.live("idle").is_empty())
+            until("it is let go", || balancer.inner().directory.is_empty() && fleet.live("idle").is_empty())
                 .await;
             let balancer = Balancer::start(&fleet.text().listener("routing", routing)).await;
             vanished(&balancer, "busy").await;
-            until("it is let go", || balancer.inner().owners.is_empty() && fleet.live("busy").is_empty())
+            until("it is let go", || balancer.inner().directory.is_empty() && fleet.live("busy").is_empty())
                 .await;
             assert_eq!(parked(&balancer), 0, "{routing}");
         }
@@ -100,7 +100,7 @@ fn parked_links_end_when_linger_is_over_and_are_no_more_than_the_limit() {
             until("the second is let go", || balancer.owner("second").is_none()).await;
             assert!(balancer.owner("first").is_some(), "{routing}: the first was let go as well");
             until("linger is over", || parked(&balancer) == 0 && fleet.live("first").is_empty()).await;
-            until("nothing is owned", || balancer.inner().owners.is_empty()).await;
+            until("nothing is owned", || balancer.inner().directory.is_empty()).await;
         }
     });
 }
@@ -138,7 +138,7 @@ fn who_vanishes_with_many_others_at_once_is_held_to_the_limit_as_well() {
             fleet.iter().for_each(|server| server.mute(true));
             drop(clients);
             until("they have left", || balancer.active() == 0).await;
-            until("three are kept", || balancer.inner().owners.len() == 3).await;
+            until("three are kept", || balancer.inner().directory.len() == 3).await;
             fleet.iter().for_each(|server| server.mute(false));
             assert_eq!(parked(&balancer), 3, "{routing}");
         }

@@ -258,7 +258,7 @@ fn a_client_that_has_gone_is_let_go_of_whether_or_not_its_servers_take_what_it_h
         }
         client.half_close().await;
         until("it is gone", || balancer.backend("a").connections() == 0).await;
-        assert_eq!(balancer.inner().owners.len(), 0);
+        assert_eq!(balancer.inner().directory.len(), 0);
     });
 }
 

@@ -79,7 +79,7 @@ async fn play(seed: u64) {
     world.pass(&hosts);
     until("everybody has left", || balancer.active() == 0).await;
     until("nothing is left on the books", || {
-        balancer.inner().owners.is_empty() && balancer.metrics().requests_in_flight.get() == 0
+        balancer.inner().directory.is_empty() && balancer.metrics().requests_in_flight.get() == 0
     })
     .await;
     until("no server has a client", || hosts.iter().all(|host| host.guests() == 0)).await;

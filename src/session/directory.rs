@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prometheus::IntGauge;
 use tokio_util::sync::CancellationToken;
 
-use super::backend::Backend;
+use crate::fleet::Backend;
 use crate::runtime::stop_flag::StopFlag;
 use crate::wire::SessionId;
 
@@ -26,7 +26,7 @@ type Shard = HashMap<SessionId, Box<Session>>;
 
 /// The table.
 #[derive(Debug)]
-pub struct Owners {
+pub struct Directory {
     shards: Vec<Mutex<Shard>>,
     hash: RandomState,
     owned: AtomicUsize,
@@ -94,7 +94,7 @@ pub enum Adopted {
 /// The exclusive right to place a session; dropped without settling, the ID is free again.
 #[derive(Debug)]
 pub struct PlacementGuard {
-    owners: Arc<Owners>,
+    directory: Arc<Directory>,
     id: SessionId,
     settled: bool,
 }
@@ -102,14 +102,14 @@ pub struct PlacementGuard {
 /// One connection's part in owning a session.
 #[derive(Debug)]
 pub struct Attachment {
-    owners: Arc<Owners>,
+    directory: Arc<Directory>,
     id: SessionId,
     backend: Arc<Backend>,
     number: u64,
     stop_flag: Arc<StopFlag>,
 }
 
-impl Owners {
+impl Directory {
     /// An empty table that reports its size.
     pub fn new(gauge: IntGauge) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
@@ -138,7 +138,7 @@ impl Owners {
         match shard.entry(id.clone()) {
             Entry::Vacant(entry) => {
                 entry.insert(Box::new(Session { state: State::Claimed, over: None }));
-                Claim::Lead(PlacementGuard { owners: Arc::clone(self), id: id.clone(), settled: false })
+                Claim::Lead(PlacementGuard { directory: Arc::clone(self), id: id.clone(), settled: false })
             }
             Entry::Occupied(mut entry) => {
                 let session = entry.get_mut();
@@ -177,10 +177,10 @@ impl Owners {
     fn attach(self: &Arc<Self>, id: &SessionId, backend: &Arc<Backend>) -> (Holder, Attachment) {
         let number = self.holds.fetch_add(1, Ordering::Relaxed);
         let stop_flag = Arc::<StopFlag>::default();
-        let (owners, id, backend) = (Arc::clone(self), id.clone(), Arc::clone(backend));
+        let (directory, id, backend) = (Arc::clone(self), id.clone(), Arc::clone(backend));
         (
             Holder { number, stop_flag: Arc::clone(&stop_flag) },
-            Attachment { owners, id, backend, number, stop_flag },
+            Attachment { directory, id, backend, number, stop_flag },
         )
     }
 
@@ -199,14 +199,14 @@ impl PlacementGuard {
     /// The session is at `backend` now.
     pub fn settle(mut self, backend: &Arc<Backend>) -> Attachment {
         self.settled = true;
-        let (holder, attachment) = self.owners.attach(&self.id, backend);
+        let (holder, attachment) = self.directory.attach(&self.id, backend);
         let state = State::Owned { backend: Arc::clone(backend), holders: vec![holder], evicting: false };
         let owned = Box::new(Session { state, over: None });
-        if let Some(claimed) = self.owners.shard(&self.id).insert(self.id.clone(), owned) {
+        if let Some(claimed) = self.directory.shard(&self.id).insert(self.id.clone(), owned) {
             claimed.end();
         }
-        self.owners.owned.fetch_add(1, Ordering::Relaxed);
-        self.owners.gauge.inc();
+        self.directory.owned.fetch_add(1, Ordering::Relaxed);
+        self.directory.gauge.inc();
         backend.session_added();
         attachment
     }
@@ -217,7 +217,7 @@ impl Drop for PlacementGuard {
         if self.settled {
             return;
         }
-        if let Some(claimed) = self.owners.shard(&self.id).remove(&self.id) {
+        if let Some(claimed) = self.directory.shard(&self.id).remove(&self.id) {
             claimed.end();
         }
     }
@@ -244,7 +244,7 @@ impl Attachment {
         if self.stop_flag.is_set() {
             stop_flag.set();
         }
-        let mut shard = self.owners.shard(&self.id);
+        let mut shard = self.directory.shard(&self.id);
         if let Some(session) = shard.get_mut(&self.id)
             && let State::Owned { holders, evicting, .. } = &mut session.state
         {
@@ -262,7 +262,7 @@ impl Attachment {
     /// Makes every connection of the session close, this one included, because its backend is down and another will
     /// take it. The token says when all have let go.
     pub fn evict(self) -> CancellationToken {
-        let mut shard = self.owners.shard(&self.id);
+        let mut shard = self.directory.shard(&self.id);
         let Some(session) = shard.get_mut(&self.id) else { return CancellationToken::new() };
         if let State::Owned { holders, evicting, .. } = &mut session.state {
             *evicting = true;
@@ -275,7 +275,7 @@ impl Attachment {
 
     /// Gives this part up before its time is over. What may come later, its drop included, does nothing.
     pub fn let_go(&self) {
-        let mut shard = self.owners.shard(&self.id);
+        let mut shard = self.directory.shard(&self.id);
         let Some(session) = shard.get_mut(&self.id) else { return };
         let State::Owned { holders, .. } = &mut session.state else { return };
         holders.retain(|holder| holder.number != self.number);
@@ -286,8 +286,8 @@ impl Attachment {
             session.end();
         }
         drop(shard);
-        self.owners.owned.fetch_sub(1, Ordering::Relaxed);
-        self.owners.gauge.dec();
+        self.directory.owned.fetch_sub(1, Ordering::Relaxed);
+        self.directory.gauge.dec();
         self.backend.session_removed();
     }
 }
@@ -308,26 +308,26 @@ mod tests {
         Backend::new(name, &format!("{name}:1"), series).0
     }
 
-    fn owners() -> Arc<Owners> {
-        Owners::new(IntGauge::new("owners", "owners").unwrap())
+    fn directory() -> Arc<Directory> {
+        Directory::new(IntGauge::new("g", "g").unwrap())
     }
 
-    fn lead(owners: &Arc<Owners>, id: &SessionId) -> PlacementGuard {
-        match owners.claim(id) {
+    fn lead(directory: &Arc<Directory>, id: &SessionId) -> PlacementGuard {
+        match directory.claim(id) {
             Claim::Lead(lead) => lead,
             other => panic!("expected to lead, got {other:?}"),
         }
     }
 
-    fn join(owners: &Arc<Owners>, id: &SessionId) -> Attachment {
-        match owners.claim(id) {
+    fn join(directory: &Arc<Directory>, id: &SessionId) -> Attachment {
+        match directory.claim(id) {
             Claim::Join(attachment) => attachment,
             other => panic!("expected to join, got {other:?}"),
         }
     }
 
-    fn wait(owners: &Arc<Owners>, id: &SessionId) -> CancellationToken {
-        match owners.claim(id) {
+    fn wait(directory: &Arc<Directory>, id: &SessionId) -> CancellationToken {
+        match directory.claim(id) {
             Claim::Wait(over) => over,
             other => panic!("expected to wait, got {other:?}"),
         }
@@ -335,71 +335,71 @@ mod tests {
 
     #[test]
     fn a_session_is_owned_until_the_last_hold_is_dropped() {
-        let (owners, a, id) = (owners(), backend("a"), SessionId::new("s"));
-        let leader = lead(&owners, &id);
-        let over = wait(&owners, &id);
-        assert!(owners.find(&id).is_none());
+        let (directory, a, id) = (directory(), backend("a"), SessionId::new("s"));
+        let leader = lead(&directory, &id);
+        let over = wait(&directory, &id);
+        assert!(directory.find(&id).is_none());
         let first = leader.settle(&a);
         assert!(over.is_cancelled());
-        let second = join(&owners, &id);
+        let second = join(&directory, &id);
         assert!(Arc::ptr_eq(second.backend(), &a));
-        assert_eq!((owners.len(), a.sessions()), (1, 1));
+        assert_eq!((directory.len(), a.sessions()), (1, 1));
         drop(first);
-        assert!(owners.find(&id).is_some());
+        assert!(directory.find(&id).is_some());
         drop(second);
-        assert_eq!((owners.len(), a.sessions()), (0, 0));
-        drop(lead(&owners, &id));
+        assert_eq!((directory.len(), a.sessions()), (0, 0));
+        drop(lead(&directory, &id));
     }
 
     #[test]
     fn a_leader_that_fails_frees_the_session_and_wakes_who_waits() {
-        let (owners, id) = (owners(), SessionId::new("s"));
-        let leader = lead(&owners, &id);
-        let over = wait(&owners, &id);
+        let (directory, id) = (directory(), SessionId::new("s"));
+        let leader = lead(&directory, &id);
+        let over = wait(&directory, &id);
         drop(leader);
         assert!(over.is_cancelled());
-        drop(lead(&owners, &id));
+        drop(lead(&directory, &id));
     }
 
     #[test]
     fn an_evicted_session_is_free_when_all_have_let_go() {
-        let (owners, a, b, id) = (owners(), backend("a"), backend("b"), SessionId::new("s"));
-        let first = lead(&owners, &id).settle(&a);
-        let mut second = join(&owners, &id);
+        let (directory, a, b, id) = (directory(), backend("a"), backend("b"), SessionId::new("s"));
+        let first = lead(&directory, &id).settle(&a);
+        let mut second = join(&directory, &id);
         let stop_flag = Arc::default();
         second.set_stop_flag(&stop_flag);
-        let over = join(&owners, &id).evict();
+        let over = join(&directory, &id).evict();
         assert!(stop_flag.is_set());
         assert!(first.stop_flag().is_set());
-        assert!(!wait(&owners, &id).is_cancelled(), "nobody joins a session that is being evicted");
+        assert!(!wait(&directory, &id).is_cancelled(), "nobody joins a session that is being evicted");
         drop(first);
         assert!(!over.is_cancelled());
         drop(second);
         assert!(over.is_cancelled());
-        let attachment = lead(&owners, &id).settle(&b);
+        let attachment = lead(&directory, &id).settle(&b);
         assert!(!attachment.stop_flag().is_set());
     }
 
     #[test]
     fn a_hold_let_go_of_twice_counts_once() {
-        let (owners, a, b, id) = (owners(), backend("a"), backend("b"), SessionId::new("s"));
-        let first = lead(&owners, &id).settle(&a);
+        let (directory, a, b, id) = (directory(), backend("a"), backend("b"), SessionId::new("s"));
+        let first = lead(&directory, &id).settle(&a);
         first.let_go();
-        assert_eq!((owners.len(), a.sessions()), (0, 0));
-        let next = lead(&owners, &id).settle(&b);
+        assert_eq!((directory.len(), a.sessions()), (0, 0));
+        let next = lead(&directory, &id).settle(&b);
         drop(first);
-        assert!(Arc::ptr_eq(&owners.find(&id).unwrap(), &b), "another's by now");
-        assert_eq!((owners.len(), a.sessions(), b.sessions()), (1, 0, 1));
+        assert!(Arc::ptr_eq(&directory.find(&id).unwrap(), &b), "another's by now");
+        assert_eq!((directory.len(), a.sessions(), b.sessions()), (1, 0, 1));
         drop(next);
     }
 
     #[test]
     fn a_born_session_is_adopted_once() {
-        let (owners, a, b, id) = (owners(), backend("a"), backend("b"), SessionId::new("s"));
-        let Adopted::Held(first) = owners.adopt(&id, &a) else { panic!("nobody has it") };
-        let Adopted::Held(second) = owners.adopt(&id, &a) else { panic!("it is there") };
-        assert!(matches!(owners.adopt(&id, &b), Adopted::Elsewhere(_)));
+        let (directory, a, b, id) = (directory(), backend("a"), backend("b"), SessionId::new("s"));
+        let Adopted::Held(first) = directory.adopt(&id, &a) else { panic!("nobody has it") };
+        let Adopted::Held(second) = directory.adopt(&id, &a) else { panic!("it is there") };
+        assert!(matches!(directory.adopt(&id, &b), Adopted::Elsewhere(_)));
         drop((first, second));
-        assert!(matches!(owners.adopt(&id, &b), Adopted::Held(_)));
+        assert!(matches!(directory.adopt(&id, &b), Adopted::Held(_)));
     }
 }

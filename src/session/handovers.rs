@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::BytesMut;
 use tokio::sync::{mpsc, oneshot};
 
-use super::backend::Leased;
+use crate::fleet::Leased;
 use crate::wire::SessionId;
 
 /// Clients that may wait for one link at once; a further one goes on without.

@@ -1,0 +1,11 @@
+//! Sessions: who is attached to which, where each went last, and how a parked link is told that somebody comes back to one.
+//!
+//! What is known of servers is in `fleet`; nothing here does I/O.
+
+mod directory;
+mod handovers;
+mod pins;
+
+pub use directory::{Adopted, Attachment, Claim, Directory, PlacementGuard};
+pub use handovers::{Handover, Handovers, Keeper, Registered};
+pub use pins::Pins;

@@ -10,15 +10,15 @@ use ipnet::IpNet;
 
 use super::families::Families;
 use super::model::AdminAddress;
-use super::problem::Fault;
+use super::problem::ValueFault;
 use super::schema::shown;
 
 /// `ip:port` to listen on. Port 0 lets the kernel choose.
-pub(super) fn listening(text: &str) -> Result<SocketAddr, Fault> {
+pub(super) fn listening(text: &str) -> Result<SocketAddr, ValueFault> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
-    let fault = Fault::new(format!("must be an IP address and a port, not \"{}\"", shown(text)));
+    let fault = ValueFault::new(format!("must be an IP address and a port, not \"{}\"", shown(text)));
     if let Some(fault) = shape_fault(text, "0.0.0.0") {
         return Err(fault);
     }
@@ -36,28 +36,28 @@ pub(super) fn listening(text: &str) -> Result<SocketAddr, Fault> {
 }
 
 /// The admin endpoint: TCP, or the path of a Unix socket.
-pub(super) fn admin(text: &str) -> Result<AdminAddress, Fault> {
+pub(super) fn admin(text: &str) -> Result<AdminAddress, ValueFault> {
     // one byte less than `sun_path`, for the NUL at its end
     const SOCKET_PATH_BYTES_MAX: usize = 107;
     let written_as_path = text.strip_prefix("unix:").unwrap_or(text);
     if text.starts_with('/') {
         if text.len() > SOCKET_PATH_BYTES_MAX || text.contains('\0') {
-            return Err(Fault::new(format!(
+            return Err(ValueFault::new(format!(
                 "must be a socket path of at most {SOCKET_PATH_BYTES_MAX} bytes without NUL"
             )));
         }
         return Ok(AdminAddress::Unix(PathBuf::from(text)));
     }
     if written_as_path.contains('/') && !text.contains("://") {
-        return Err(Fault::new("must be an absolute path if it is a Unix socket")
+        return Err(ValueFault::new("must be an absolute path if it is a Unix socket")
             .help("write the path alone, such as \"/run/sessile/admin.sock\""));
     }
     listening(text).map(AdminAddress::Tcp)
 }
 
 /// `host:port` to dial.
-pub(super) fn dialled(text: &str) -> Result<String, Fault> {
-    let wanted = || Fault::new(format!("must be a host and a port, not \"{}\"", shown(text)));
+pub(super) fn dialled(text: &str) -> Result<String, ValueFault> {
+    let wanted = || ValueFault::new(format!("must be a host and a port, not \"{}\"", shown(text)));
     if let Some(fault) = shape_fault(text, "cli-1") {
         return Err(fault);
     }
@@ -67,10 +67,10 @@ pub(super) fn dialled(text: &str) -> Result<String, Fault> {
         return Err(wanted());
     }
     if port.parse::<u16>() == Ok(0) {
-        return Err(Fault::new("must have a port between 1 and 65535, not 0"));
+        return Err(ValueFault::new("must have a port between 1 and 65535, not 0"));
     }
     if matches!(host, "0.0.0.0" | "[::]") {
-        return Err(Fault::new(format!(
+        return Err(ValueFault::new(format!(
             "must be an address to dial, not \"{host}\", which stands for all of them"
         ))
         .help(format!("for a server on this machine write \"127.0.0.1:{port}\"")));
@@ -79,11 +79,11 @@ pub(super) fn dialled(text: &str) -> Result<String, Fault> {
 }
 
 /// `name:port` whose every address record is a backend.
-pub(super) fn resolved(text: &str) -> Result<String, Fault> {
+pub(super) fn resolved(text: &str) -> Result<String, ValueFault> {
     let text = dialled(text)?;
     match text.rsplit_once(':') {
         Some((host, _)) if host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok() => {
-            let fault = Fault::new(format!("must be a name to look up, not \"{}\"", shown(&text)));
+            let fault = ValueFault::new(format!("must be a name to look up, not \"{}\"", shown(&text)));
             Err(fault.help("an IP address is one server: leave out `resolve`"))
         }
         _ => Ok(text),
@@ -91,13 +91,13 @@ pub(super) fn resolved(text: &str) -> Result<String, Fault> {
 }
 
 /// The name of a service whose every SRV record is a backend.
-pub(super) fn service(text: &str) -> Result<String, Fault> {
+pub(super) fn service(text: &str) -> Result<String, ValueFault> {
     let labels: Vec<&str> = text.split('.').collect();
     let named = matches!(labels.get(..2), Some([a, b]) if a.starts_with('_') && b.starts_with('_'));
     if named && is_host_name(text) {
         return Ok(text.to_owned());
     }
-    let fault = Fault::new(format!("must be the name of a service, not \"{}\"", shown(text)));
+    let fault = ValueFault::new(format!("must be the name of a service, not \"{}\"", shown(text)));
     Err(fault.help("write such as \"_rpc._tcp.cli.example.com\", without a port: the records have it"))
 }
 
@@ -111,23 +111,26 @@ pub(super) fn domain(address: &str) -> &str {
 }
 
 /// A name server: `ip`, or `ip:port`.
-pub(super) fn nameserver(text: &str) -> Result<SocketAddr, Fault> {
+pub(super) fn nameserver(text: &str) -> Result<SocketAddr, ValueFault> {
     const PORT: u16 = 53;
     let plain = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, PORT));
     let address = plain.or_else(|_| text.parse()).map_err(|_| {
-        Fault::new(format!(
+        ValueFault::new(format!(
             "must hold IP addresses of name servers, with or without a port, not \"{}\"",
             shown(text)
         ))
     })?;
     if address.port() == 0 || address.ip().is_unspecified() {
-        return Err(Fault::new(format!("must hold addresses that can be asked, not \"{}\"", shown(text))));
+        return Err(ValueFault::new(format!(
+            "must hold addresses that can be asked, not \"{}\"",
+            shown(text)
+        )));
     }
     Ok(address)
 }
 
 /// A backend's name.
-pub(super) fn name(text: &str) -> Result<String, Fault> {
+pub(super) fn name(text: &str) -> Result<String, ValueFault> {
     const BYTES_MAX: usize = 63;
     let sound = (1..=BYTES_MAX).contains(&text.len())
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -135,7 +138,7 @@ pub(super) fn name(text: &str) -> Result<String, Fault> {
     if sound {
         return Ok(text.to_owned());
     }
-    Err(Fault::new(format!(
+    Err(ValueFault::new(format!(
         "must be 1 to {BYTES_MAX} letters, digits, `.`, `_` or `-`, not \"{}\"",
         shown(text)
     ))
@@ -143,7 +146,7 @@ pub(super) fn name(text: &str) -> Result<String, Fault> {
 }
 
 /// A method's full name, or the beginning of names followed by `*`.
-pub(super) fn method_rule(text: &str) -> Result<String, Fault> {
+pub(super) fn method_rule(text: &str) -> Result<String, ValueFault> {
     const BYTES_MAX: usize = 128;
     let stem = text.strip_suffix('*').unwrap_or(text);
     let sound = (1..=BYTES_MAX).contains(&text.len())
@@ -151,16 +154,19 @@ pub(super) fn method_rule(text: &str) -> Result<String, Fault> {
     if sound {
         return Ok(text.to_owned());
     }
-    Err(Fault::new(format!("must hold method names, not \"{}\"", shown(text))).help(
+    Err(ValueFault::new(format!("must hold method names, not \"{}\"", shown(text))).help(
         "write a full name such as \"runtime.shutdown\", or a beginning and one `*` such as \"plugins.*\"",
     ))
 }
 
 /// A network, or one address.
-pub(super) fn network(text: &str) -> Result<IpNet, Fault> {
+pub(super) fn network(text: &str) -> Result<IpNet, ValueFault> {
     let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     network.map_err(|_| {
-        Fault::new(format!("must hold networks such as \"10.0.0.0/8\" or addresses, not \"{}\"", shown(text)))
+        ValueFault::new(format!(
+            "must hold networks such as \"10.0.0.0/8\" or addresses, not \"{}\"",
+            shown(text)
+        ))
     })
 }
 
@@ -187,9 +193,9 @@ pub(super) fn loops_back(backend: &str, listener: SocketAddr, families: Families
 }
 
 /// The slips common to every `host:port`.
-fn shape_fault(text: &str, example_host: &str) -> Option<Fault> {
+fn shape_fault(text: &str, example_host: &str) -> Option<ValueFault> {
     let fault =
-        |wrong: &str| Fault::new(format!("must be an address such as \"{example_host}:4321\", {wrong}"));
+        |wrong: &str| ValueFault::new(format!("must be an address such as \"{example_host}:4321\", {wrong}"));
     if let Some((scheme, _)) = text.split_once("://") {
         return Some(fault("not a URL").help(format!("leave out the \"{}://\"", shown(scheme))));
     }
@@ -216,7 +222,8 @@ fn shape_fault(text: &str, example_host: &str) -> Option<Fault> {
     };
     let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
     let sound = digits && port.parse::<u16>().is_ok();
-    (!sound).then(|| Fault::new(format!("must have a port between 1 and 65535, not \"{}\"", shown(port))))
+    (!sound)
+        .then(|| ValueFault::new(format!("must have a port between 1 and 65535, not \"{}\"", shown(port))))
 }
 
 fn is_host(host: &str) -> bool {

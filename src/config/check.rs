@@ -23,7 +23,7 @@ use super::model::{
     AdminState, BackendSpec, Config, Discovery, Health, Lifecycle, Limits, Listener, LocatePolicy,
     MethodPolicy, OnDown, Openings, Placement, Resolve, Routing, Storage, Strategy, Timeouts, Upstream,
 };
-use super::problem::{Fault, Findings};
+use super::problem::{Findings, ValueFault};
 use super::raw::{self, Reader};
 use super::schema::{
     ADMIN, BACKEND, DISCOVERY, HEALTH, LIMITS, LISTENER, LISTENER_TLS, PLACEMENT, TIMEOUTS, UPSTREAM, shown,
@@ -133,11 +133,11 @@ fn placement(mut reader: Reader<'_, '_>, around: Surroundings<'_>) -> Placement 
     }
 }
 
-fn affinity_pattern(value: &DeValue<'_>) -> Result<Regex, Fault> {
+fn affinity_pattern(value: &DeValue<'_>) -> Result<Regex, ValueFault> {
     const COMPILED_BYTES_MAX: usize = 1 << 20;
     let text = values::text(value)?;
     if text.len() > PATTERN_BYTES_MAX {
-        return Err(Fault::new(format!(
+        return Err(ValueFault::new(format!(
             "must be at most {PATTERN_BYTES_MAX} bytes long, not {}",
             text.len()
         )));
@@ -146,10 +146,13 @@ fn affinity_pattern(value: &DeValue<'_>) -> Result<Regex, Fault> {
         // a syntax error is told in several lines, of which the last is the reason
         let told = error.to_string();
         let reason = told.lines().last().unwrap_or_default();
-        Fault::new(format!("is no regular expression: {}", reason.strip_prefix("error: ").unwrap_or(reason)))
+        ValueFault::new(format!(
+            "is no regular expression: {}",
+            reason.strip_prefix("error: ").unwrap_or(reason)
+        ))
     })?;
     if pattern.captures_len() < 2 {
-        return Err(Fault::new("must have a capture group: what it captures is the affinity key")
+        return Err(ValueFault::new("must have a capture group: what it captures is the affinity key")
             .help("write \"^user-([^-]+)-\" to keep all sessions of a user together"));
     }
     Ok(pattern)
@@ -232,7 +235,7 @@ fn report_order(reader: &mut Reader<'_, '_>, low: (&'static str, String), high: 
         Some(_) => (low.0, format!("must be at most {}, not {}", told(&high), low.1)),
         None => (high.0, format!("must be at least {}, not {}", told(&low), high.1)),
     };
-    reader.report(key, Fault::new(rule));
+    reader.report(key, ValueFault::new(rule));
 }
 
 fn upstream(mut reader: Reader<'_, '_>, around: Surroundings<'_>) -> Upstream {
@@ -284,7 +287,7 @@ fn backends(
         if resolve == Resolve::Srv && reader.value("weight").is_some() {
             reader.report(
                 "weight",
-                Fault::new("must not be given with `resolve = \"srv\"`: the records have it"),
+                ValueFault::new("must not be given with `resolve = \"srv\"`: the records have it"),
             );
         }
         let state = reader.word("state", AdminState::Ready, &AdminState::ALL, AdminState::label);
@@ -306,14 +309,14 @@ fn backends(
         if let (Some(tls), Some(address)) = (&tls, &address)
             && tls.name_of(address).is_none()
         {
-            let fault = Fault::new("has a host that no certificate can name");
+            let fault = ValueFault::new("has a host that no certificate can name");
             reader.report("address", fault.help("say in `tls` by which `name` the backend is known"));
         }
         if let (Some(name), Some(span)) = (&name, reader.span("name")) {
             let first = *first_of_name.entry(name.clone()).or_insert(span.start);
             if first != span.start {
                 let line = reader.found().line_of(first);
-                let fault = Fault::new(format!("\"{name}\" is already the name of another backend"));
+                let fault = ValueFault::new(format!("\"{name}\" is already the name of another backend"));
                 reader.report("name", fault.help(format!("the other one is on line {line}")));
             }
         }
@@ -328,7 +331,8 @@ fn report_loop(reader: &mut Reader<'_, '_>, address: &str, sockets: &[Socket]) {
     let families = |of: SocketAddr| families(of, sockets.iter().map(|socket| socket.address));
     let is_it = |socket: &&Socket| address::loops_back(address, socket.address, families(socket.address));
     if let Some(socket) = sockets.iter().find(is_it) {
-        let fault = Fault::new(format!("\"{}\" is the {} of sessile itself", shown(address), socket.what));
+        let fault =
+            ValueFault::new(format!("\"{}\" is the {} of sessile itself", shown(address), socket.what));
         reader.report("address", fault.help("a backend is a CLI server: give one of the two another port"));
     }
 }
@@ -346,7 +350,7 @@ fn report_collisions(sockets: &[Socket], found: &mut Findings<'_>) {
             Some(span) => format!("the latter is on line {}", found.line_of(span.start)),
             None => "the latter is the default".to_owned(),
         };
-        let fault = Fault::new(format!(
+        let fault = ValueFault::new(format!(
             "the {} {} collides with the {} {}",
             socket.what, socket.address, other.what, other.address
         ));

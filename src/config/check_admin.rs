@@ -9,7 +9,7 @@ use toml::de::DeValue;
 use super::address;
 use super::check_tls;
 use super::model::{Admin, AdminAddress};
-use super::problem::Fault;
+use super::problem::ValueFault;
 use super::raw::Reader;
 use super::schema::ADMIN_TLS;
 use super::secret::{Plain, Surroundings, secret};
@@ -43,7 +43,7 @@ pub(super) fn admin(
     };
     let tls = check_tls::served(&ADMIN_TLS, &mut reader, around);
     if let (Some(_), Some(AdminAddress::Unix(_))) = (reader.value("tls"), &address) {
-        let fault = Fault::new("needs an IP address in `admin.address`, not the path of a Unix socket");
+        let fault = ValueFault::new("needs an IP address in `admin.address`, not the path of a Unix socket");
         reader.report(
             "tls",
             fault.help("a Unix socket needs no TLS: only the balancer's own user can open it"),
@@ -68,27 +68,29 @@ pub(super) fn admin(
     Admin { address: address.unwrap_or(default.address), tls, token, metrics_address }
 }
 
-fn open_to_all(address: &AdminAddress) -> Fault {
+fn open_to_all(address: &AdminAddress) -> ValueFault {
     let shown = match address {
         AdminAddress::Tcp(address) => address.to_string(),
         AdminAddress::Unix(path) => path.display().to_string(),
     };
     let rule = "must be a loopback address or a Unix socket path while there is neither `token` nor `tls` with \
                 `client_ca`, not";
-    Fault::new(format!("{rule} \"{shown}\"")).help(
+    ValueFault::new(format!("{rule} \"{shown}\"")).help(
         "who reaches it can take the fleet down: write `token = { file = \"PATH\" }`, or demand certificates; \
          Prometheus and kubelets need only `metrics_address`",
     )
 }
 
 /// Whether a token cannot be guessed, and fits into a header.
-fn strong(token: &str) -> Result<(), Fault> {
+fn strong(token: &str) -> Result<(), ValueFault> {
     if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Fault::new("must be letters, digits and signs of ASCII without a space between them"));
+        return Err(ValueFault::new(
+            "must be letters, digits and signs of ASCII without a space between them",
+        ));
     }
     match token.len() {
         TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX => Ok(()),
-        bytes => Err(Fault::new(format!(
+        bytes => Err(ValueFault::new(format!(
             "must be {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} characters long, not {bytes}"
         ))
         .help("make one with `openssl rand -hex 32`")),

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use super::model::{Restart, RestartCommand};
-use super::problem::Fault;
+use super::problem::ValueFault;
 use super::raw::Reader;
 use super::restart::{Unknown, fill, is_program};
 use super::schema::shown;
@@ -32,23 +32,24 @@ fn command(reader: &mut Reader<'_, '_>) -> Option<RestartCommand> {
         reader.list(KEY, WORDS_MAX, |text| if is_first.take() { program(text) } else { argument(text) })?;
     let command = RestartCommand::new(words);
     if command.is_none() && reader.clean_since(mark) {
-        let fault = Fault::new("must name a program, not be empty");
+        let fault = ValueFault::new("must name a program, not be empty");
         reader.report(KEY, fault.help("leave the key out, and nothing is restarted"));
     }
     command
 }
 
-fn program(text: &str) -> Result<String, Fault> {
+fn program(text: &str) -> Result<String, ValueFault> {
     if is_program(text) {
         return short(text);
     }
-    let fault = Fault::new(format!("must begin with a program, not \"{}\"", shown(text)));
+    let fault = ValueFault::new(format!("must begin with a program, not \"{}\"", shown(text)));
     Err(fault.help("write its name, or its path from the root: no placeholder decides what is run"))
 }
 
-fn argument(text: &str) -> Result<String, Fault> {
+fn argument(text: &str) -> Result<String, ValueFault> {
     fill(text, "", "").map_err(|Unknown(mark)| {
-        let fault = Fault::new(format!("has a placeholder that nothing stands for: \"{}\"", shown(mark)));
+        let fault =
+            ValueFault::new(format!("has a placeholder that nothing stands for: \"{}\"", shown(mark)));
         fault.help(
             "placeholders are \"{name}\" and \"{address}\" of the backend; a brace itself is written twice",
         )
@@ -56,9 +57,9 @@ fn argument(text: &str) -> Result<String, Fault> {
     short(text)
 }
 
-fn short(text: &str) -> Result<String, Fault> {
+fn short(text: &str) -> Result<String, ValueFault> {
     if text.len() <= WORD_BYTES_MAX && !text.contains('\0') {
         return Ok(text.to_owned());
     }
-    Err(Fault::new(format!("must have words of at most {WORD_BYTES_MAX} bytes without NUL")))
+    Err(ValueFault::new(format!("must have words of at most {WORD_BYTES_MAX} bytes without NUL")))
 }

@@ -15,7 +15,7 @@ use super::address;
 use super::file;
 use super::model::Proxies;
 use super::pem;
-use super::problem::Fault;
+use super::problem::ValueFault;
 use super::raw::Reader;
 use super::schema::{BACKEND_TLS, LISTENER_PROXY, Section, UPSTREAM_TLS, shown};
 use super::secret::Surroundings;
@@ -57,7 +57,7 @@ pub(super) fn proxies(outer: &mut Reader<'_, '_>) -> Option<Proxies> {
     }
     let trusted = reader.list("trusted", NETWORKS_MAX, address::network)?;
     if trusted.is_empty() && reader.clean_since(mark) {
-        reader.report("trusted", Fault::new("must name at least one network"));
+        reader.report("trusted", ValueFault::new("must name at least one network"));
     }
     Some(Proxies { trusted })
 }
@@ -76,7 +76,7 @@ pub(super) fn served(
     let ca = reader.take("client_ca", |value| certificates(value, around));
     let crl = reader.take("crl", |value| from_file(value, REVOCATIONS_BYTES_MAX, around, pem::revocations));
     if crl.is_some() && reader.value("client_ca").is_none() {
-        reader.report("crl", Fault::new("needs `client_ca`: without it, clients show no certificate"));
+        reader.report("crl", ValueFault::new("needs `client_ca`: without it, clients show no certificate"));
     }
     let identity = identity(&mut reader, chain?, key?)?;
     if !reader.clean_since(mark) {
@@ -86,7 +86,7 @@ pub(super) fn served(
     match ListenerTls::new(identity, trust) {
         Ok(tls) => Some(Arc::new(tls)),
         Err(why) => {
-            reader.report("client_ca", Fault::new(why));
+            reader.report("client_ca", ValueFault::new(why));
             None
         }
     }
@@ -117,12 +117,15 @@ fn towards(
     let mark = outer.mark();
     let mut reader = Reader::new(section, table, span, outer.found());
     let ca = reader.require("ca", |value| certificates(value, around));
-    let name = reader.take("name", |value| server_name(values::text(value)?).map_err(Fault::new));
+    let name = reader.take("name", |value| server_name(values::text(value)?).map_err(ValueFault::new));
     let chain = reader.take("cert", |value| certificates(value, around));
     let key = reader.take("key", |value| key(value, around));
     for (one, other) in [("cert", "key"), ("key", "cert")] {
         if reader.value(one).is_some() && reader.value(other).is_none() {
-            reader.report(one, Fault::new(format!("needs `{other}`: a certificate is shown with its key")));
+            reader.report(
+                one,
+                ValueFault::new(format!("needs `{other}`: a certificate is shown with its key")),
+            );
         }
     }
     let identity = match (chain, key) {
@@ -133,7 +136,7 @@ fn towards(
     match BackendTls::new(ca, name, identity) {
         Ok(tls) => Some(Arc::new(tls)),
         Err(why) => {
-            reader.report("ca", Fault::new(why));
+            reader.report("ca", ValueFault::new(why));
             None
         }
     }
@@ -186,17 +189,20 @@ fn identity(
     chain: Vec<rustls::pki_types::CertificateDer<'static>>,
     key: Arc<dyn rustls::sign::SigningKey>,
 ) -> Option<Identity> {
-    Identity::new(chain, key).map_err(|why| reader.report("key", Fault::new(why))).ok()
+    Identity::new(chain, key).map_err(|why| reader.report("key", ValueFault::new(why))).ok()
 }
 
 fn certificates(
     value: &DeValue<'_>,
     around: Surroundings<'_>,
-) -> Result<Vec<rustls::pki_types::CertificateDer<'static>>, Fault> {
+) -> Result<Vec<rustls::pki_types::CertificateDer<'static>>, ValueFault> {
     from_file(value, CERTIFICATES_BYTES_MAX, around, pem::certificates)
 }
 
-fn key(value: &DeValue<'_>, around: Surroundings<'_>) -> Result<Arc<dyn rustls::sign::SigningKey>, Fault> {
+fn key(
+    value: &DeValue<'_>,
+    around: Surroundings<'_>,
+) -> Result<Arc<dyn rustls::sign::SigningKey>, ValueFault> {
     from_file(value, KEY_BYTES_MAX, around, pem::key)
 }
 
@@ -206,10 +212,10 @@ fn from_file<T>(
     bytes_max: usize,
     around: Surroundings<'_>,
     parse: impl Fn(&str) -> Result<T, String>,
-) -> Result<T, Fault> {
+) -> Result<T, ValueFault> {
     let path = values::text(value)?;
     parsed(&around.path(path)?, bytes_max, parse)
-        .map_err(|why| Fault::new(format!("takes the file \"{}\", which {why}", shown(path))))
+        .map_err(|why| ValueFault::new(format!("takes the file \"{}\", which {why}", shown(path))))
 }
 
 /// What `parse` makes of a file. The text is wiped: it may be a key.

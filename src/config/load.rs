@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue, Error as SyntaxError};
 use super::check::check;
 use super::file;
 use super::model::Config;
-use super::problem::{Fault, Findings, Problems};
+use super::problem::{Findings, Problems, ValueFault};
 use super::schema::shown;
 use super::secret::{Surroundings, hide_in_text};
 
@@ -28,8 +28,9 @@ const SYNTAX_ROUNDS_MAX: usize = 8;
 /// Every problem of the file, or why it cannot be read.
 pub fn load(path: &Path) -> Result<Config, Problems> {
     let origin = path.display().to_string();
-    let text = file::read(path, FILE_BYTES_MAX)
-        .map_err(|why| Problems::of_file(&origin, Fault::new(format!("the configuration file {why}"))))?;
+    let text = file::read(path, FILE_BYTES_MAX).map_err(|why| {
+        Problems::of_file(&origin, ValueFault::new(format!("the configuration file {why}")))
+    })?;
     parse_in(&text, &origin, path, &|name| std::env::var_os(name))
 }
 
@@ -68,7 +69,7 @@ fn parse_seeing(
     seen: &RefCell<BTreeSet<PathBuf>>,
 ) -> Result<Config, Problems> {
     if text.len() > FILE_BYTES_MAX {
-        let fault = Fault::new(format!("the configuration is larger than {} KiB", FILE_BYTES_MAX >> 10));
+        let fault = ValueFault::new(format!("the configuration is larger than {} KiB", FILE_BYTES_MAX >> 10));
         return Err(Problems::of_file(origin, fault));
     }
     let around = Surroundings { env, folder: path.parent().unwrap_or(Path::new("")), seen };
@@ -90,7 +91,7 @@ fn parse_seeing(
         }
     }
     found.into_result(origin)?;
-    Err(Problems::of_file(origin, Fault::new("the configuration is not TOML")))
+    Err(Problems::of_file(origin, ValueFault::new("the configuration is not TOML")))
 }
 
 /// Reports the first error of every line. Returns the text without these lines, if what is left may be looked at.
@@ -106,7 +107,7 @@ fn report_syntax(text: &str, errors: &[SyntaxError], found: &mut Findings<'_>) -
         }
         let fault = match twice(text, &span) {
             Some(fault) if error.message() == "duplicate key" => fault,
-            _ => Fault::new(format!("not TOML: {}", error.message())),
+            _ => ValueFault::new(format!("not TOML: {}", error.message())),
         };
         if unclosed && error.message().contains("array") {
             // every later line is taken for a part of it: the first one tells it all
@@ -120,7 +121,7 @@ fn report_syntax(text: &str, errors: &[SyntaxError], found: &mut Findings<'_>) -
 }
 
 /// What is said of the key or section at `span`, if it stands in a line above too.
-fn twice(text: &str, span: &Range<usize>) -> Option<Fault> {
+fn twice(text: &str, span: &Range<usize>) -> Option<ValueFault> {
     let name = text.get(span.clone())?;
     let start = text.get(..span.start)?.rfind('\n').map_or(0, |newline| newline.saturating_add(1));
     let opens = |line: &str| line.trim_start().starts_with('[');
@@ -134,7 +135,7 @@ fn twice(text: &str, span: &Range<usize>) -> Option<Fault> {
     // A key may stand in another section too.
     let same = above.iter().rev().take_while(|(_, line)| section || !opens(line));
     let (first, _) = same.filter(|(_, line)| is_it(line)).last()?;
-    let fault = Fault::new(format!("`{}` is written twice", shown(name)));
+    let fault = ValueFault::new(format!("`{}` is written twice", shown(name)));
     Some(fault.help(format!("it stands in line {first} already")))
 }
 

@@ -50,8 +50,8 @@ pub struct Position {
 
 impl Problems {
     /// The one problem of a file that could not even be read.
-    pub(super) fn of_file(origin: &str, fault: Fault) -> Self {
-        let Fault { message, help } = fault;
+    pub(super) fn of_file(origin: &str, fault: ValueFault) -> Self {
+        let ValueFault { message, help } = fault;
         let problem = Problem { position: None, span: None, message, help };
         Self { origin: origin.to_owned(), source: String::new(), list: vec![problem], unlisted: 0 }
     }
@@ -151,12 +151,12 @@ impl fmt::Display for Position {
 
 /// A problem that does not know its place yet: what a value says is wrong with it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct ValueFault {
     pub(super) message: String,
     pub(super) help: Option<String>,
 }
 
-impl Fault {
+impl ValueFault {
     pub(super) fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), help: None }
     }
@@ -169,7 +169,7 @@ impl Fault {
 /// Collects what is wrong while the file is walked.
 pub(super) struct Findings<'t> {
     text: &'t str,
-    list: Vec<(Option<Range<usize>>, Fault)>,
+    list: Vec<(Option<Range<usize>>, ValueFault)>,
     hidden: Vec<Range<usize>>,
     partial: bool,
 }
@@ -184,13 +184,13 @@ impl<'t> Findings<'t> {
     }
 
     /// Something wrong at `span`; `None` = in no one place.
-    pub(super) fn at(&mut self, span: impl Into<Option<Range<usize>>>, fault: Fault) {
+    pub(super) fn at(&mut self, span: impl Into<Option<Range<usize>>>, fault: ValueFault) {
         self.list.push((span.into(), fault));
     }
 
     /// Something that is not there; `span` is where one would look for it. Not reported when lines were left out for
     /// their syntax, as it may be on one of them.
-    pub(super) fn missing(&mut self, span: Option<Range<usize>>, fault: Fault) {
+    pub(super) fn missing(&mut self, span: Option<Range<usize>>, fault: ValueFault) {
         if !self.partial {
             self.list.push((span, fault));
         }
@@ -234,7 +234,7 @@ impl<'t> Findings<'t> {
         self.list.sort_by_key(|(span, _)| span.as_ref().map_or(usize::MAX, |span| span.start));
         let unlisted = self.list.len().saturating_sub(LISTED_MAX);
         let source = masked(self.text, &self.hidden);
-        let place = |(span, Fault { message, help }): (Option<Range<usize>>, Fault)| {
+        let place = |(span, ValueFault { message, help }): (Option<Range<usize>>, ValueFault)| {
             let span = span.map(|span| on_boundaries(&source, span));
             let position = span.as_ref().map(|span| position(&source, span.start));
             Problem { position, span, message, help }

@@ -8,7 +8,7 @@ use std::ops::{Range, RangeInclusive};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::problem::{Fault, Findings, Mark};
+use super::problem::{Findings, Mark, ValueFault};
 use super::schema::{self, SECTIONS, Section};
 use super::values::{self, Quantity};
 
@@ -37,7 +37,7 @@ pub(super) fn tables<'r>(
     found: &mut Findings<'_>,
 ) -> Vec<(&'r DeTable<'r>, Range<usize>)> {
     let Some(value) = root.get(section.name) else {
-        let none = Fault::new(format!("no {section}: at least one is needed"));
+        let none = ValueFault::new(format!("no {section}: at least one is needed"));
         found.missing(None, none);
         return Vec::new();
     };
@@ -48,10 +48,10 @@ pub(super) fn tables<'r>(
         return Vec::new();
     };
     if array.is_empty() {
-        found.missing(Some(value.span()), Fault::new(format!("no {section}: at least one is needed")));
+        found.missing(Some(value.span()), ValueFault::new(format!("no {section}: at least one is needed")));
     }
     if let Some(surplus) = array.get(count_max) {
-        found.at(surplus.span(), Fault::new(format!("more than {count_max} times {section}")));
+        found.at(surplus.span(), ValueFault::new(format!("more than {count_max} times {section}")));
     }
     let mut tables = Vec::new();
     for element in array.iter().take(count_max) {
@@ -67,8 +67,8 @@ pub(super) fn tables<'r>(
 }
 
 /// The fault with the key it speaks of.
-pub(super) fn named(key: &str, fault: Fault) -> Fault {
-    Fault { message: format!("`{key}` {}", fault.message), help: fault.help }
+pub(super) fn named(key: &str, fault: ValueFault) -> ValueFault {
+    ValueFault { message: format!("`{key}` {}", fault.message), help: fault.help }
 }
 
 impl<'r, 't> Reader<'r, 't> {
@@ -133,7 +133,7 @@ impl<'r, 't> Reader<'r, 't> {
     pub(super) fn take<T>(
         &mut self,
         key: &'static str,
-        read: impl FnOnce(&'r DeValue<'r>) -> Result<T, Fault>,
+        read: impl FnOnce(&'r DeValue<'r>) -> Result<T, ValueFault>,
     ) -> Option<T> {
         let value = self.value(key)?;
         read(value.get_ref()).map_err(|fault| self.report(key, fault)).ok()
@@ -143,10 +143,10 @@ impl<'r, 't> Reader<'r, 't> {
     pub(super) fn require<T>(
         &mut self,
         key: &'static str,
-        read: impl FnOnce(&'r DeValue<'r>) -> Result<T, Fault>,
+        read: impl FnOnce(&'r DeValue<'r>) -> Result<T, ValueFault>,
     ) -> Option<T> {
         if self.value(key).is_none() {
-            let fault = Fault::new(format!("no `{key}` in this {}", self.section));
+            let fault = ValueFault::new(format!("no `{key}` in this {}", self.section));
             self.found.missing(self.header.clone(), fault);
         }
         self.take(key, read)
@@ -198,11 +198,11 @@ impl<'r, 't> Reader<'r, 't> {
         &mut self,
         key: &'static str,
         count_max: usize,
-        read: impl Fn(&str) -> Result<T, Fault>,
+        read: impl Fn(&str) -> Result<T, ValueFault>,
     ) -> Option<Vec<T>> {
         let array = self.take(key, |value| match value {
             DeValue::Array(array) if array.len() > count_max => {
-                Err(Fault::new(format!("must have at most {count_max} elements, not {}", array.len())))
+                Err(ValueFault::new(format!("must have at most {count_max} elements, not {}", array.len())))
             }
             DeValue::Array(array) => Ok(array),
             _ => Err(values::must_be("a list of strings", value)),
@@ -220,7 +220,7 @@ impl<'r, 't> Reader<'r, 't> {
     }
 
     /// Reports that what `key` says is wrong.
-    pub(super) fn report(&mut self, key: &'static str, fault: Fault) {
+    pub(super) fn report(&mut self, key: &'static str, fault: ValueFault) {
         let fault = named(&self.full_name(key), fault);
         self.found.at(self.span(key), fault);
     }

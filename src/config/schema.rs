@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::problem::Fault;
+use super::problem::ValueFault;
 
 /// One table of the file.
 #[derive(Debug, PartialEq, Eq)]
@@ -133,8 +133,8 @@ impl fmt::Display for Section {
 }
 
 /// For a word at the top of the file that is no section.
-pub(super) fn unknown_section(word: &str) -> Fault {
-    let fault = Fault::new(format!("unknown section or key `{}`", shown(word)));
+pub(super) fn unknown_section(word: &str) -> ValueFault {
+    let fault = ValueFault::new(format!("unknown section or key `{}`", shown(word)));
     let names = SECTIONS.iter().map(|section| section.name);
     let near = nearest(word, names).and_then(|name| SECTIONS.iter().find(|section| section.name == name));
     fault.help(match (homes_of(word), near) {
@@ -148,8 +148,8 @@ pub(super) fn unknown_section(word: &str) -> Fault {
 }
 
 /// For a word in `section` that is none of its keys.
-pub(super) fn unknown_key(word: &str, section: &Section) -> Fault {
-    let fault = Fault::new(format!("unknown key `{}` in {section}", shown(word)));
+pub(super) fn unknown_key(word: &str, section: &Section) -> ValueFault {
+    let fault = ValueFault::new(format!("unknown key `{}` in {section}", shown(word)));
     if let Some(homes) = homes_of(word) {
         return fault.help(format!("`{word}` belongs in {homes}"));
     }

@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::file;
 use super::model::Secret;
-use super::problem::{Fault, Findings};
+use super::problem::{Findings, ValueFault};
 use super::raw::Reader;
 use super::schema::{nearest, shown};
 use super::values;
@@ -41,7 +41,7 @@ pub(super) struct Surroundings<'s> {
 
 impl Surroundings<'_> {
     /// Where a file is that the configuration calls `path`.
-    pub(super) fn path(self, path: &str) -> Result<PathBuf, Fault> {
+    pub(super) fn path(self, path: &str) -> Result<PathBuf, ValueFault> {
         let credential =
             path.strip_prefix('$').and_then(|path| path.strip_prefix(CREDENTIALS)?.strip_prefix('/'));
         let whole = match credential {
@@ -50,7 +50,7 @@ impl Surroundings<'_> {
                 let unset = || {
                     let file = shown(path);
                     let why = format!("which begins with ${CREDENTIALS}, which is not set");
-                    Fault::new(format!("takes the file \"{file}\", {why}"))
+                    ValueFault::new(format!("takes the file \"{file}\", {why}"))
                         .help("systemd sets it for a unit that has LoadCredential=")
                 };
                 Path::new(&folder.ok_or_else(unset)?).join(name)
@@ -96,11 +96,11 @@ pub(super) fn secret(
     }
 }
 
-fn refusal(value: &DeValue<'_>, plain: Plain) -> Fault {
+fn refusal(value: &DeValue<'_>, plain: Plain) -> ValueFault {
     const TABLE: &str = "`{ env = \"NAME\" }` or `{ file = \"PATH\" }`";
     match (value, plain) {
         (DeValue::String(_), _) => {
-            Fault::new("must not be written out in this file").help(format!("write {TABLE}"))
+            ValueFault::new("must not be written out in this file").help(format!("write {TABLE}"))
         }
         (_, Plain::Allowed) => values::must_be(&format!("a string, {TABLE}"), value),
         (_, Plain::Refused) => values::must_be(TABLE, value),
@@ -116,7 +116,7 @@ fn report_unknown_sources(reader: &mut Reader<'_, '_>, key: &'static str, table:
             continue;
         }
         known = false;
-        let fault = Fault::new(format!("unknown key `{}` in `{full_name}`", shown(source.get_ref())));
+        let fault = ValueFault::new(format!("unknown key `{}` in `{full_name}`", shown(source.get_ref())));
         let fault = match nearest(source.get_ref(), SOURCES) {
             Some(source) => fault.help(format!("did you mean `{source}`?")),
             None => fault.help("a secret has either `env` or `file`"),
@@ -128,10 +128,10 @@ fn report_unknown_sources(reader: &mut Reader<'_, '_>, key: &'static str, table:
 }
 
 /// The secret's text; `Ok(None)` if the table lacks it for a reason that was already reported.
-fn resolve(table: &DeTable<'_>, known: bool, around: Surroundings<'_>) -> Result<Option<String>, Fault> {
+fn resolve(table: &DeTable<'_>, known: bool, around: Surroundings<'_>) -> Result<Option<String>, ValueFault> {
     match (table.get("env"), table.get("file")) {
-        (Some(_), Some(_)) => Err(Fault::new("must have either `env` or `file`, not both")),
-        (None, None) if known => Err(Fault::new("must have either `env` or `file`")),
+        (Some(_), Some(_)) => Err(ValueFault::new("must have either `env` or `file`, not both")),
+        (None, None) if known => Err(ValueFault::new("must have either `env` or `file`")),
         (None, None) => Ok(None),
         (Some(name), None) => {
             let name = values::text(name.get_ref()).map_err(|fault| fault_in("env", fault))?;
@@ -145,12 +145,13 @@ fn resolve(table: &DeTable<'_>, known: bool, around: Surroundings<'_>) -> Result
 }
 
 /// "has `env`, which must be …": the fault of a part, told of the whole.
-fn fault_in(source: &str, fault: Fault) -> Fault {
-    Fault { message: format!("has `{source}`, which {}", fault.message), ..fault }
+fn fault_in(source: &str, fault: ValueFault) -> ValueFault {
+    ValueFault { message: format!("has `{source}`, which {}", fault.message), ..fault }
 }
 
-fn from_env(name: &str, around: Surroundings<'_>) -> Result<String, Fault> {
-    let fault = |why: &str| Fault::new(format!("takes the environment variable \"{}\", {why}", shown(name)));
+fn from_env(name: &str, around: Surroundings<'_>) -> Result<String, ValueFault> {
+    let fault =
+        |why: &str| ValueFault::new(format!("takes the environment variable \"{}\", {why}", shown(name)));
     if name.is_empty() || name.contains(['=', '\0']) {
         return Err(fault("which cannot be the name of one"));
     }
@@ -159,8 +160,8 @@ fn from_env(name: &str, around: Surroundings<'_>) -> Result<String, Fault> {
     if value.is_empty() { Err(fault("which is empty")) } else { Ok(value) }
 }
 
-fn from_file(path: &str, around: Surroundings<'_>) -> Result<String, Fault> {
-    let fault = |why: &str| Fault::new(format!("takes the file \"{}\", which {why}", shown(path)));
+fn from_file(path: &str, around: Surroundings<'_>) -> Result<String, ValueFault> {
+    let fault = |why: &str| ValueFault::new(format!("takes the file \"{}\", which {why}", shown(path)));
     let mut text = file::read(&around.path(path)?, FILE_BYTES_MAX).map_err(|why| fault(&why))?;
     text.truncate(text.trim_end_matches(['\r', '\n']).len());
     if text.is_empty() { Err(fault("is empty")) } else { Ok(text) }

@@ -1,7 +1,7 @@
 //! Single values: what a TOML value must be to stand for a duration, a size, a count or a word, and how those are
 //! written back for people.
 //!
-//! Everything here is pure. A [`Fault`]'s message is the rest of a sentence that begins with the key: "must be …".
+//! Everything here is pure. A [`ValueFault`]'s message is the rest of a sentence that begins with the key: "must be …".
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use toml::de::DeValue;
 
-use super::problem::Fault;
+use super::problem::ValueFault;
 use super::schema::{listed, nearest, shown};
 
 /// The least that is worth a timer.
@@ -21,7 +21,7 @@ pub(super) const UP_TO_AN_HOUR: RangeInclusive<Duration> = SHORTEST..=Duration::
 /// Something with an order, a zero and bounds.
 pub(super) trait Quantity: Copy + PartialOrd + Default {
     /// Reads it, without regard to bounds.
-    fn read(value: &DeValue<'_>) -> Result<Self, Fault>;
+    fn read(value: &DeValue<'_>) -> Result<Self, ValueFault>;
     /// As the file would have it, without quotes.
     fn show(self) -> String;
 }
@@ -31,7 +31,7 @@ pub(super) trait Quantity: Copy + PartialOrd + Default {
 pub(super) struct Size(pub(super) usize);
 
 /// Reads a quantity that must lie within `bounds`.
-pub(super) fn bounded<Q: Quantity>(value: &DeValue<'_>, bounds: &RangeInclusive<Q>) -> Result<Q, Fault> {
+pub(super) fn bounded<Q: Quantity>(value: &DeValue<'_>, bounds: &RangeInclusive<Q>) -> Result<Q, ValueFault> {
     let quantity = Q::read(value)?;
     if bounds.contains(&quantity) { Ok(quantity) } else { Err(out_of_bounds(quantity, bounds, "")) }
 }
@@ -41,7 +41,7 @@ pub(super) fn or_zero<Q: Quantity>(
     value: &DeValue<'_>,
     bounds: &RangeInclusive<Q>,
     zero: &str,
-) -> Result<Option<Q>, Fault> {
+) -> Result<Option<Q>, ValueFault> {
     let quantity = Q::read(value)?;
     if quantity == Q::default() {
         return Ok(None);
@@ -54,9 +54,9 @@ pub(super) fn or_zero<Q: Quantity>(
     }
 }
 
-fn out_of_bounds<Q: Quantity>(quantity: Q, bounds: &RangeInclusive<Q>, or_zero: &str) -> Fault {
+fn out_of_bounds<Q: Quantity>(quantity: Q, bounds: &RangeInclusive<Q>, or_zero: &str) -> ValueFault {
     let (low, high) = (bounds.start().show(), bounds.end().show());
-    Fault::new(format!("must be between {low} and {high}{or_zero}, not {}", quantity.show()))
+    ValueFault::new(format!("must be between {low} and {high}{or_zero}, not {}", quantity.show()))
 }
 
 /// Reads one of a closed set, each under its label.
@@ -64,13 +64,13 @@ pub(super) fn word<T: Copy>(
     value: &DeValue<'_>,
     all: &[T],
     label: impl Fn(T) -> &'static str,
-) -> Result<T, Fault> {
+) -> Result<T, ValueFault> {
     let text = text(value)?;
     if let Some(choice) = all.iter().find(|choice| label(**choice) == text) {
         return Ok(*choice);
     }
     let known = listed(all.iter().map(|choice| format!("\"{}\"", label(*choice))), "or");
-    let fault = Fault::new(format!("must be {known}, not \"{}\"", shown(text)));
+    let fault = ValueFault::new(format!("must be {known}, not \"{}\"", shown(text)));
     Err(match nearest(text, all.iter().map(|choice| label(*choice))) {
         Some(word) => fault.help(format!("did you mean \"{word}\"?")),
         None => fault,
@@ -78,22 +78,22 @@ pub(super) fn word<T: Copy>(
 }
 
 /// Reads a string.
-pub(super) fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, Fault> {
+pub(super) fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, ValueFault> {
     value.as_str().ok_or_else(|| must_be("a string", value))
 }
 
 /// "must be a string, not an integer".
-pub(super) fn must_be(wanted: &str, value: &DeValue<'_>) -> Fault {
+pub(super) fn must_be(wanted: &str, value: &DeValue<'_>) -> ValueFault {
     let found = value.type_str();
     let article = if found.starts_with(['a', 'i']) { "an" } else { "a" };
-    Fault::new(format!("must be {wanted}, not {article} {found}"))
+    ValueFault::new(format!("must be {wanted}, not {article} {found}"))
 }
 
 /// humantime adds up without bounds and can overflow; no sane duration is this long.
 const TEXT_BYTES_MAX: usize = 24;
 
 /// The fault of a duration without a unit.
-fn seconds(fault: Fault, number: &str) -> Fault {
+fn seconds(fault: ValueFault, number: &str) -> ValueFault {
     if number.len() > TEXT_BYTES_MAX {
         return fault;
     }
@@ -101,14 +101,14 @@ fn seconds(fault: Fault, number: &str) -> Fault {
 }
 
 impl Quantity for Duration {
-    fn read(value: &DeValue<'_>) -> Result<Self, Fault> {
+    fn read(value: &DeValue<'_>) -> Result<Self, ValueFault> {
         const WANTED: &str = "a duration such as \"500ms\", \"2s\" or \"5m\"";
         match value {
             DeValue::String(text) => {
                 let short = Some(text).filter(|text| text.len() <= TEXT_BYTES_MAX);
                 let duration = short.and_then(|text| humantime::parse_duration(text).ok());
                 duration.ok_or_else(|| {
-                    let fault = Fault::new(format!("must be {WANTED}, not \"{}\"", shown(text)));
+                    let fault = ValueFault::new(format!("must be {WANTED}, not \"{}\"", shown(text)));
                     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
                     if is_number { seconds(fault, text) } else { fault }
                 })
@@ -124,12 +124,13 @@ impl Quantity for Duration {
 }
 
 impl Quantity for Size {
-    fn read(value: &DeValue<'_>) -> Result<Self, Fault> {
+    fn read(value: &DeValue<'_>) -> Result<Self, ValueFault> {
         const WANTED: &str = "a size such as \"64KiB\", \"1MiB\" or a number of bytes";
         match value {
             DeValue::String(text) => {
                 let size = text.parse::<ByteSize>().ok().and_then(|size| usize::try_from(size.as_u64()).ok());
-                size.map(Self).ok_or_else(|| Fault::new(format!("must be {WANTED}, not \"{}\"", shown(text))))
+                size.map(Self)
+                    .ok_or_else(|| ValueFault::new(format!("must be {WANTED}, not \"{}\"", shown(text))))
             }
             DeValue::Integer(_) => integer(value).map(Self),
             _ => Err(must_be(WANTED, value)),
@@ -154,7 +155,7 @@ impl fmt::Display for Size {
 }
 
 impl Quantity for usize {
-    fn read(value: &DeValue<'_>) -> Result<Self, Fault> {
+    fn read(value: &DeValue<'_>) -> Result<Self, ValueFault> {
         integer(value)
     }
 
@@ -164,7 +165,7 @@ impl Quantity for usize {
 }
 
 impl Quantity for u32 {
-    fn read(value: &DeValue<'_>) -> Result<Self, Fault> {
+    fn read(value: &DeValue<'_>) -> Result<Self, ValueFault> {
         integer(value)
     }
 
@@ -174,14 +175,15 @@ impl Quantity for u32 {
 }
 
 impl Quantity for f64 {
-    fn read(value: &DeValue<'_>) -> Result<Self, Fault> {
+    fn read(value: &DeValue<'_>) -> Result<Self, ValueFault> {
         let number = match value {
             DeValue::Float(float) => float.as_str().parse::<Self>().ok(),
             DeValue::Integer(_) => integer::<u32>(value).ok().map(Self::from),
             _ => return Err(must_be("a number", value)),
         };
         let finite = number.filter(|number| number.is_finite());
-        finite.ok_or_else(|| Fault::new("must be a number within bounds, not one without end".to_owned()))
+        finite
+            .ok_or_else(|| ValueFault::new("must be a number within bounds, not one without end".to_owned()))
     }
 
     fn show(self) -> String {
@@ -189,14 +191,14 @@ impl Quantity for f64 {
     }
 }
 
-fn integer<T: TryFrom<i128>>(value: &DeValue<'_>) -> Result<T, Fault> {
+fn integer<T: TryFrom<i128>>(value: &DeValue<'_>) -> Result<T, ValueFault> {
     let DeValue::Integer(number) = value else {
         return Err(must_be("a whole number", value));
     };
     let read = i128::from_str_radix(number.as_str(), number.radix()).ok().and_then(|n| T::try_from(n).ok());
     read.ok_or_else(|| {
         let negative = number.as_str().starts_with('-');
-        Fault::new(if negative { "must not be negative" } else { "is too large a number" })
+        ValueFault::new(if negative { "must not be negative" } else { "is too large a number" })
     })
 }
 

@@ -29,7 +29,7 @@ const TURN: Duration = Duration::from_secs(30);
 
 /// Why there is no successor.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum UpgradeFault {
     #[error(
         "limits.old_processes ({0}) is reached: wait until connections of the oldest one have ended, or end it with \
          SIGTERM"
@@ -47,14 +47,14 @@ pub(super) enum Fault {
 
 /// Starts `program` with the arguments of this process, and all its sockets. When this returns, the new process serves,
 /// and the old one is to let nobody in any more.
-pub(super) async fn upgrade(reloader: &Reloader, program: &Path) -> Result<Channel, Fault> {
+pub(super) async fn upgrade(reloader: &Reloader, program: &Path) -> Result<Channel, UpgradeFault> {
     // No reload opens or closes sockets meanwhile.
     let _turn = reloader.turn().await;
     let config = Arc::clone(&reloader.balancer().now().config);
     // Those that have ended are noticed only when they are asked.
     reloader.old_processes().ask_all("status").await;
     if reloader.old_processes().count() >= config.limits.old_processes {
-        return Err(Fault::Many(config.limits.old_processes));
+        return Err(UpgradeFault::Many(config.limits.old_processes));
     }
     let mut started = None;
     let begun = timeout(config.timeouts.upgrade, begin(reloader, program, &mut started)).await;
@@ -68,7 +68,7 @@ pub(super) async fn upgrade(reloader: &Reloader, program: &Path) -> Result<Chann
             "it is given up"
         );
     }
-    let (mut channel, pid) = begun.unwrap_or(Err(Fault::Late))?;
+    let (mut channel, pid) = begun.unwrap_or(Err(UpgradeFault::Late))?;
     reloader.notifier().hand_over(pid);
     let turn = async {
         channel.say(&format!("go {}", std::process::id())).await?;
@@ -84,7 +84,7 @@ pub(super) async fn upgrade(reloader: &Reloader, program: &Path) -> Result<Chann
         }
         Err(error) => {
             reloader.notifier().take_back();
-            Err(Fault::Talk(error))
+            Err(UpgradeFault::Talk(error))
         }
     }
 }
@@ -94,12 +94,12 @@ async fn begin(
     reloader: &Reloader,
     program: &Path,
     started: &mut Option<u32>,
-) -> Result<(Channel, u32), Fault> {
-    let SocketCopies { own, from_systemd } = reloader.socket_copies().await.map_err(Fault::Start)?;
-    let older = reloader.old_processes().copies().await.map_err(Fault::Start)?;
+) -> Result<(Channel, u32), UpgradeFault> {
+    let SocketCopies { own, from_systemd } = reloader.socket_copies().await.map_err(UpgradeFault::Start)?;
+    let older = reloader.old_processes().copies().await.map_err(UpgradeFault::Start)?;
     let mut greeting =
         Greeting { states: reloader.states().await, seen: reloader.seen(), ..Greeting::default() };
-    let (ours, theirs) = StdUnixStream::pair().map_err(Fault::Start)?;
+    let (ours, theirs) = StdUnixStream::pair().map_err(UpgradeFault::Start)?;
     let mut passed = vec![OwnedFd::from(theirs)];
     for (purpose, address, socket) in own {
         greeting.sockets.push(Named::Own { purpose, address });
@@ -113,24 +113,25 @@ async fn begin(
         greeting.processes.push(pid);
         passed.push(channel);
     }
-    let mut channel = Channel::new(ours).map_err(Fault::Start)?;
+    let mut channel = Channel::new(ours).map_err(UpgradeFault::Start)?;
     start(program, passed).await?;
     let talk = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-            Fault::Ended
+            UpgradeFault::Ended
         }
-        _ => Fault::Talk(error),
+        _ => UpgradeFault::Talk(error),
     };
     channel.greet(&greeting).await.map_err(talk)?;
     let pid = channel.expect("here").await.map_err(talk)?;
-    let pid = pid.parse().map_err(|_| Fault::Talk(io::Error::other("it does not say its process id")))?;
+    let pid =
+        pid.parse().map_err(|_| UpgradeFault::Talk(io::Error::other("it does not say its process id")))?;
     *started = Some(pid);
     channel.expect("ready").await.map_err(talk)?;
     Ok((channel, pid))
 }
 
 /// Starts the process that starts the successor and ends.
-async fn start(program: &Path, passed: Vec<OwnedFd>) -> Result<(), Fault> {
+async fn start(program: &Path, passed: Vec<OwnedFd>) -> Result<(), UpgradeFault> {
     let mut command = Command::new(program);
     command.args(std::env::args_os().skip(1).collect::<Vec<OsString>>()).stdin(Stdio::null());
     command.env(STAGE, DETACH).env("LISTEN_FDS", passed.len().to_string());
@@ -139,13 +140,13 @@ async fn start(program: &Path, passed: Vec<OwnedFd>) -> Result<(), Fault> {
         command.env_remove(stale);
     }
     let mappings = (FIRST..).zip(passed).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
-    command.fd_mappings(mappings.collect()).map_err(|error| Fault::Start(io::Error::other(error)))?;
+    command.fd_mappings(mappings.collect()).map_err(|error| UpgradeFault::Start(io::Error::other(error)))?;
     let mut command = tokio::process::Command::from(command);
-    let mut child = command.kill_on_drop(true).spawn().map_err(Fault::Start)?;
+    let mut child = command.kill_on_drop(true).spawn().map_err(UpgradeFault::Start)?;
     // It holds copies of what is passed: only without them is it noticed that the new process has ended.
     drop(command);
-    let ended = child.wait().await.map_err(Fault::Start)?;
-    if ended.success() { Ok(()) } else { Err(Fault::Ended) }
+    let ended = child.wait().await.map_err(UpgradeFault::Start)?;
+    if ended.success() { Ok(()) } else { Err(UpgradeFault::Ended) }
 }
 
 /// Answers the successor's questions until nobody is there to ask any.

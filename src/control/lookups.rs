@@ -14,7 +14,7 @@ use super::choice::{Choice, is_lost};
 use super::names::{Key, Name};
 use super::reloader::{Inner, Reloader};
 use crate::config::{BackendSpec, Config, Discovery, Resolve};
-use crate::discovery::{self, Answer, Asked, Fault, Found, ask_again, look_up};
+use crate::discovery::{self, Answer, Asked, Found, LookupFault, ask_again, look_up};
 use crate::fleet::Health;
 
 impl Reloader {
@@ -77,7 +77,7 @@ impl Reloader {
     }
 
     /// A backend whose name has never been resolved is down. Of one that has been, probes say how it is.
-    fn unresolved(&self, name: &str, fault: Fault) {
+    fn unresolved(&self, name: &str, fault: LookupFault) {
         let now = self.balancer().now();
         let Some(member) = now.named(name).and_then(|at| now.members.get(at)) else { return };
         let backend = &member.backend;
@@ -147,7 +147,7 @@ fn wait(discovery: &Discovery, result: &discovery::Result, misses: u32) -> Durat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discovery::Fault;
+    use crate::discovery::LookupFault;
 
     #[test]
     fn ttl_is_kept_within_bounds_and_failures_are_asked_less_and_less() {
@@ -156,7 +156,7 @@ mod tests {
         let holds =
             |ttl| wait(&discovery, &Ok(Asked::once(Answer { found: Vec::new(), ttl: seconds(ttl) })), 0);
         assert_eq!([0, 1, 7, 30, 86_400].map(holds), [1, 1, 7, 30, 30].map(seconds));
-        let fails = |misses| wait(&discovery, &Err(Fault::Servfail), misses);
+        let fails = |misses| wait(&discovery, &Err(LookupFault::Servfail), misses);
         assert_eq!([1, 2, 3, 5, 6, 1000].map(fails), [1, 2, 4, 16, 30, 30].map(seconds));
     }
 }

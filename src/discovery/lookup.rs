@@ -32,7 +32,7 @@ pub struct Answer {
 
 /// Why a lookup found nothing to go by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Fault {
+pub enum LookupFault {
     /// There is no such name.
     #[error("there is no such name (NXDOMAIN)")]
     Nxdomain,
@@ -50,7 +50,7 @@ pub enum Fault {
     Failed,
 }
 
-impl Fault {
+impl LookupFault {
     /// The metric label.
     pub const fn label(self) -> &'static str {
         match self {
@@ -72,22 +72,27 @@ impl Fault {
 ///
 /// # Errors
 /// Why there is nothing to go by.
-pub async fn look_up(spec: &BackendSpec, discovery: &Discovery, known: &[Found]) -> Result<Answer, Fault> {
+pub async fn look_up(
+    spec: &BackendSpec,
+    discovery: &Discovery,
+    known: &[Found],
+) -> Result<Answer, LookupFault> {
     let resolver = resolver(discovery).map_err(|error| fault(&error))?;
     let asking = async {
         match spec.resolve {
             Resolve::Srv => services(&resolver, &spec.address, discovery.backends, known).await,
             Resolve::All | Resolve::Dial => {
-                let (host, port) = spec.address.rsplit_once(':').ok_or(Fault::Failed)?;
-                let port = port.parse().map_err(|_| Fault::Failed)?;
+                let (host, port) = spec.address.rsplit_once(':').ok_or(LookupFault::Failed)?;
+                let port = port.parse().map_err(|_| LookupFault::Failed)?;
                 let known = known.iter().map(|found| found.address.ip());
                 let (addresses, ttl) = addresses(&resolver, host, known.collect()).await?;
                 Ok(Answer { found: of_addresses(addresses, port), ttl })
             }
         }
     };
-    let answer = tokio::time::timeout(discovery.timeout, asking).await.unwrap_or(Err(Fault::Timeout))?;
-    if answer.found.is_empty() { Err(Fault::Empty) } else { Ok(answer) }
+    let answer =
+        tokio::time::timeout(discovery.timeout, asking).await.unwrap_or(Err(LookupFault::Timeout))?;
+    if answer.found.is_empty() { Err(LookupFault::Empty) } else { Ok(answer) }
 }
 
 fn resolver(discovery: &Discovery) -> Result<TokioResolver, NetError> {
@@ -121,7 +126,7 @@ async fn addresses(
     resolver: &TokioResolver,
     host: &str,
     known: Vec<IpAddr>,
-) -> Result<(Vec<IpAddr>, Duration), Fault> {
+) -> Result<(Vec<IpAddr>, Duration), LookupFault> {
     let (v4, v6) = futures_util::join!(
         records(resolver, host, RecordType::A),
         records(resolver, host, RecordType::AAAA)
@@ -161,7 +166,7 @@ async fn services(
     name: &str,
     targets_max: usize,
     known: &[Found],
-) -> Result<Answer, Fault> {
+) -> Result<Answer, LookupFault> {
     let (records, mut ttl) = records(resolver, name, RecordType::SRV).await?;
     let mut services: Vec<Service> = records.into_iter().filter_map(service).collect();
     // In an order that is the same everywhere, since there may be too many.
@@ -172,7 +177,8 @@ async fn services(
     services.retain(|service| Some(service.priority) == best);
     services.truncate(targets_max);
     let asked = stream::iter(services).map(|service| located(resolver, service, known));
-    let located: Vec<(Service, Result<Duration, Fault>)> = asked.buffer_unordered(AT_A_TIME).collect().await;
+    let located: Vec<(Service, Result<Duration, LookupFault>)> =
+        asked.buffer_unordered(AT_A_TIME).collect().await;
     let mut fault = None;
     let mut services = Vec::new();
     for (service, holds) in located {
@@ -196,7 +202,7 @@ async fn located(
     resolver: &TokioResolver,
     service: Service,
     known: &[Found],
-) -> (Service, Result<Duration, Fault>) {
+) -> (Service, Result<Duration, LookupFault>) {
     let is_it = |found: &&Found| {
         let own = format!("{}:{}", service.target, service.port);
         found.address.port() == service.port && (found.name == service.target || found.name == own)
@@ -221,26 +227,26 @@ async fn records(
     resolver: &TokioResolver,
     name: &str,
     kind: RecordType,
-) -> Result<(Vec<RData>, Duration), Fault> {
+) -> Result<(Vec<RData>, Duration), LookupFault> {
     let lookup = resolver.lookup(name, kind).await.map_err(|error| fault(&error))?;
     let ttl = lookup.valid_until().saturating_duration_since(Instant::now());
     let of_kind = lookup.answers().iter().filter(|record| record.record_type() == kind);
     let records: Vec<RData> = of_kind.map(|record| record.data.clone()).collect();
-    if records.is_empty() { Err(Fault::Empty) } else { Ok((records, ttl)) }
+    if records.is_empty() { Err(LookupFault::Empty) } else { Ok((records, ttl)) }
 }
 
-fn fault(error: &NetError) -> Fault {
+fn fault(error: &NetError) -> LookupFault {
     tracing::debug!(%error, "a lookup failed");
     let code = match error {
-        NetError::Timeout => return Fault::Timeout,
+        NetError::Timeout => return LookupFault::Timeout,
         NetError::Dns(DnsError::NoRecordsFound(none)) => none.response_code,
         NetError::Dns(DnsError::ResponseCode(code)) => *code,
-        _ => return Fault::Failed,
+        _ => return LookupFault::Failed,
     };
     match code {
-        ResponseCode::NoError => Fault::Empty,
-        ResponseCode::NXDomain => Fault::Nxdomain,
-        ResponseCode::ServFail => Fault::Servfail,
-        _ => Fault::Failed,
+        ResponseCode::NoError => LookupFault::Empty,
+        ResponseCode::NXDomain => LookupFault::Nxdomain,
+        ResponseCode::ServFail => LookupFault::Servfail,
+        _ => LookupFault::Failed,
     }
 }

@@ -10,7 +10,7 @@ mod lookup;
 mod system;
 mod united;
 
-pub use lookup::{Answer, Fault, look_up};
+pub use lookup::{Answer, LookupFault, look_up};
 pub use records::{Found, Service, Spec, fleet};
 pub use system::look_up_by_system;
 pub use united::{Asked, Result, United, ask_again};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::lookup::Fault;
+use super::lookup::LookupFault;
 
 /// Lookups under way in the whole process. A slow resolver holds on to a thread for each, long after whoever wanted to know
 /// has given up.
@@ -22,18 +22,18 @@ static ROOM: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new
 ///
 /// # Errors
 /// Why there is none.
-pub async fn look_up_by_system(address: &str, within: Duration) -> Result<Vec<SocketAddr>, Fault> {
+pub async fn look_up_by_system(address: &str, within: Duration) -> Result<Vec<SocketAddr>, LookupFault> {
     let host = address.to_owned();
     let looking = bounded(&ROOM, move || host.to_socket_addrs().map(Iterator::collect));
     let found: Vec<SocketAddr> = match tokio::time::timeout(within, looking).await {
-        Err(_) => return Err(Fault::Timeout),
+        Err(_) => return Err(LookupFault::Timeout),
         Ok(Err(error)) => {
             tracing::debug!(%error, address, "a lookup failed");
-            return Err(Fault::Failed);
+            return Err(LookupFault::Failed);
         }
         Ok(Ok(found)) => found,
     };
-    if found.is_empty() { Err(Fault::Empty) } else { Ok(by_turns(found)) }
+    if found.is_empty() { Err(LookupFault::Empty) } else { Ok(by_turns(found)) }
 }
 
 fn by_turns(found: Vec<SocketAddr>) -> Vec<SocketAddr> {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::lookup::{Answer, Fault, look_up};
+use super::lookup::{Answer, LookupFault, look_up};
 use super::records::Found;
 use crate::config::{BackendSpec, Discovery};
 
@@ -122,7 +122,7 @@ impl Asked {
 }
 
 /// What came of asking, as the one result that is counted.
-pub type Result = std::result::Result<Asked, Fault>;
+pub type Result = std::result::Result<Asked, LookupFault>;
 
 #[cfg(test)]
 mod tests {

@@ -128,14 +128,14 @@ fn read(file: &Path) -> io::Result<String> {
 
 /// Why there is no good answer.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum AdminFault {
     /// Nobody answers, or not HTTP.
     Silent(String),
     /// The balancer says no.
     Refused { status: StatusCode, why: Box<Failed>, body: Bytes },
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for AdminFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Silent(why) => f.write_str(why),
@@ -156,17 +156,18 @@ impl fmt::Display for Fault {
 ///
 /// # Errors
 /// No answer, or one that says no.
-pub(super) fn ask(admin_client: &AdminClient, method: Method, path: &str) -> Result<Bytes, Fault> {
+pub(super) fn ask(admin_client: &AdminClient, method: Method, path: &str) -> Result<Bytes, AdminFault> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Fault::Silent(format!("no runtime: {error}")))?;
+    let runtime = runtime.map_err(|error| AdminFault::Silent(format!("no runtime: {error}")))?;
     runtime.block_on(async {
         let answer = timeout(ANSWER_TIMEOUT, exchange(admin_client, method, path)).await;
-        let late = |_| Err(Fault::Silent(format!("{admin_client} takes the request but does not answer")));
+        let late =
+            |_| Err(AdminFault::Silent(format!("{admin_client} takes the request but does not answer")));
         answer.unwrap_or_else(late)
     })
 }
 
-async fn exchange(admin_client: &AdminClient, method: Method, path: &str) -> Result<Bytes, Fault> {
+async fn exchange(admin_client: &AdminClient, method: Method, path: &str) -> Result<Bytes, AdminFault> {
     let admin = &admin_client.admin;
     match admin {
         Admin::Tcp(authority) => {
@@ -175,10 +176,10 @@ async fn exchange(admin_client: &AdminClient, method: Method, path: &str) -> Res
         }
         Admin::Tls(authority) => {
             let stream = dial(admin, TcpStream::connect(authority)).await?;
-            let tls = admin_client.tls.as_ref().ok_or_else(|| Fault::Silent("no CA is named".into()))?;
+            let tls = admin_client.tls.as_ref().ok_or_else(|| AdminFault::Silent("no CA is named".into()))?;
             let shaking = timeout(CONNECT_TIMEOUT, sealed::shake(tls, authority, stream)).await;
             let sealed = shaking.unwrap_or_else(|_| Err("does not shake hands in time".into()));
-            let sealed = sealed.map_err(|why| Fault::Silent(format!("{admin} {why}")))?;
+            let sealed = sealed.map_err(|why| AdminFault::Silent(format!("{admin} {why}")))?;
             talk(admin_client, sealed, authority, method, path).await
         }
         Admin::Unix(file) => {
@@ -188,7 +189,7 @@ async fn exchange(admin_client: &AdminClient, method: Method, path: &str) -> Res
     }
 }
 
-async fn dial<S>(admin: &Admin, dialling: impl Future<Output = io::Result<S>>) -> Result<S, Fault> {
+async fn dial<S>(admin: &Admin, dialling: impl Future<Output = io::Result<S>>) -> Result<S, AdminFault> {
     let dialled = timeout(CONNECT_TIMEOUT, dialling).await;
     dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|error| {
         let why = match error.kind() {
@@ -197,7 +198,7 @@ async fn dial<S>(admin: &Admin, dialling: impl Future<Output = io::Result<S>>) -
                 "is the balancer running? `address` in the [admin] section of its file says where it listens"
             }
         };
-        Fault::Silent(format!(
+        AdminFault::Silent(format!(
             "nothing answers at {admin}: {error}\n  {why};\n  \
              say so with --admin or SESSILE_ADMIN, such as {DEFAULT} or unix:/run/sessile/admin.sock"
         ))
@@ -210,9 +211,11 @@ async fn talk(
     host: &str,
     method: Method,
     path: &str,
-) -> Result<Bytes, Fault> {
+) -> Result<Bytes, AdminFault> {
     let odd = |why: &dyn fmt::Display| {
-        Fault::Silent(format!("what answers at {admin_client} is not the admin socket of sessile: {why}"))
+        AdminFault::Silent(format!(
+            "what answers at {admin_client} is not the admin socket of sessile: {why}"
+        ))
     };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| odd(&e))?;
     let carried = tokio::spawn(connection);
@@ -222,7 +225,7 @@ async fn talk(
     }
     let request = request.body(Body::empty()).map_err(|e| odd(&e))?;
     let answer = sender.send_request(request).await.map_err(|error| match sealed::why(&error) {
-        Some(why) => Fault::Silent(format!("{admin_client} {why}")),
+        Some(why) => AdminFault::Silent(format!("{admin_client} {why}")),
         None => odd(&error),
     })?;
     let status = answer.status();
@@ -232,7 +235,7 @@ async fn talk(
         return Ok(body);
     }
     match serde_json::from_slice(&body) {
-        Ok(why) => Err(Fault::Refused { status, why, body }),
+        Ok(why) => Err(AdminFault::Refused { status, why, body }),
         Err(_) => Err(odd(&status)),
     }
 }

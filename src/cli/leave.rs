@@ -11,7 +11,7 @@ use hyper::Method;
 use serde::Serialize;
 
 use super::WAITED;
-use super::client::{AdminClient, Fault, ask, encoded};
+use super::client::{AdminClient, AdminFault, ask, encoded};
 use super::remote::complain;
 use super::shown;
 use super::terminal::{err, out, plain};
@@ -108,10 +108,10 @@ pub(super) fn leave(
 const GONE: &str = "gone";
 
 /// The state in force and what is left.
-fn look(admin_client: &AdminClient, name: &str) -> Result<(String, Rest), Fault> {
+fn look(admin_client: &AdminClient, name: &str) -> Result<(String, Rest), AdminFault> {
     let body = ask(admin_client, Method::GET, "/api/v1/status")?;
     let status: Status = serde_json::from_slice(&body)
-        .map_err(|error| Fault::Silent(format!("{admin_client} answered something else: {error}")))?;
+        .map_err(|error| AdminFault::Silent(format!("{admin_client} answered something else: {error}")))?;
     Ok(rest(&status.backends, &status.predecessors, name))
 }
 

@@ -6,7 +6,7 @@ use hyper::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 
 use super::CONFIG;
-use super::client::{AdminClient, Fault, ask, encoded};
+use super::client::{AdminClient, AdminFault, ask, encoded};
 use super::shown;
 use super::terminal::{Look, err, out};
 use crate::api::status::Status;
@@ -56,16 +56,16 @@ fn show<T: DeserializeOwned>(
     }
 }
 
-pub(super) fn complain(fault: &Fault, json: bool) -> ExitCode {
+pub(super) fn complain(fault: &AdminFault, json: bool) -> ExitCode {
     match fault {
-        Fault::Refused { body, .. } if json => out(&format!("{}\n", String::from_utf8_lossy(body))),
-        Fault::Refused { why, .. } => {
+        AdminFault::Refused { body, .. } if json => out(&format!("{}\n", String::from_utf8_lossy(body))),
+        AdminFault::Refused { why, .. } => {
             err(&format!("sessile: {fault}\n{}", shown::problems(&why.problems)));
         }
-        Fault::Silent(_) => err(&format!("sessile: {fault}\n")),
+        AdminFault::Silent(_) => err(&format!("sessile: {fault}\n")),
     }
     match fault {
-        Fault::Refused { status: StatusCode::UNPROCESSABLE_ENTITY, .. } => ExitCode::from(CONFIG),
+        AdminFault::Refused { status: StatusCode::UNPROCESSABLE_ENTITY, .. } => ExitCode::from(CONFIG),
         _ => ExitCode::FAILURE,
     }
 }

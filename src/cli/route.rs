@@ -8,7 +8,7 @@ use hyper::{Method, StatusCode};
 use serde::Serialize;
 
 use super::check;
-use super::client::{AdminClient, Fault, PLAIN, ask, encoded};
+use super::client::{AdminClient, AdminFault, PLAIN, ask, encoded};
 use super::terminal::{Table, err, out, plain};
 use crate::api::status::Route;
 use crate::config::{AdminState, Config, Resolve, Strategy};
@@ -128,7 +128,7 @@ pub(super) fn online(admin_client: &AdminClient, json: bool, ids: &[String]) -> 
         let answer = ask(admin_client, Method::GET, &path);
         match answer.map(|body| serde_json::from_slice::<Route>(&body)) {
             Ok(Ok(Route { backend, reason, .. })) => ways.push(way(id, Some(backend), reason)),
-            Err(Fault::Refused {
+            Err(AdminFault::Refused {
                 status: StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_REQUEST,
                 why,
                 ..
@@ -138,7 +138,7 @@ pub(super) fn online(admin_client: &AdminClient, json: bool, ids: &[String]) -> 
                 return ExitCode::FAILURE;
             }
             Err(fault) => {
-                let silent = matches!(fault, Fault::Silent(_));
+                let silent = matches!(fault, AdminFault::Silent(_));
                 let or =
                     "\n  without a balancer, a file can answer: sessile route --offline --config FILE ID";
                 err(&format!("sessile: {fault}{}\n", if silent { or } else { "" }));

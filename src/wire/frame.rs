@@ -22,29 +22,29 @@ impl Head {
     /// Reads the head at the front of `bytes`: `None` means that more bytes are needed.
     ///
     /// # Errors
-    /// A [`Fault`] as soon as the bytes at hand cannot become a head that every server understands alike.
-    pub fn read(bytes: &[u8]) -> Result<Option<Self>, Fault> {
+    /// A [`HeadFault`] as soon as the bytes at hand cannot become a head that every server understands alike.
+    pub fn read(bytes: &[u8]) -> Result<Option<Self>, HeadFault> {
         let mut at = 0usize;
         let mut length = None;
         loop {
             let rest = bytes.get(at..).unwrap_or_default();
             let Some(end) = memchr::memchr(b'\n', rest) else {
-                return if bytes.len() >= HEAD_BYTES_MAX { Err(Fault::HeadTooLong) } else { Ok(None) };
+                return if bytes.len() >= HEAD_BYTES_MAX { Err(HeadFault::HeadTooLong) } else { Ok(None) };
             };
             at = at.saturating_add(end).saturating_add(1);
             if at > HEAD_BYTES_MAX {
-                return Err(Fault::HeadTooLong);
+                return Err(HeadFault::HeadTooLong);
             }
             let line =
-                rest.get(..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(Fault::BareLineFeed)?;
+                rest.get(..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(HeadFault::BareLineFeed)?;
             if line.is_empty() {
-                let body_bytes = length.ok_or(Fault::NoLength)?;
+                let body_bytes = length.ok_or(HeadFault::NoLength)?;
                 return Ok(Some(Self { head_bytes: at, body_bytes }));
             }
             if let Some(value) = length_of(line)?
                 && length.replace(value).is_some()
             {
-                return Err(Fault::TwoLengths);
+                return Err(HeadFault::TwoLengths);
             }
         }
     }
@@ -57,7 +57,7 @@ impl Head {
 
 /// Why bytes are no head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub enum HeadFault {
     /// No empty line within [`HEAD_BYTES_MAX`].
     #[error("the head of the frame is too long")]
     HeadTooLong,
@@ -79,21 +79,22 @@ pub enum Fault {
 }
 
 /// The value of a `Content-Length` line, `None` for any other header.
-fn length_of(line: &[u8]) -> Result<Option<usize>, Fault> {
-    let colon = memchr::memchr(b':', line).ok_or(Fault::NotAHeader)?;
-    let (name, value) = line.split_at_checked(colon).ok_or(Fault::NotAHeader)?;
+fn length_of(line: &[u8]) -> Result<Option<usize>, HeadFault> {
+    let colon = memchr::memchr(b':', line).ok_or(HeadFault::NotAHeader)?;
+    let (name, value) = line.split_at_checked(colon).ok_or(HeadFault::NotAHeader)?;
     if name.is_empty() || !name.iter().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Fault::NotAHeader);
+        return Err(HeadFault::NotAHeader);
     }
     if !name.eq_ignore_ascii_case(b"content-length") {
         return Ok(None);
     }
     let digits = value.get(1..).unwrap_or_default().trim_ascii();
     if digits.is_empty() || digits.len() > 12 || !digits.iter().all(u8::is_ascii_digit) {
-        return Err(Fault::BadLength);
+        return Err(HeadFault::BadLength);
     }
-    let length = str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).ok_or(Fault::BadLength)?;
-    if length == 0 || length > BODY_BYTES_MAX { Err(Fault::BadLength) } else { Ok(Some(length)) }
+    let length =
+        str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).ok_or(HeadFault::BadLength)?;
+    if length == 0 || length > BODY_BYTES_MAX { Err(HeadFault::BadLength) } else { Ok(Some(length)) }
 }
 
 #[cfg(test)]
@@ -115,19 +116,19 @@ mod tests {
 
     #[test]
     fn what_servers_might_read_otherwise_is_refused() {
-        let cases: [(&[u8], Fault); 12] = [
-            (b"GET / HTTP/1.1\r\n", Fault::NotAHeader),
-            (b"Content-Length: 5\n\n", Fault::BareLineFeed),
-            (b"Content-Length : 5\r\n\r\n", Fault::NotAHeader),
-            (b" Content-Length: 5\r\n\r\n", Fault::NotAHeader),
-            (b": 5\r\n\r\n", Fault::NotAHeader),
-            (b"X: y\r\n\r\n", Fault::NoLength),
-            (b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n", Fault::TwoLengths),
-            (b"Content-Length: -5\r\n\r\n", Fault::BadLength),
-            (b"Content-Length: +5\r\n\r\n", Fault::BadLength),
-            (b"Content-Length: 0\r\n\r\n", Fault::BadLength),
-            (b"Content-Length: 1000000000000\r\n\r\n", Fault::BadLength),
-            (b"Content-Length: 99999999999999999999999\r\n\r\n", Fault::BadLength),
+        let cases: [(&[u8], HeadFault); 12] = [
+            (b"GET / HTTP/1.1\r\n", HeadFault::NotAHeader),
+            (b"Content-Length: 5\n\n", HeadFault::BareLineFeed),
+            (b"Content-Length : 5\r\n\r\n", HeadFault::NotAHeader),
+            (b" Content-Length: 5\r\n\r\n", HeadFault::NotAHeader),
+            (b": 5\r\n\r\n", HeadFault::NotAHeader),
+            (b"X: y\r\n\r\n", HeadFault::NoLength),
+            (b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n", HeadFault::TwoLengths),
+            (b"Content-Length: -5\r\n\r\n", HeadFault::BadLength),
+            (b"Content-Length: +5\r\n\r\n", HeadFault::BadLength),
+            (b"Content-Length: 0\r\n\r\n", HeadFault::BadLength),
+            (b"Content-Length: 1000000000000\r\n\r\n", HeadFault::BadLength),
+            (b"Content-Length: 99999999999999999999999\r\n\r\n", HeadFault::BadLength),
         ];
         for (bytes, fault) in cases {
             assert_eq!(Head::read(bytes), Err(fault), "{}", String::from_utf8_lossy(bytes));
@@ -140,8 +141,8 @@ mod tests {
         bytes.resize(HEAD_BYTES_MAX - 1, b'a');
         assert_eq!(Head::read(&bytes), Ok(None));
         bytes.push(b'a');
-        assert_eq!(Head::read(&bytes), Err(Fault::HeadTooLong));
+        assert_eq!(Head::read(&bytes), Err(HeadFault::HeadTooLong));
         bytes.extend_from_slice(b"\r\nContent-Length: 5\r\n\r\n");
-        assert_eq!(Head::read(&bytes), Err(Fault::HeadTooLong));
+        assert_eq!(Head::read(&bytes), Err(HeadFault::HeadTooLong));
     }
 }

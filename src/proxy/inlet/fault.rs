@@ -8,7 +8,7 @@ use crate::wire::{Envelope, Id, Scan, frame};
 pub enum Fault {
     /// No head: nothing behind it can be read.
     #[error("{0}")]
-    Head(#[from] frame::Fault),
+    Head(#[from] frame::HeadFault),
     /// No body that all read alike, of which nothing has been passed on.
     #[error("{0}")]
     Body(envelope::Fault, Subject),

@@ -96,7 +96,7 @@ pub enum Fault {
     /// A bound was met; the id, if it is known.
     Limit(&'static str, Option<Id>),
     /// No frame.
-    Head(frame::Fault),
+    Head(frame::HeadFault),
     /// No request.
     Body(envelope::Fault, Option<Id>),
 }

@@ -108,7 +108,7 @@ impl Tap for &mut Walk {
 }
 
 /// Reads a head of which `begun` has come already, taking its bytes off `rest`. Only heads are ever copied.
-fn complete_head(begun: &mut BytesMut, rest: &mut &[u8]) -> Result<Option<Head>, frame::Fault> {
+fn complete_head(begun: &mut BytesMut, rest: &mut &[u8]) -> Result<Option<Head>, frame::HeadFault> {
     let seen = begun.len();
     begun.extend_from_slice(rest.get(..rest.len().min(frame::HEAD_BYTES_MAX)).unwrap_or_default());
     match Head::read(begun)? {

@@ -320,7 +320,7 @@ impl Inlet {
         let left = left.saturating_sub(bytes.len());
         let keeps = |now: &Envelope| now.id == decided.id && now.keeps(&decided);
         let fault =
-            scan.fault().or_else(|| (!keeps(scan.so_far())).then_some(envelope::Fault::Contradiction));
+            scan.fault().or_else(|| (!keeps(scan.so_far())).then_some(envelope::BodyFault::Contradiction));
         if let Some(fault) = fault {
             return Err(self.spoilt(fault, *decided, left, unsaid));
         }
@@ -568,7 +568,7 @@ mod tests {
         inlet.feed(&frame[80_000..frame.len() - 2]);
         assert!(matches!(
             inlet.next(1 << 20),
-            Err(Fault::Midway(envelope::Fault::Contradiction, Subject { id: Some(_), is_answer: true }))
+            Err(Fault::Midway(envelope::BodyFault::Contradiction, Subject { id: Some(_), is_answer: true }))
         ));
         assert_eq!(inlet.unsaid(), frame.len() - first.bytes.len());
     }

@@ -216,7 +216,7 @@ impl Envelope {
 
 /// Why a body has no envelope that every server would read alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub enum BodyFault {
     /// Not JSON where the scan looked.
     #[error("the body is not JSON")]
     NotJson,

@@ -1,6 +1,6 @@
 //! What a scan keeps of a value when it is complete, and what is wrong with it.
 
-use super::envelope::{Fault, Field, Kind, SessionId};
+use super::envelope::{BodyFault, Field, Kind, SessionId};
 use super::id::{self, ID_BYTES_MAX, Id, Spelling};
 use super::key::{Key, NULL_ID, Place, RESULT_IS, TWO_CANCELS, TWO_IDS};
 use super::method::Way;
@@ -12,7 +12,7 @@ impl Scan {
         let (used, done) = match self.text.feed(rest) {
             Ok(fed) => fed,
             Err(_) => {
-                self.stop(Fault::NotJson);
+                self.stop(BodyFault::NotJson);
                 return rest.len();
             }
         };
@@ -27,7 +27,7 @@ impl Scan {
         let text = self.text.text();
         if self.key == Key::Version {
             if text != "2.0" {
-                self.spoil(Fault::Version);
+                self.spoil(BodyFault::Version);
             }
             return used;
         }
@@ -70,7 +70,7 @@ impl Scan {
         }
         if self.raw.len() >= ID_BYTES_MAX {
             if self.key == Key::Id {
-                self.spoil(Fault::BadId);
+                self.spoil(BodyFault::BadId);
             }
             self.mode = if quoted { Mode::PassedText { escaped } } else { Mode::Passed };
             return 0;
@@ -92,7 +92,7 @@ impl Scan {
             self.seen |= if self.key == Key::Result { RESULT_IS } else { 0 };
         }
         if self.found.is_error && self.seen & RESULT_IS != 0 {
-            self.spoil(Fault::Contradiction);
+            self.spoil(BodyFault::Contradiction);
         }
     }
 
@@ -119,7 +119,7 @@ impl Scan {
                     self.found.id = Some(raw());
                 }
                 if spelling != Spelling::Plain {
-                    self.spoil(Fault::BadId);
+                    self.spoil(BodyFault::BadId);
                 }
             }
         }
@@ -128,14 +128,14 @@ impl Scan {
     /// A request whose id is null: servers say that it is none.
     fn judge_id(&mut self) {
         if self.seen & NULL_ID != 0 && self.found.method.is_some() {
-            self.spoil(Fault::BadId);
+            self.spoil(BodyFault::BadId);
         }
     }
 
     /// A cancellation of two requests; to any other method `params.id` is one member among others.
     pub(super) fn judge_cancels(&mut self) {
         if self.seen & TWO_CANCELS != 0 && self.found.known().is_some_and(|known| known.way == Way::Cancel) {
-            self.spoil(Fault::Duplicate);
+            self.spoil(BodyFault::Duplicate);
         }
     }
 }

@@ -12,7 +12,7 @@
 
 use crate::close::By;
 
-use super::envelope::{Envelope, Fault, METHOD_BYTES_MAX, SESSION_ID_BYTES_MAX};
+use super::envelope::{BodyFault, Envelope, METHOD_BYTES_MAX, SESSION_ID_BYTES_MAX};
 use super::id::Id;
 use super::key::{ERROR, Key, METHOD, Place, RESULT, TWO_CANCELS, TWO_IDS, VERSION};
 use super::text::{self, Text};
@@ -69,7 +69,7 @@ pub struct Scan {
     pub(super) text: Text,
     pub(super) raw: Vec<u8>,
     pub(super) raw_at: usize,
-    pub(super) fault: Option<Fault>,
+    pub(super) fault: Option<BodyFault>,
     pub(super) found: Envelope,
 }
 
@@ -101,7 +101,7 @@ impl Scan {
     ///
     /// # Errors
     /// See [`Scan::finish`].
-    pub fn whole(body: &[u8]) -> Result<Envelope, (Fault, Option<Id>)> {
+    pub fn whole(body: &[u8]) -> Result<Envelope, (BodyFault, Option<Id>)> {
         Self::whole_of(By::Client, body)
     }
 
@@ -109,7 +109,7 @@ impl Scan {
     ///
     /// # Errors
     /// See [`Scan::finish`].
-    pub fn whole_of(of: By, body: &[u8]) -> Result<Envelope, (Fault, Option<Id>)> {
+    pub fn whole_of(of: By, body: &[u8]) -> Result<Envelope, (BodyFault, Option<Id>)> {
         let mut scan = Self::of(of);
         scan.feed(body);
         scan.finish()
@@ -131,7 +131,7 @@ impl Scan {
     }
 
     /// What is wrong so far.
-    pub fn fault(&self) -> Option<Fault> {
+    pub fn fault(&self) -> Option<BodyFault> {
         self.fault
     }
 
@@ -139,11 +139,11 @@ impl Scan {
     ///
     /// # Errors
     /// The first fault, and the id to answer it on if there is exactly one.
-    pub fn finish(mut self) -> Result<Envelope, (Fault, Option<Id>)> {
+    pub fn finish(mut self) -> Result<Envelope, (BodyFault, Option<Id>)> {
         if self.mode != Mode::End {
-            self.spoil(if self.at == 0 { Fault::NotAnObject } else { Fault::NotJson });
+            self.spoil(if self.at == 0 { BodyFault::NotAnObject } else { BodyFault::NotJson });
         } else if self.seen & VERSION == 0 {
-            self.spoil(Fault::Version);
+            self.spoil(BodyFault::Version);
         }
         match self.fault {
             Some(fault) => Err((fault, self.found.id)),
@@ -152,19 +152,19 @@ impl Scan {
     }
 
     /// Notes what is wrong, if it is the first thing. The scan goes on: a refusal needs the id.
-    pub(super) fn spoil(&mut self, fault: Fault) {
+    pub(super) fn spoil(&mut self, fault: BodyFault) {
         self.fault.get_or_insert(fault);
     }
 
     /// Notes what is wrong if a client has sent it: servers could not bear it, clients can.
-    fn spoil_of_client(&mut self, fault: Fault) {
+    fn spoil_of_client(&mut self, fault: BodyFault) {
         if self.of != By::Backend {
             self.spoil(fault);
         }
     }
 
     /// Notes what is wrong so that nothing behind it can be read.
-    pub(super) fn stop(&mut self, fault: Fault) {
+    pub(super) fn stop(&mut self, fault: BodyFault) {
         self.spoil(fault);
         self.mode = Mode::Void;
     }
@@ -189,7 +189,7 @@ impl Scan {
             Mode::Passed => return self.passed(rest),
             _ if matches!(byte, b' ' | b'\t' | b'\r' | b'\n') => return 1,
             Mode::Start if byte == b'{' => self.mode = Mode::KeyOrEnd,
-            Mode::Start => self.stop(Fault::NotAnObject),
+            Mode::Start => self.stop(BodyFault::NotAnObject),
             Mode::KeyOrEnd | Mode::AfterValue if byte == b'}' => self.leave(),
             Mode::KeyOrEnd | Mode::Key if byte == b'"' => {
                 self.text.begin(KEY_BYTES_MAX);
@@ -199,7 +199,7 @@ impl Scan {
             Mode::Value => return self.value(byte),
             Mode::AfterValue if byte == b',' => self.mode = Mode::Key,
             Mode::KeyOrEnd | Mode::Key | Mode::Colon | Mode::AfterValue | Mode::End | Mode::Void => {
-                self.stop(Fault::NotJson);
+                self.stop(BodyFault::NotJson);
             }
         }
         1
@@ -228,14 +228,14 @@ impl Scan {
                 Key::Id => {
                     self.found.id = None;
                     self.seen |= TWO_IDS;
-                    self.spoil(Fault::Duplicate);
+                    self.spoil(BodyFault::Duplicate);
                 }
-                _ => self.spoil(Fault::Duplicate),
+                _ => self.spoil(BodyFault::Duplicate),
             }
         }
         self.seen |= bit;
         if self.seen & METHOD != 0 && self.seen & (RESULT | ERROR) != 0 {
-            self.spoil(Fault::Contradiction);
+            self.spoil(BodyFault::Contradiction);
         }
         self.mode = Mode::Colon;
     }
@@ -254,13 +254,13 @@ impl Scan {
                 self.mode = Mode::Raw { quoted: false, escaped: false };
                 return 1;
             }
-            (Key::Id, _) => self.spoil(Fault::BadId),
+            (Key::Id, _) => self.spoil(BodyFault::BadId),
             (Key::Version, b'"') => {
                 self.text.begin(KEY_BYTES_MAX);
                 self.mode = Mode::KeptText;
                 return 1;
             }
-            (Key::Version, _) => self.spoil(Fault::Version),
+            (Key::Version, _) => self.spoil(BodyFault::Version),
             (Key::Method, b'"') => {
                 self.text.begin(METHOD_BYTES_MAX);
                 self.mode = Mode::KeptText;
@@ -271,12 +271,12 @@ impl Scan {
                 self.mode = Mode::KeptText;
                 return 1;
             }
-            (Key::Method, _) => self.spoil(Fault::WrongType),
+            (Key::Method, _) => self.spoil(BodyFault::WrongType),
             (Key::Session, byte) if byte != b'n' && self.place != Place::Result => {
-                self.spoil(Fault::WrongType);
+                self.spoil(BodyFault::WrongType);
             }
             (Key::Params, b'{') => return self.enter(Place::Params),
-            (Key::Params, byte) if byte != b'n' => self.spoil_of_client(Fault::Params),
+            (Key::Params, byte) if byte != b'n' => self.spoil_of_client(BodyFault::Params),
             (Key::Options, b'{') => return self.enter(Place::Options),
             (Key::Result | Key::Error, byte) => {
                 self.answer(byte);
@@ -289,7 +289,7 @@ impl Scan {
         match byte {
             b'{' | b'[' => self.mode = Mode::Skip { depth: 1 },
             b'"' => self.mode = Mode::PassedText { escaped: false },
-            b'}' | b']' | b',' | b':' => self.stop(Fault::NotJson),
+            b'}' | b']' | b',' | b':' => self.stop(BodyFault::NotJson),
             _ => self.mode = Mode::Passed,
         }
         1
@@ -329,7 +329,7 @@ impl Scan {
                 b'{' | b'[' => {
                     depth = depth.saturating_add(1);
                     if depth > depth_max {
-                        self.spoil_of_client(Fault::TooDeep);
+                        self.spoil_of_client(BodyFault::TooDeep);
                     }
                 }
                 b'}' | b']' => {

@@ -11,10 +11,10 @@ pub enum Fault {
     Head(#[from] frame::HeadFault),
     /// No body that all read alike, of which nothing has been passed on.
     #[error("{0}")]
-    Body(envelope::Fault, Subject),
+    Body(envelope::BodyFault, Subject),
     /// Found behind what has been passed on.
     #[error("{0}")]
-    Midway(envelope::Fault, Subject),
+    Midway(envelope::BodyFault, Subject),
     /// Too much has come without it.
     #[error("nothing in the first bytes of a large frame says where it must go")]
     Undecided(Subject),

@@ -97,7 +97,7 @@ impl Inlet {
     /// What has begun is not what it was taken for: what is left of it is skipped.
     pub(super) fn spoilt(
         &mut self,
-        fault: envelope::Fault,
+        fault: envelope::BodyFault,
         decided: Envelope,
         left: usize,
         unsaid: usize,

@@ -98,7 +98,7 @@ pub enum Fault {
     /// No frame.
     Head(frame::HeadFault),
     /// No request.
-    Body(envelope::Fault, Option<Id>),
+    Body(envelope::BodyFault, Option<Id>),
 }
 
 impl Fault {

@@ -31,7 +31,7 @@ fn read(body: &[u8]) -> Envelope {
     }
 }
 
-fn scan(body: &[u8], pieces: &[usize]) -> Result<Envelope, Fault> {
+fn scan(body: &[u8], pieces: &[usize]) -> Result<Envelope, BodyFault> {
     let mut scan = Scan::default();
     let mut rest = body;
     for piece in pieces.iter().cycle() {

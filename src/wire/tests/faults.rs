@@ -20,7 +20,7 @@ fn what_could_be_read_two_ways_is_a_fault_with_the_id_if_it_is_sure() {
         r#"{"id":1,"method":"$/cancelRequest","params":{"id":1,"id":2}}"#,
     ];
     for body in twice {
-        assert_eq!(fault(body), Err((Fault::Duplicate, one.clone())), "{body}");
+        assert_eq!(fault(body), Err((BodyFault::Duplicate, one.clone())), "{body}");
     }
     let at_once = [
         r#"{"id":1,"result":{},"method":"m"}"#,
@@ -31,7 +31,7 @@ fn what_could_be_read_two_ways_is_a_fault_with_the_id_if_it_is_sure() {
         r#"{"error":{"code":1},"result":[],"id":1}"#,
     ];
     for body in at_once {
-        assert_eq!(fault(body), Err((Fault::Contradiction, one.clone())), "{body}");
+        assert_eq!(fault(body), Err((BodyFault::Contradiction, one.clone())), "{body}");
     }
     for body in [
         r#"{"id":1,"method":"m"}"#,
@@ -39,7 +39,7 @@ fn what_could_be_read_two_ways_is_a_fault_with_the_id_if_it_is_sure() {
         r#"{"jsonrpc":2.0,"id":1}"#,
         r#"{"id":1,"jsonrpc":null}"#,
     ] {
-        assert_eq!(fault(body), Err((Fault::Version, one.clone())), "{body}");
+        assert_eq!(fault(body), Err((BodyFault::Version, one.clone())), "{body}");
     }
     let params = |params: &str| fault(&of(&format!(r#""id":1,"params":{params},"method":"m"}}"#)));
     // Of these the CLI 1.0.102 ends at `[]` in a session.resume; others read the object in an array.
@@ -55,7 +55,7 @@ fn what_could_be_read_two_ways_is_a_fault_with_the_id_if_it_is_sure() {
         "false",
         r#""{""#,
     ] {
-        assert_eq!(params(odd), Err((Fault::Params, one.clone())), "{odd}");
+        assert_eq!(params(odd), Err((BodyFault::Params, one.clone())), "{odd}");
         let body = of(&format!(r#""id":1,"params":{odd},"method":"m"}}"#));
         assert!(Scan::whole_of(By::Backend, body.as_bytes()).is_ok(), "a server may: {odd}");
     }
@@ -67,23 +67,23 @@ fn what_could_be_read_two_ways_is_a_fault_with_the_id_if_it_is_sure() {
         fault(&of(two_of_a_tool)).is_ok(),
         "to a method that cancels nothing it is one member among others"
     );
-    assert_eq!(fault(r#"{"id":1,"id":2}"#), Err((Fault::Duplicate, None)));
-    assert_eq!(fault(r#"{"id":{},"method":"m"}"#), Err((Fault::BadId, None)));
-    assert_eq!(fault(r#"{"id":12x,"method":"m"}"#), Err((Fault::BadId, None)));
-    assert_eq!(fault(r#"{"id":null,"method":"m"}"#), Err((Fault::BadId, None)));
-    assert_eq!(fault(r#"{"method":"m","id":null}"#), Err((Fault::BadId, None)));
+    assert_eq!(fault(r#"{"id":1,"id":2}"#), Err((BodyFault::Duplicate, None)));
+    assert_eq!(fault(r#"{"id":{},"method":"m"}"#), Err((BodyFault::BadId, None)));
+    assert_eq!(fault(r#"{"id":12x,"method":"m"}"#), Err((BodyFault::BadId, None)));
+    assert_eq!(fault(r#"{"id":null,"method":"m"}"#), Err((BodyFault::BadId, None)));
+    assert_eq!(fault(r#"{"method":"m","id":null}"#), Err((BodyFault::BadId, None)));
     for odd in ["1.0", "-0", "1e3", r#""\u0061b""#] {
         let body = format!(r#"{{"id":{odd},"method":"m"}}"#);
-        assert_eq!(fault(&body), Err((Fault::BadId, Some(odd.into()))), "it can be answered");
+        assert_eq!(fault(&body), Err((BodyFault::BadId, Some(odd.into()))), "it can be answered");
     }
-    assert_eq!(fault(r#"{"id":1.0,"id":2}"#), Err((Fault::BadId, None)));
-    assert_eq!(fault(&format!(r#"{{"id":"{}"}}"#, "a".repeat(256))), Err((Fault::BadId, None)));
+    assert_eq!(fault(r#"{"id":1.0,"id":2}"#), Err((BodyFault::BadId, None)));
+    assert_eq!(fault(&format!(r#"{{"id":"{}"}}"#, "a".repeat(256))), Err((BodyFault::BadId, None)));
     let no_text = Scan::whole(b"{\"id\":\"a\xbe\",\"method\":\"m\"}").map_err(|(fault, _)| fault);
-    assert_eq!(no_text, Err(Fault::BadId), "it would be echoed");
-    assert_eq!(fault(r#"{"id":1,"params":{"sessionId":7}}"#), Err((Fault::WrongType, one.clone())));
-    assert_eq!(fault(r#"[{"id":1}]"#), Err((Fault::NotAnObject, None)));
-    assert_eq!(fault("{\"id\":1} x"), Err((Fault::NotJson, one.clone())));
-    assert_eq!(fault(&format!(r#"{{"id":1,"a":{}"#, "[".repeat(100_000))), Err((Fault::TooDeep, one)));
+    assert_eq!(no_text, Err(BodyFault::BadId), "it would be echoed");
+    assert_eq!(fault(r#"{"id":1,"params":{"sessionId":7}}"#), Err((BodyFault::WrongType, one.clone())));
+    assert_eq!(fault(r#"[{"id":1}]"#), Err((BodyFault::NotAnObject, None)));
+    assert_eq!(fault("{\"id\":1} x"), Err((BodyFault::NotJson, one.clone())));
+    assert_eq!(fault(&format!(r#"{{"id":1,"a":{}"#, "[".repeat(100_000))), Err((BodyFault::TooDeep, one)));
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn what_is_nested_as_deep_as_servers_take_is_taken() {
         let most = 127 - after.len();
         assert!(Scan::whole(nested(most).as_bytes()).is_ok(), "{before}");
         let fault = Scan::whole(nested(most + 1).as_bytes()).map_err(|(fault, _)| fault);
-        assert_eq!(fault, Err(Fault::TooDeep), "{before}");
+        assert_eq!(fault, Err(BodyFault::TooDeep), "{before}");
         let deep = nested(100_000);
         let end = deep.len() - 1;
         let of_server = Scan::whole_of(By::Backend, deep.as_bytes());
@@ -103,7 +103,7 @@ fn what_is_nested_as_deep_as_servers_take_is_taken() {
         let id_last = format!(r#"{},"id":7}}"#, &deep[..end]);
         let fault =
             Scan::whole(id_last.as_bytes()).map_err(|(fault, id)| (fault, id.unwrap().raw().to_vec()));
-        assert_eq!(fault, Err((Fault::TooDeep, b"7".to_vec())), "its id is found behind it");
+        assert_eq!(fault, Err((BodyFault::TooDeep, b"7".to_vec())), "its id is found behind it");
         assert!(serde_json::from_str::<Value>(&nested(most)).is_ok());
         assert!(serde_json::from_str::<Value>(&nested(most + 1)).is_err());
     }

@@ -6,7 +6,7 @@ mod names;
 
 use serde_json::Value;
 
-use super::envelope::{Envelope, Fault, Field, Kind, Named};
+use super::envelope::{BodyFault, Envelope, Field, Kind, Named};
 use super::{Scan, SessionId};
 use crate::close::By;
 

@@ -69,7 +69,7 @@ fn what_is_opened_is_named_where_its_kind_says() {
     }
     let twice = r#"{"jsonrpc":"2.0","id":1,"method":"sessions.open","params":{"kind":"resume","k\u0069nd":"create"}}"#;
     let twice = Scan::whole(twice.as_bytes());
-    assert_eq!(twice.unwrap_err().0, Fault::Duplicate);
+    assert_eq!(twice.unwrap_err().0, BodyFault::Duplicate);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
-use sessile::wire::envelope::{Envelope, Fault, Field};
+use sessile::wire::envelope::{BodyFault, Envelope, Field};
 use sessile::wire::{Id, Scan};
 
 /// JSON with every member of an object, doubles included.
@@ -95,37 +95,37 @@ fn members<'n>(node: Option<&'n Node>, name: &'n str) -> impl Iterator<Item = &'
 }
 
 /// Whether the scan may refuse this with that fault.
-fn is_reason(fault: Fault, top: &Node) -> bool {
+fn is_reason(fault: BodyFault, top: &Node) -> bool {
     // Of a repeated object each occurrence is looked at, so a fault may be in any of them.
     let params: Vec<&Node> = members(Some(top), "params").collect();
     let options: Vec<&Node> = params.iter().flat_map(|node| members(Some(node), "options")).collect();
     let sessions: Vec<&Node> =
         params.iter().chain(&options).flat_map(|node| members(Some(node), "sessionId")).collect();
     match fault {
-        Fault::NotJson | Fault::NotAnObject | Fault::TooDeep => false,
-        Fault::Contradiction => {
+        BodyFault::NotJson | BodyFault::NotAnObject | BodyFault::TooDeep => false,
+        BodyFault::Contradiction => {
             let says = |name: &str| members(Some(top), name).next().is_some();
             let means = |name: &str| members(Some(top), name).any(|node| !node.is_null());
             says("method") && (says("result") || says("error")) || means("result") && means("error")
         }
-        Fault::Version => {
+        BodyFault::Version => {
             members(Some(top), "jsonrpc").all(|version| version.text() != Some("2.0"))
                 || members(Some(top), "jsonrpc").any(|version| version.text() != Some("2.0"))
         }
-        Fault::Params => params.iter().any(|node| !matches!(node, Node::Object(_)) && !node.is_null()),
-        Fault::Duplicate => {
+        BodyFault::Params => params.iter().any(|node| !matches!(node, Node::Object(_)) && !node.is_null()),
+        BodyFault::Duplicate => {
             ["jsonrpc", "id", "method", "params", "result", "error"].iter().any(|name| top.has_twice(name))
                 || ["sessionId", "options", "id", "requestId"]
                     .iter()
                     .any(|name| params.iter().any(|node| node.has_twice(name)))
                 || options.iter().any(|node| node.has_twice("sessionId"))
         }
-        Fault::BadId => members(Some(top), "id").any(|id| match id {
+        BodyFault::BadId => members(Some(top), "id").any(|id| match id {
             Node::Object(_) | Node::Array | Node::Plain(Value::Bool(_)) => true,
             // The raw text is what counts: how it is spelled, and it may be longer than the value.
             Node::Plain(_) => true,
         }),
-        Fault::WrongType => {
+        BodyFault::WrongType => {
             members(Some(top), "method").any(|method| method.text().is_none())
                 || sessions.iter().any(|session| session.text().is_none() && !session.is_null())
         }
@@ -170,7 +170,7 @@ fn compare(envelope: &Envelope, top: &Node) {
 }
 
 /// The scan in pieces whose sizes come from the bytes themselves.
-fn in_pieces(body: &[u8]) -> Result<Envelope, (Fault, Option<Id>)> {
+fn in_pieces(body: &[u8]) -> Result<Envelope, (BodyFault, Option<Id>)> {
     let mut scan = Scan::default();
     let mut rest = body;
     let mut sizes = body.iter().map(|byte| usize::from(byte % 7) + 1).cycle();

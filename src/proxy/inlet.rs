@@ -29,7 +29,7 @@ mod frame;
 mod past;
 
 use fault::sound;
-pub use fault::{Fault, Subject};
+pub use fault::{InletFault, Subject};
 pub use frame::Frame;
 pub(super) use frame::apart;
 
@@ -178,8 +178,8 @@ impl Inlet {
     /// What the bytes at hand make, if anything. `bytes_max` bounds the search for where a large frame must go.
     ///
     /// # Errors
-    /// See [`Fault`].
-    pub fn next(&mut self, bytes_max: usize) -> Result<Option<Piece>, Fault> {
+    /// See [`InletFault`].
+    pub fn next(&mut self, bytes_max: usize) -> Result<Option<Piece>, InletFault> {
         match self.begun.take() {
             Some(Begun::Passing { scan, decided, left }) => self.pass(scan, decided, left),
             Some(Begun::Skipping { left, unsaid }) => {
@@ -209,7 +209,7 @@ impl Inlet {
     }
 
     /// The usual frame: all there at once.
-    fn whole(&mut self, head: Head) -> Result<Option<Piece>, Fault> {
+    fn whole(&mut self, head: Head) -> Result<Option<Piece>, InletFault> {
         let body = self.unread.get(head.head_bytes..head.frame_bytes()).unwrap_or_default();
         let mut scan = Scan::of(self.of);
         scan.feed(body);
@@ -223,7 +223,7 @@ impl Inlet {
         mut scan: Box<Scan>,
         scanned: usize,
         bytes_max: usize,
-    ) -> Result<Option<Piece>, Fault> {
+    ) -> Result<Option<Piece>, InletFault> {
         let there = self.unread.len().min(head.frame_bytes());
         let body = self.unread.get(head.head_bytes..there).unwrap_or_default();
         scan.feed(body.get(scanned..).unwrap_or_default());
@@ -313,7 +313,7 @@ impl Inlet {
         mut scan: Box<Scan>,
         decided: Box<Envelope>,
         left: usize,
-    ) -> Result<Option<Piece>, Fault> {
+    ) -> Result<Option<Piece>, InletFault> {
         let unsaid = left;
         let bytes = self.split(left.min(self.unread.len())).freeze();
         scan.feed(&bytes);
@@ -402,7 +402,7 @@ mod tests {
         mut inlet: Inlet,
         frame: &[u8],
         sizes: &[usize],
-    ) -> (Option<Envelope>, Vec<u8>, Result<Option<Envelope>, Fault>) {
+    ) -> (Option<Envelope>, Vec<u8>, Result<Option<Envelope>, InletFault>) {
         let (mut decided, mut passed, mut rest) = (None, Vec::new(), frame);
         for size in sizes.iter().cycle() {
             let (now, later) = rest.split_at((*size).min(rest.len()));
@@ -476,25 +476,25 @@ mod tests {
                         prop_assert!(!(gathers && of == By::Backend && is_small), "it could be gathered");
                     }
                 }
-                Err(Fault::Body(..)) => prop_assert!(whole.is_err() && passed.is_empty()),
-                Err(Fault::Undecided(_)) => {
+                Err(InletFault::Body(..)) => prop_assert!(whole.is_err() && passed.is_empty()),
+                Err(InletFault::Undecided(_)) => {
                     prop_assert!(passed.is_empty());
                     let most = if of == By::Client { 1 << 20 } else { WHOLE_BYTES_MAX };
                     prop_assert!(frame.len() > most);
                 }
-                Err(Fault::Unheld) => {
+                Err(InletFault::Unheld) => {
                     prop_assert!(passed.is_empty() && of == By::Backend && frame.len() > WHOLE_BYTES_MAX);
                     let whole = whole.unwrap();
                     prop_assert!(whole.id.is_none() && whole.method.as_deref() == Some(LIFECYCLE));
                 }
-                Err(Fault::Midway(..)) => {
+                Err(InletFault::Midway(..)) => {
                     prop_assert!(passed.len() < frame.len());
                     // An event that turned out to be a request is the one thing that is sound by itself.
                     let decided = decided.unwrap();
                     let was_event = of == By::Backend && decided.id.is_none() && decided.method.is_some();
                     prop_assert!(whole.is_err() || was_event);
                 }
-                Err(Fault::Head(_)) => prop_assert!(false, "the head is sound"),
+                Err(InletFault::Head(_)) => prop_assert!(false, "the head is sound"),
             }
         }
     }
@@ -519,7 +519,7 @@ mod tests {
                 match inlet.next(1 << 20) {
                     Ok(None) => {}
                     Ok(Some(piece)) => panic!("{piece:?}"),
-                    Err(fault) => ends.push(matches!(fault, Fault::Unheld)),
+                    Err(fault) => ends.push(matches!(fault, InletFault::Unheld)),
                 }
                 inlet.settle();
                 assert!(inlet.account().bytes() <= 2 * WHOLE_BYTES_MAX, "{}", inlet.account().bytes());
@@ -568,7 +568,10 @@ mod tests {
         inlet.feed(&frame[80_000..frame.len() - 2]);
         assert!(matches!(
             inlet.next(1 << 20),
-            Err(Fault::Midway(envelope::BodyFault::Contradiction, Subject { id: Some(_), is_answer: true }))
+            Err(InletFault::Midway(
+                envelope::BodyFault::Contradiction,
+                Subject { id: Some(_), is_answer: true }
+            ))
         ));
         assert_eq!(inlet.unsaid(), frame.len() - first.bytes.len());
     }

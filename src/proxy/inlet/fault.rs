@@ -5,7 +5,7 @@ use crate::wire::{Envelope, Id, Scan, frame};
 
 /// Why a frame is not passed on. Of a client, all but the first concern that frame alone: what is left of it is skipped.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
+pub enum InletFault {
     /// No head: nothing behind it can be read.
     #[error("{0}")]
     Head(#[from] frame::HeadFault),
@@ -39,7 +39,7 @@ impl Subject {
 }
 
 /// The envelope of a body that is whole.
-pub(super) fn sound(scan: Scan) -> Result<Envelope, Fault> {
+pub(super) fn sound(scan: Scan) -> Result<Envelope, InletFault> {
     let is_answer = Subject::of(scan.so_far()).is_answer;
-    scan.finish().map_err(|(fault, id)| Fault::Body(fault, Subject { id, is_answer }))
+    scan.finish().map_err(|(fault, id)| InletFault::Body(fault, Subject { id, is_answer }))
 }

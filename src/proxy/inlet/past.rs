@@ -1,7 +1,7 @@
 //! Frames that are not passed on, read past to their ends: none of them is held, however long it is.
 
 use super::fault::sound;
-use super::{Begun, Fault, Inlet, Piece, Subject};
+use super::{Begun, Inlet, InletFault, Piece, Subject};
 use crate::close::By;
 use crate::wire::{Envelope, Head, Id, Scan, envelope};
 
@@ -10,8 +10,8 @@ impl Inlet {
     /// long it is. One that was on its way already is not told of.
     ///
     /// # Errors
-    /// See [`Fault`].
-    pub fn next_envelope(&mut self) -> Result<Option<Envelope>, Fault> {
+    /// See [`InletFault`].
+    pub fn next_envelope(&mut self) -> Result<Option<Envelope>, InletFault> {
         loop {
             match self.begun.take() {
                 Some(Begun::Passing { left, .. }) => {
@@ -70,7 +70,7 @@ impl Inlet {
     }
 
     /// Refuses a frame of which nothing has been passed on, as soon as there is an id to do that on, or at its end.
-    pub(super) fn turn_down(&mut self, scan: Box<Scan>, left: usize) -> Result<Option<Piece>, Fault> {
+    pub(super) fn turn_down(&mut self, scan: Box<Scan>, left: usize) -> Result<Option<Piece>, InletFault> {
         let subject = Subject::of(scan.so_far());
         let is_broadcast = self.of == By::Backend && is_broadcast(scan.so_far());
         // Nobody reads on from a backend that is at fault, but everybody's broadcasts may be long without that.
@@ -85,12 +85,12 @@ impl Inlet {
         }
         self.begun = (left > 0).then_some(Begun::Skipping { left, unsaid: 0 });
         Err(match scan.fault() {
-            Some(fault) => Fault::Body(fault, subject),
+            Some(fault) => InletFault::Body(fault, subject),
             None if is_broadcast => match sound(*scan) {
-                Ok(_) => Fault::Unheld,
+                Ok(_) => InletFault::Unheld,
                 Err(fault) => fault,
             },
-            None => Fault::Undecided(subject),
+            None => InletFault::Undecided(subject),
         })
     }
 
@@ -101,9 +101,9 @@ impl Inlet {
         decided: Envelope,
         left: usize,
         unsaid: usize,
-    ) -> Fault {
+    ) -> InletFault {
         self.begun = Some(Begun::Skipping { left, unsaid });
-        Fault::Midway(fault, Subject::of(&decided))
+        InletFault::Midway(fault, Subject::of(&decided))
     }
 }
 

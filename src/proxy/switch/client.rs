@@ -13,7 +13,7 @@ use crate::close::{At as Where, By, Close, Why};
 use crate::metrics::Outcome;
 use crate::net::READ_BYTES_MAX;
 use crate::place::Refused;
-use crate::proxy::inlet::{Fault, Frame, Piece, Subject};
+use crate::proxy::inlet::{Frame, InletFault, Piece, Subject};
 use crate::proxy::refusals::{NOT_JSON, plain};
 use crate::proxy::switch::jobs::{JOB_BYTES_MAX, JOBS_MAX};
 use crate::wire::{Id, Refusal, is_json, reply};
@@ -309,13 +309,13 @@ impl Switch<'_> {
 
     /// A frame that no server would read alike, or that says too late where it must go, is answered where an id is known, and
     /// the next one is looked at: its end is known. Behind what is no head nothing is.
-    fn faulty(&mut self, fault: &Fault) -> Result<(), Close> {
+    fn faulty(&mut self, fault: &InletFault) -> Result<(), Close> {
         let (refusal, subject) = match fault {
-            Fault::Head(_) => return Err(Close::new(By::Client, Where::Relay, Why::Malformed)),
-            Fault::Unheld => return Ok(()),
-            Fault::Body(_, subject) => (Refusal::Malformed, subject),
-            Fault::Undecided(subject) => (Refusal::Limit, subject),
-            Fault::Midway(_, subject) => return self.spoilt(fault, subject),
+            InletFault::Head(_) => return Err(Close::new(By::Client, Where::Relay, Why::Malformed)),
+            InletFault::Unheld => return Ok(()),
+            InletFault::Body(_, subject) => (Refusal::Malformed, subject),
+            InletFault::Undecided(subject) => (Refusal::Limit, subject),
+            InletFault::Midway(_, subject) => return self.spoilt(fault, subject),
         };
         tracing::info!(client = %self.record.client(), %fault, "a frame is dropped");
         self.dismiss(subject, &plain(refusal, &fault.to_string()));
@@ -324,7 +324,7 @@ impl Switch<'_> {
 
     /// A large frame repeats a routing key, or contradicts itself, behind what has been sent on: its backend must not see it
     /// whole.
-    fn spoilt(&mut self, fault: &Fault, subject: &Subject) -> Result<(), Close> {
+    fn spoilt(&mut self, fault: &InletFault, subject: &Subject) -> Result<(), Close> {
         tracing::warn!(client = %self.record.client(), %fault, "a frame is cut off in the middle");
         let refused = plain(Refusal::Malformed, &fault.to_string());
         match self.target.replace(Target::Nowhere) {

@@ -14,7 +14,7 @@ use super::{QUEUE_BYTES_MAX, Switch, Target, Waiting};
 use crate::close::{By, Close, Why};
 use crate::net::{READ_BYTES_MAX, close_in_order};
 use crate::place::Refused;
-use crate::proxy::inlet::{Fault, Piece};
+use crate::proxy::inlet::{InletFault, Piece};
 use crate::proxy::park::{Parked, park};
 use crate::proxy::queue::Queued;
 use crate::proxy::refusals::draining;
@@ -97,7 +97,7 @@ impl Switch<'_> {
                     }
                     Ok(Some(_)) => {}
                     Ok(None) => break,
-                    Err(Fault::Head(_)) => return,
+                    Err(InletFault::Head(_)) => return,
                     Err(_) => {}
                 }
             }

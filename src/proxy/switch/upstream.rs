@@ -18,7 +18,7 @@ use crate::link::Link;
 use crate::metrics::Outcome;
 use crate::net::READ_BYTES_MAX;
 use crate::place::InUse;
-use crate::proxy::inlet::{Fault, Frame, Inlet, Piece};
+use crate::proxy::inlet::{Frame, Inlet, InletFault, Piece};
 use crate::proxy::opening::learned;
 use crate::proxy::queue::{Queue, Queued};
 use crate::runtime::account::Account;
@@ -194,7 +194,7 @@ impl Switch<'_> {
                     continue;
                 }
                 Ok(None) => {}
-                Err(Fault::Unheld) => {
+                Err(InletFault::Unheld) => {
                     self.balancer.metrics.events_skipped.inc();
                     continue;
                 }

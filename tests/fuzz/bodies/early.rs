@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use sessile::close::By;
 use sessile::metrics::Metrics;
-use sessile::proxy::inlet::{Fault, Inlet, Piece, WHOLE_BYTES_MAX};
+use sessile::proxy::inlet::{Inlet, InletFault, Piece, WHOLE_BYTES_MAX};
 use sessile::runtime::account::Budget;
 use sessile::wire::Scan;
 
@@ -84,19 +84,19 @@ pub fn run(bytes: &[u8]) {
                     decided = Some(begun.envelope);
                 }
                 Ok(Some(Piece::More { bytes, .. })) => passed.extend_from_slice(&bytes),
-                Err(Fault::Midway(..)) => {
+                Err(InletFault::Midway(..)) => {
                     assert!(decided.is_some() && passed.len() < frame.len(), "its end has been passed on");
                     let event = matches!(&decided, Some(it) if of == By::Backend && it.id.is_none());
                     assert!(whole.is_err() || event, "it was sound");
                     return;
                 }
-                Err(Fault::Body(..)) => return assert!(whole.is_err() && passed.is_empty()),
-                Err(Fault::Undecided(_)) => {
+                Err(InletFault::Body(..)) => return assert!(whole.is_err() && passed.is_empty()),
+                Err(InletFault::Undecided(_)) => {
                     let most = if of == By::Client { BYTES_MAX } else { WHOLE_BYTES_MAX };
                     return assert!(passed.is_empty() && frame.len() > most);
                 }
-                Err(Fault::Unheld) => return assert!(of == By::Backend && passed.is_empty()),
-                Err(Fault::Head(fault)) => panic!("{fault}"),
+                Err(InletFault::Unheld) => return assert!(of == By::Backend && passed.is_empty()),
+                Err(InletFault::Head(fault)) => panic!("{fault}"),
             }
         }
     }

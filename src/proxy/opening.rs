@@ -30,7 +30,7 @@ use crate::place::{Refused, Want};
 use crate::runtime::account::{Charge, Held};
 use crate::wire::method::Way;
 use crate::wire::{Id, Named, Refusal, reply};
-use client::{Client, Fault, Frame};
+use client::{Client, Frame, OpeningFault};
 use scout::{News, Scout};
 
 /// Requests of one opening that may wait for a scout's answer; a further one is not read meanwhile.
@@ -224,19 +224,19 @@ impl<'a> Opening<'a> {
         }
     }
 
-    pub(super) async fn faulty(&mut self, fault: Fault) -> Close {
+    pub(super) async fn faulty(&mut self, fault: OpeningFault) -> Close {
         self.faulty_on(fault, None).await
     }
 
     /// Answers a fault of the client on the id that is known, and ends the connection.
-    pub(super) async fn faulty_on(&mut self, fault: Fault, asked: Option<Id>) -> Close {
+    pub(super) async fn faulty_on(&mut self, fault: OpeningFault, asked: Option<Id>) -> Close {
         let close = fault.close();
         let (refusal, message, id) = match fault {
-            Fault::End | Fault::Io(_) => return close,
-            Fault::Limit(message, id) => (Refusal::Limit, message.to_owned(), id),
-            Fault::Body(fault, id) => (Refusal::Malformed, fault.to_string(), id),
-            Fault::Head(fault) => (Refusal::Malformed, fault.to_string(), None),
-            Fault::Timeout(id) => {
+            OpeningFault::End | OpeningFault::Io(_) => return close,
+            OpeningFault::Limit(message, id) => (Refusal::Limit, message.to_owned(), id),
+            OpeningFault::Body(fault, id) => (Refusal::Malformed, fault.to_string(), id),
+            OpeningFault::Head(fault) => (Refusal::Malformed, fault.to_string(), None),
+            OpeningFault::Timeout(id) => {
                 (Refusal::Limit, "the frame was not whole within timeouts.opening".into(), id)
             }
         };

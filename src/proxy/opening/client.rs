@@ -86,7 +86,7 @@ impl Frame {
 
 /// Why there is no next frame.
 #[derive(Debug)]
-pub enum Fault {
+pub enum OpeningFault {
     /// FIN.
     End,
     /// The socket failed.
@@ -101,7 +101,7 @@ pub enum Fault {
     Body(envelope::BodyFault, Option<Id>),
 }
 
-impl Fault {
+impl OpeningFault {
     /// How the connection ends because of it.
     pub fn close(&self) -> Close {
         let (by, why) = match self {
@@ -131,8 +131,8 @@ impl Client {
     /// The next frame. Cancel-safe.
     ///
     /// # Errors
-    /// See [`Fault`].
-    pub async fn frame(&mut self) -> Result<Frame, Fault> {
+    /// See [`OpeningFault`].
+    pub async fn frame(&mut self) -> Result<Frame, OpeningFault> {
         loop {
             if let Some(frame) = self.complete()? {
                 return Ok(frame);
@@ -146,7 +146,7 @@ impl Client {
             match self.due {
                 Some(due) => match timeout_at(due, self.fill()).await {
                     Ok(filled) => filled?,
-                    Err(_) => return Err(Fault::Timeout(self.begun_id())),
+                    Err(_) => return Err(OpeningFault::Timeout(self.begun_id())),
                 },
                 None => self.fill().await?,
             }
@@ -157,7 +157,7 @@ impl Client {
     }
 
     /// Reads what is there.
-    async fn fill(&mut self) -> Result<(), Fault> {
+    async fn fill(&mut self) -> Result<(), OpeningFault> {
         let held = self.unread.len();
         let wanted = self
             .begun
@@ -165,19 +165,19 @@ impl Client {
             .map_or(READ_BYTES, |begun| begun.head.frame_bytes().saturating_sub(held).clamp(1, READ_BYTES));
         let read = net::read_and_ack(By::Client, &mut self.stream, &mut self.unread, wanted)
             .await
-            .map_err(Fault::Io)?;
+            .map_err(OpeningFault::Io)?;
         if self.unread.len() <= FREE_BYTES && self.unread.capacity() > FREE_BYTES {
             // Spare room in the buffer is charged too: without this, a small frame might exceed what is always granted.
             self.unread = BytesMut::from(&*self.unread);
         }
-        if read == 0 { Err(Fault::End) } else { Ok(()) }
+        if read == 0 { Err(OpeningFault::End) } else { Ok(()) }
     }
 
     /// The frame at the front of `unread`, if it is whole or as long as a partial one may get.
-    fn complete(&mut self) -> Result<Option<Frame>, Fault> {
+    fn complete(&mut self) -> Result<Option<Frame>, OpeningFault> {
         let mut begun = match self.begun.take() {
             Some(begun) => begun,
-            None => match Head::read(&self.unread).map_err(Fault::Head)? {
+            None => match Head::read(&self.unread).map_err(OpeningFault::Head)? {
                 Some(head) => Begun { head, scan: Scan::default(), scanned: 0 },
                 None => {
                     self.relax();
@@ -191,11 +191,11 @@ impl Client {
         begun.scanned = body.len();
         let left = begun.head.body_bytes.saturating_sub(begun.scanned);
         if left == 0 {
-            let envelope = begun.scan.finish().map_err(|(fault, id)| Fault::Body(fault, id))?;
+            let envelope = begun.scan.finish().map_err(|(fault, id)| OpeningFault::Body(fault, id))?;
             return Ok(Some(self.take(begun.head, envelope, None)));
         }
         if let Some(fault) = begun.scan.fault() {
-            return Err(Fault::Body(fault, begun.scan.finish().err().and_then(|(_, id)| id)));
+            return Err(OpeningFault::Body(fault, begun.scan.finish().err().and_then(|(_, id)| id)));
         }
         if self.unread.len().saturating_add(self.kept()) < self.limits.opening_bytes {
             self.begun = Some(begun);
@@ -204,7 +204,7 @@ impl Client {
         let envelope = begun.scan.so_far().clone();
         if envelope.session == envelope::Field::Absent || envelope.method.is_none() {
             let message = "no session ID within limits.opening_bytes of the frame";
-            return Err(Fault::Limit(message, envelope.id));
+            return Err(OpeningFault::Limit(message, envelope.id));
         }
         let rest = Box::new(Rest { decided: envelope.clone(), scan: begun.scan, bytes: left });
         Ok(Some(self.take(begun.head, envelope, Some(rest))))
@@ -242,12 +242,12 @@ impl Client {
         }
     }
 
-    fn account(&mut self) -> Result<(), Fault> {
+    fn account(&mut self) -> Result<(), OpeningFault> {
         if self.charge.resize(self.unread.capacity()) {
             self.charge.tell();
             return Ok(());
         }
-        Err(Fault::Limit(NO_MEMORY, self.begun_id()))
+        Err(OpeningFault::Limit(NO_MEMORY, self.begun_id()))
     }
 
     /// The id of the frame that has begun, as far as it is known.
@@ -268,15 +268,15 @@ impl Client {
     /// Counts a frame that is kept, and the id that is owed an answer, for what they take beside its bytes.
     ///
     /// # Errors
-    /// [`Fault::Limit`] if the opening or all openings hold too much then.
-    pub fn keep(&mut self, id: Option<&Id>) -> Result<Charge, Fault> {
+    /// [`OpeningFault::Limit`] if the opening or all openings hold too much then.
+    pub fn keep(&mut self, id: Option<&Id>) -> Result<Charge, OpeningFault> {
         let id = id.map_or(0, |id| id.owns().saturating_add(size_of::<Id>()));
         let mut charge = self.held_by().charge();
         if !charge.resize(id.saturating_add(size_of::<Held<Bytes>>())) {
-            return Err(Fault::Limit(NO_MEMORY, None));
+            return Err(OpeningFault::Limit(NO_MEMORY, None));
         }
         if self.kept() > self.limits.opening_bytes {
-            return Err(Fault::Limit("the opening holds more than limits.opening_bytes", None));
+            return Err(OpeningFault::Limit("the opening holds more than limits.opening_bytes", None));
         }
         Ok(charge)
     }

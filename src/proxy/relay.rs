@@ -26,7 +26,7 @@ use crate::close::{At, By, Close, Why};
 use crate::config::Timeouts;
 use crate::net::{self, Stream};
 use crate::session::Attachment;
-use direction::{Direction, Fault, Tally};
+use direction::{Direction, RelayFault, Tally};
 
 /// Carries bytes until both directions have ended, one has failed, or `stop` says why not to go on.
 pub struct Relay<'a, Stop> {
@@ -172,13 +172,13 @@ fn fin(first: By) -> Close {
 }
 
 /// The close that a failed direction means; `from` is the side it reads.
-fn failed(from: By, fault: &Fault) -> Close {
+fn failed(from: By, fault: &RelayFault) -> Close {
     let to = if from == By::Client { By::Backend } else { By::Client };
     let io = |by, error: &io::Error| Close::io(by, At::Relay, error);
     match fault {
-        Fault::Read(error) => io(from, error),
-        Fault::Write(error) => io(to, error),
-        Fault::Malformed => Close::new(from, At::Relay, Why::Malformed),
+        RelayFault::Read(error) => io(from, error),
+        RelayFault::Write(error) => io(to, error),
+        RelayFault::Malformed => Close::new(from, At::Relay, Why::Malformed),
     }
 }
 

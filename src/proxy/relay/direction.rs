@@ -72,7 +72,7 @@ impl From<Held<Bytes>> for Left {
 }
 
 /// Who fails a direction.
-pub enum Fault {
+pub enum RelayFault {
     /// The side that is read.
     Read(io::Error),
     /// The side that is written.
@@ -121,7 +121,7 @@ impl<'a> Direction<'a> {
         to: &mut Stream,
         passes_end: bool,
         tally: Tally<'_>,
-    ) -> Poll<Result<(), Fault>> {
+    ) -> Poll<Result<(), RelayFault>> {
         if self.stage == Stage::Over {
             return Poll::Pending;
         }
@@ -132,9 +132,10 @@ impl<'a> Direction<'a> {
                 return Poll::Pending;
             }
             while let Some(left) = &mut self.left {
-                let written = ready!(Pin::new(&mut *to).poll_write(cx, &left.bytes)).map_err(Fault::Write)?;
+                let written =
+                    ready!(Pin::new(&mut *to).poll_write(cx, &left.bytes)).map_err(RelayFault::Write)?;
                 if written == 0 {
-                    return Poll::Ready(Err(Fault::Write(io::ErrorKind::WriteZero.into())));
+                    return Poll::Ready(Err(RelayFault::Write(io::ErrorKind::WriteZero.into())));
                 }
                 left.bytes.advance(written);
                 if left.bytes.is_empty() {
@@ -143,7 +144,7 @@ impl<'a> Direction<'a> {
                 self.passed(written, tally);
             }
             if to.has_unsent() {
-                ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Fault::Write)?;
+                ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(RelayFault::Write)?;
             }
             if self.pipe.is_some() {
                 ready!(self.poll_pipe(cx, from, to, tally))?;
@@ -168,11 +169,11 @@ impl<'a> Direction<'a> {
         from: &mut Stream,
         to: &mut Stream,
         tally: Tally<'_>,
-    ) -> Poll<Result<(), Fault>> {
+    ) -> Poll<Result<(), RelayFault>> {
         net::lend(|buffer| {
             let room = buffer.len();
             let mut read = ReadBuf::new(buffer);
-            ready!(Pin::new(&mut *from).poll_read(cx, &mut read)).map_err(Fault::Read)?;
+            ready!(Pin::new(&mut *from).poll_read(cx, &mut read)).map_err(RelayFault::Read)?;
             let bytes = read.filled();
             if bytes.is_empty() {
                 self.stage = Stage::Ending;
@@ -181,7 +182,7 @@ impl<'a> Direction<'a> {
             net::acknowledge_read(self.from, from, bytes);
             self.tapped(bytes)?;
             let written = match Pin::new(&mut *to).poll_write(cx, bytes) {
-                Poll::Ready(written) => written.map_err(Fault::Write)?,
+                Poll::Ready(written) => written.map_err(RelayFault::Write)?,
                 Poll::Pending => 0,
             };
             self.passed(written, tally);
@@ -205,7 +206,7 @@ impl<'a> Direction<'a> {
         from: &Stream,
         to: &Stream,
         tally: Tally<'_>,
-    ) -> Poll<Result<(), Fault>> {
+    ) -> Poll<Result<(), RelayFault>> {
         let Some(mut pipe) = self.pipe.take() else { return Poll::Ready(Ok(())) };
         while self.turn < TURN_BYTES {
             match pipe.poll_drain(cx, to.socket()) {
@@ -214,13 +215,13 @@ impl<'a> Direction<'a> {
                     self.passed(drained, tally);
                     continue;
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(Fault::Write(error))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(RelayFault::Write(error))),
                 Poll::Pending => {
                     self.pipe = Some(pipe);
                     return Poll::Pending;
                 }
             }
-            match pipe.fill(from.socket()).map_err(Fault::Read)? {
+            match pipe.fill(from.socket()).map_err(RelayFault::Read)? {
                 Spliced::Some => {}
                 Spliced::Nothing => {
                     // One more full read, and it is bulky again.
@@ -239,7 +240,7 @@ impl<'a> Direction<'a> {
         Poll::Ready(Ok(()))
     }
 
-    fn tapped(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+    fn tapped(&mut self, bytes: &[u8]) -> Result<(), RelayFault> {
         let Some(taps) = &mut self.taps else { return Ok(()) };
         let mut sound = true;
         taps.retain_mut(|tap| {
@@ -250,7 +251,7 @@ impl<'a> Direction<'a> {
         if taps.is_empty() {
             self.taps = None;
         }
-        if sound { Ok(()) } else { Err(Fault::Malformed) }
+        if sound { Ok(()) } else { Err(RelayFault::Malformed) }
     }
 
     fn passed(&mut self, bytes: usize, tally: Tally<'_>) {

@@ -95,8 +95,8 @@ async fn introduced(
     }
     match header::read(socket).await {
         Ok(client) => Ok(client),
-        Err(header::Fault::Io(error)) => Err(Close::io(By::Client, At::Accept, &error)),
-        Err(fault @ header::Fault::Malformed) => {
+        Err(header::ProxyHeaderFault::Io(error)) => Err(Close::io(By::Client, At::Accept, &error)),
+        Err(fault @ header::ProxyHeaderFault::Malformed) => {
             tracing::info!(%peer, %fault, "a proxy did not say whose connection this is");
             Err(refused)
         }

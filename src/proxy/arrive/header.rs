@@ -21,7 +21,7 @@ const V2_LENGTH: std::ops::Range<usize> = 14..16;
 
 /// Why there is no header.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
+pub enum ProxyHeaderFault {
     /// The socket failed, or ended before it was whole.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -34,7 +34,7 @@ pub enum Fault {
 ///
 /// # Errors
 /// The socket fails or ends first, or something else stands there.
-pub async fn read(socket: &mut TcpStream) -> Result<Option<SocketAddr>, Fault> {
+pub async fn read(socket: &mut TcpStream) -> Result<Option<SocketAddr>, ProxyHeaderFault> {
     let mut header = Vec::new();
     loop {
         let mut next = [0; V1_BYTES_MAX];
@@ -58,19 +58,19 @@ pub async fn read(socket: &mut TcpStream) -> Result<Option<SocketAddr>, Fault> {
 ///
 /// # Errors
 /// No header begins like this.
-pub fn length(begun: &[u8]) -> Result<Option<usize>, Fault> {
+pub fn length(begun: &[u8]) -> Result<Option<usize>, ProxyHeaderFault> {
     let like = |start: &[u8]| begun.iter().zip(start).all(|(is, should)| is == should);
     if like(V2) {
         let Some(length) = begun.get(V2_LENGTH) else { return Ok(None) };
         let rest = length.iter().fold(0_usize, |length, byte| length.wrapping_shl(8) | usize::from(*byte));
         let whole = V2_FIXED_BYTES.saturating_add(rest);
-        return if whole <= HEADER_BYTES_MAX { Ok(Some(whole)) } else { Err(Fault::Malformed) };
+        return if whole <= HEADER_BYTES_MAX { Ok(Some(whole)) } else { Err(ProxyHeaderFault::Malformed) };
     }
     let line = begun.get(..begun.len().min(V1_BYTES_MAX)).unwrap_or_default();
     match memchr::memchr(b'\n', line) {
-        _ if !like(V1) => Err(Fault::Malformed),
+        _ if !like(V1) => Err(ProxyHeaderFault::Malformed),
         Some(end) => Ok(Some(end.saturating_add(1))),
-        None if begun.len() >= V1_BYTES_MAX => Err(Fault::Malformed),
+        None if begun.len() >= V1_BYTES_MAX => Err(ProxyHeaderFault::Malformed),
         None => Ok(None),
     }
 }
@@ -79,7 +79,7 @@ pub fn length(begun: &[u8]) -> Result<Option<usize>, Fault> {
 ///
 /// # Errors
 /// It is none after all.
-pub fn parse(header: &[u8]) -> Result<Option<SocketAddr>, Fault> {
+pub fn parse(header: &[u8]) -> Result<Option<SocketAddr>, ProxyHeaderFault> {
     // The standard has it that nothing behind that word is looked at; the library wants sound addresses there.
     if header.strip_prefix(V2).is_some_and(|rest| rest.starts_with(V2_LOCAL)) {
         return Ok(None);
@@ -89,7 +89,7 @@ pub fn parse(header: &[u8]) -> Result<Option<SocketAddr>, Fault> {
         Ok((parsed, length)) if length == header.len() => {
             Ok(parsed.proxied_address().map(|address| address.source))
         }
-        _ => Err(Fault::Malformed),
+        _ => Err(ProxyHeaderFault::Malformed),
     }
 }
 
@@ -124,7 +124,7 @@ mod tests {
     }
 
     /// What is read of bytes that come in these pieces, and what is left for whoever reads on.
-    async fn read_in(pieces: &[&[u8]]) -> (Result<Option<SocketAddr>, Fault>, Vec<u8>) {
+    async fn read_in(pieces: &[&[u8]]) -> (Result<Option<SocketAddr>, ProxyHeaderFault>, Vec<u8>) {
         let (mut near, mut far) = plain_pair().await;
         near.set_nodelay(true).unwrap();
         let write = async move {
@@ -184,10 +184,10 @@ mod tests {
         ];
         for bytes in faulty {
             let (read, _) = read_in(&[bytes]).await;
-            assert!(matches!(read, Err(Fault::Malformed)), "{read:?} of {bytes:?}");
+            assert!(matches!(read, Err(ProxyHeaderFault::Malformed)), "{read:?} of {bytes:?}");
         }
         let (read, _) = read_in(&[b"PROXY TCP4 192.0"]).await;
-        assert!(matches!(read, Err(Fault::Io(_))), "{read:?}");
+        assert!(matches!(read, Err(ProxyHeaderFault::Io(_))), "{read:?}");
     }
 
     proptest! {

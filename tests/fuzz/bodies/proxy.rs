@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use sessile::proxy::arrive::header::{Fault, length, parse, read};
+use sessile::proxy::arrive::header::{ProxyHeaderFault, length, parse, read};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -155,7 +155,7 @@ async fn judge_reading(bytes: &[u8], at_once: usize, front: Front) {
             far.read_to_end(&mut left).await.unwrap();
             assert!(left == bytes[whole..], "{left:?} is left, not what follows {whole} bytes of {bytes:?}");
         }
-        (Front::Part, Err(Fault::Io(_))) | (Front::Else, Err(Fault::Malformed)) => {}
+        (Front::Part, Err(ProxyHeaderFault::Io(_))) | (Front::Else, Err(ProxyHeaderFault::Malformed)) => {}
         (front, read) => panic!("{read:?}, not {front:?}, in pieces of {at_once} bytes of {bytes:?}"),
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::choice::{Choice, is_lost};
-use super::names::{Key, Name};
+use super::names::{Name, NameKey};
 use super::reloader::{Inner, Reloader};
 use crate::config::{BackendSpec, Config, Discovery, Resolve};
 use crate::discovery::{self, Answer, Asked, Found, LookupFault, ask_again, look_up};
@@ -26,18 +26,18 @@ impl Reloader {
         }
     }
 
-    pub(super) async fn found(&self, key: &Key) -> Vec<Found> {
+    pub(super) async fn found(&self, key: &NameKey) -> Vec<Found> {
         self.inner.lock().await.groups.found(key)
     }
 
     /// Whether more is to be asked before `answer` is believed.
-    pub(super) async fn is_doubtful(&self, key: &Key, answer: &Answer) -> bool {
+    pub(super) async fn is_doubtful(&self, key: &NameKey, answer: &Answer) -> bool {
         let forget = self.balancer().now().config.discovery.forget;
         self.inner.lock().await.groups.is_doubtful(key, answer, forget)
     }
 
     /// Takes where servers answer for a name of one.
-    pub(super) async fn answer(&self, key: &Key, servers: Vec<SocketAddr>) {
+    pub(super) async fn answer(&self, key: &NameKey, servers: Vec<SocketAddr>) {
         self.inner.lock().await.groups.answer(key, servers);
     }
 
@@ -52,7 +52,7 @@ impl Reloader {
     }
 
     /// Takes what a lookup found: the fleet of the configuration in force, made anew.
-    pub(super) async fn discovered(&self, key: &Key, result: &discovery::Result) {
+    pub(super) async fn discovered(&self, key: &NameKey, result: &discovery::Result) {
         let turn = self.turn.lock().await;
         let label = result.as_ref().map_or_else(|fault| fault.label(), |_| "success");
         self.balancer().metrics.discovery_lookups.with_label_values(&[label]).inc();
@@ -99,13 +99,13 @@ impl Reloader {
 
 /// Looks a name up for as long as it is in force.
 pub(super) async fn seek(reloader: Arc<Reloader>, spec: BackendSpec) {
-    let key = Key::of(&spec);
+    let key = NameKey::of(&spec);
     let mut misses = 0_u32;
     let mut choice = Choice::default();
     loop {
         let config = Arc::clone(&reloader.balancer().now().config);
         // How it is reached may have changed since.
-        let spec = config.backends.iter().find(|now| Key::of(now) == key).unwrap_or(&spec);
+        let spec = config.backends.iter().find(|now| NameKey::of(now) == key).unwrap_or(&spec);
         let started = Instant::now();
         let result = match spec.resolve {
             Resolve::Dial => choice.look_up(reloader.balancer(), spec, &config).await,

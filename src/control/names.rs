@@ -11,7 +11,7 @@ use crate::discovery::{self, Answer, Found, Spec, United, fleet};
 
 /// What a name is looked up for: another of these is another name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub(super) struct NameKey {
     name: String,
     address: String,
     resolve: Resolve,
@@ -20,7 +20,7 @@ pub(super) struct Key {
 /// The names of the configuration in force.
 #[derive(Debug, Default)]
 pub(super) struct Groups {
-    known: HashMap<Key, Group>,
+    known: HashMap<NameKey, Group>,
 }
 
 /// What is known of one name.
@@ -49,7 +49,7 @@ pub struct Name {
     pub result: Option<&'static str>,
 }
 
-impl Key {
+impl NameKey {
     pub(super) fn of(spec: &BackendSpec) -> Self {
         Self { name: spec.name.clone(), address: spec.address.clone(), resolve: spec.resolve }
     }
@@ -76,7 +76,7 @@ impl Key {
 impl Groups {
     /// The fleet of `config` with what was found so far, and how many servers it has no room for.
     pub(super) fn fleet(&self, config: &Config) -> (Vec<Spec>, usize) {
-        fleet(config, |spec| self.known.get(&Key::of(spec)).map_or(&[], |group| group.united.found()))
+        fleet(config, |spec| self.known.get(&NameKey::of(spec)).map_or(&[], |group| group.united.found()))
     }
 
     /// Makes the names those of `config`: the tasks of others end. Returns those that are new, with the word that ends
@@ -88,7 +88,7 @@ impl Groups {
     ) -> Vec<(BackendSpec, CancellationToken)> {
         let wanted: Vec<_> = config.backends.iter().filter(|spec| is_name(spec)).collect();
         self.known.retain(|key, group| {
-            let stays = wanted.iter().any(|spec| Key::of(spec) == *key);
+            let stays = wanted.iter().any(|spec| NameKey::of(spec) == *key);
             if !stays {
                 group.stop.cancel();
             }
@@ -96,7 +96,7 @@ impl Groups {
         });
         let mut new = Vec::new();
         for spec in wanted {
-            self.known.entry(Key::of(spec)).or_insert_with(|| {
+            self.known.entry(NameKey::of(spec)).or_insert_with(|| {
                 let stop = stop.child_token();
                 new.push((spec.clone(), stop.clone()));
                 Group {
@@ -112,13 +112,13 @@ impl Groups {
     }
 
     /// What was found.
-    pub(super) fn found(&self, key: &Key) -> Vec<Found> {
+    pub(super) fn found(&self, key: &NameKey) -> Vec<Found> {
         self.known.get(key).map(|group| group.united.found().to_vec()).unwrap_or_default()
     }
 
     /// Whether more is to be asked before `answer` is believed: it is the first, or it lacks somebody, and it is not known
     /// yet that answers for this name name a few of many.
-    pub(super) fn is_doubtful(&self, key: &Key, answer: &Answer, forget: Duration) -> bool {
+    pub(super) fn is_doubtful(&self, key: &NameKey, answer: &Answer, forget: Duration) -> bool {
         self.known.get(key).is_some_and(|group| {
             let news = !group.asked.is_cancelled() || group.united.is_less(answer);
             news && !group.united.is_partial(forget)
@@ -126,7 +126,7 @@ impl Groups {
     }
 
     /// Takes a lookup's result; whether another fleet comes of it.
-    pub(super) fn take(&mut self, key: &Key, result: &discovery::Result, forget: Duration) -> bool {
+    pub(super) fn take(&mut self, key: &NameKey, result: &discovery::Result, forget: Duration) -> bool {
         let Some(group) = self.known.get_mut(key) else { return false };
         let before = group.result.replace(result.as_ref().map_or_else(|fault| fault.label(), |_| "success"));
         let name = &key.name;
@@ -162,7 +162,7 @@ impl Groups {
     }
 
     /// The first lookup of a name is over and what came of it is in force.
-    pub(super) fn asked(&self, key: &Key) {
+    pub(super) fn asked(&self, key: &NameKey) {
         if let Some(group) = self.known.get(key) {
             group.asked.cancel();
         }
@@ -174,7 +174,7 @@ impl Groups {
     }
 
     /// Takes where servers answer for a name of one.
-    pub(super) fn answer(&mut self, key: &Key, servers: Vec<SocketAddr>) {
+    pub(super) fn answer(&mut self, key: &NameKey, servers: Vec<SocketAddr>) {
         let Some(group) = self.known.get_mut(key) else { return };
         let rivals = if servers.len() > 1 { servers } else { Vec::new() };
         if rivals == group.rivals {
@@ -197,7 +197,7 @@ impl Groups {
 
     /// All names that stand for many servers, for the status.
     pub(super) fn names(&self) -> Vec<Name> {
-        let name = |(key, group): (&Key, &Group)| Name {
+        let name = |(key, group): (&NameKey, &Group)| Name {
             name: key.name.clone(),
             address: key.address.clone(),
             resolve: key.resolve.label(),

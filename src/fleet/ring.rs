@@ -62,10 +62,10 @@ impl Hasher for AsIs {
     }
 }
 
-/// An affinity key, hashed as bytes and nothing else.
-struct Key<'a>(&'a [u8]);
+/// An affinity key or a seed, hashed as bytes and nothing else.
+struct HashedBytes<'a>(&'a [u8]);
 
-impl Hash for Key<'_> {
+impl Hash for HashedBytes<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write(self.0);
     }
@@ -116,7 +116,7 @@ impl Ring {
                 let mut hasher = named;
                 hasher.write(&number.to_le_bytes());
                 let seed = hasher.finish();
-                let position = keyed.hash_one(Key(&seed.to_le_bytes()));
+                let position = keyed.hash_one(HashedBytes(&seed.to_le_bytes()));
                 let [first, ..] = position.to_be_bytes();
                 if let Some(part) = parts.get_mut(usize::from(first)) {
                     part.push((position, seed, count));
@@ -142,13 +142,13 @@ impl Ring {
 
     /// Which of `lots` lots a key has drawn: even over keys, and of no relation to a key's place on the ring.
     pub fn lot(&self, key: &[u8], lots: u32) -> u32 {
-        let drawn = self.lots.hash_one(Key(key)).checked_rem(u64::from(lots));
+        let drawn = self.lots.hash_one(HashedBytes(key)).checked_rem(u64::from(lots));
         drawn.and_then(|lot| u32::try_from(lot).ok()).unwrap_or(0)
     }
 
     /// The members in the order in which they are responsible for `key`, each once.
     pub fn walk(&self, key: &[u8]) -> impl Iterator<Item = usize> {
-        let first = self.ring.get(&self.keyed.hash_one(Key(key)));
+        let first = self.ring.get(&self.keyed.hash_one(HashedBytes(key)));
         let start = first.and_then(|point| usize::try_from(point.at).ok()).unwrap_or(0);
         let (before, after) = self.order.split_at(start.min(self.order.len()));
         let mut seen = Seen::default();
@@ -225,8 +225,10 @@ mod tests {
         let mut points = Vec::new();
         for (member, (name, weight)) in members.iter().enumerate() {
             for number in 0..weight * POINTS_PER_WEIGHT {
-                let seed = keyed.hash_one(Key(&[name.as_bytes(), &[0xff], &number.to_le_bytes()].concat()));
-                points.push((keyed.hash_one(Key(&seed.to_le_bytes())), u32::try_from(member).unwrap()));
+                let seed =
+                    keyed.hash_one(HashedBytes(&[name.as_bytes(), &[0xff], &number.to_le_bytes()].concat()));
+                points
+                    .push((keyed.hash_one(HashedBytes(&seed.to_le_bytes())), u32::try_from(member).unwrap()));
             }
         }
         points.sort_unstable();

@@ -25,10 +25,10 @@ pub type Joint<T> = Shared<BoxFuture<'static, T>>;
 
 /// The questions that somebody waits for an answer to.
 #[derive(Debug)]
-pub struct Joined<T: Clone>(Mutex<HashMap<Key, Latest<T>>>);
+pub struct Joined<T: Clone>(Mutex<HashMap<QuestionKey, Latest<T>>>);
 
 /// Method and parameters.
-type Key = (Box<str>, Bytes);
+type QuestionKey = (Box<str>, Bytes);
 
 #[derive(Debug)]
 struct Latest<T: Clone> {
@@ -85,7 +85,7 @@ impl<T: Clone + Send + Sync + 'static> Joined<T> {
     }
 
     /// Whether `by` may have one more question: with it, it has no more than the room that is left then.
-    fn has_room(known: &HashMap<Key, Latest<T>>, by: IpAddr, bytes: usize) -> bool {
+    fn has_room(known: &HashMap<QuestionKey, Latest<T>>, by: IpAddr, bytes: usize) -> bool {
         let (mut all, mut own) = ((1_usize, bytes), (1_usize, bytes));
         for ((_, params), latest) in known {
             all = (all.0.saturating_add(1), all.1.saturating_add(params.len()));

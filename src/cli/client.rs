@@ -17,7 +17,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::terminal::plain;
-use super::{Key, sealed};
+use super::{Credentials, sealed};
 use crate::api::status::Failed;
 use crate::config::{self, BackendTls};
 
@@ -87,14 +87,15 @@ pub(super) struct AdminClient {
 }
 
 impl AdminClient {
-    /// The socket at `admin`. The token is in the file that `key` names, or else in the environment, or there is none.
+    /// The socket at `admin`. The token is in the file that `credentials` names, or else in the environment, or there is none.
     ///
     /// # Errors
     /// A token or a file of TLS that is named and cannot be had.
-    pub(super) fn new(admin: Admin, key: &Key) -> Result<Self, String> {
-        let pair = key.cert.as_deref().zip(key.key.as_deref());
-        let tls = key.ca.as_deref().map(|ca| config::towards_admin(ca, key.peer.as_deref(), pair));
-        let token = match key.token_file.as_deref() {
+    pub(super) fn new(admin: Admin, credentials: &Credentials) -> Result<Self, String> {
+        let pair = credentials.cert.as_deref().zip(credentials.key.as_deref());
+        let tls =
+            credentials.ca.as_deref().map(|ca| config::towards_admin(ca, credentials.peer.as_deref(), pair));
+        let token = match credentials.token_file.as_deref() {
             Some(file) => {
                 let shown = plain(&file.display().to_string());
                 let text = read(file).map_err(|error| format!("the token file {shown}: {error}"))?;

@@ -59,7 +59,7 @@ enum Command {
         #[arg(long, value_name = "URL", env = "SESSILE_ADMIN", default_value = client::DEFAULT)]
         admin: Admin,
         #[command(flatten)]
-        key: Key,
+        credentials: Credentials,
         /// Ask nobody: answer from the file of --config
         #[arg(long, requires = "config")]
         offline: bool,
@@ -119,14 +119,14 @@ struct Remote {
     #[arg(long, value_name = "URL", env = "SESSILE_ADMIN", default_value = client::DEFAULT)]
     admin: Admin,
     #[command(flatten)]
-    key: Key,
+    credentials: Credentials,
     /// Print the answer as JSON, errors included
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Args)]
-struct Key {
+struct Credentials {
     /// The file that holds the admin token, if the balancer demands one; else SESSILE_ADMIN_TOKEN is the token itself
     #[arg(long, value_name = "FILE", env = "SESSILE_ADMIN_TOKEN_FILE")]
     token_file: Option<PathBuf>,
@@ -194,8 +194,10 @@ pub fn main() -> ExitCode {
         Command::Route { offline: true, config, json, ids, .. } => {
             route::offline(&config.unwrap_or_default(), json, &ids)
         }
-        Command::Route { admin, key, json, ids, .. } => {
-            at(Remote { admin, key, json }, |admin_client, json| route::online(admin_client, json, &ids))
+        Command::Route { admin, credentials, json, ids, .. } => {
+            at(Remote { admin, credentials, json }, |admin_client, json| {
+                route::online(admin_client, json, &ids)
+            })
         }
         Command::Status(remote) => at(remote, remote::status),
         Command::Reload(remote) => at(remote, remote::reload),
@@ -213,8 +215,11 @@ pub fn main() -> ExitCode {
 }
 
 /// Does something at an admin socket, with what opens it in hand.
-fn at(Remote { admin, key, json }: Remote, act: impl FnOnce(&AdminClient, bool) -> ExitCode) -> ExitCode {
-    let misused = match (&admin, &key.ca) {
+fn at(
+    Remote { admin, credentials, json }: Remote,
+    act: impl FnOnce(&AdminClient, bool) -> ExitCode,
+) -> ExitCode {
+    let misused = match (&admin, &credentials.ca) {
         (Admin::Tls(_), None) => {
             "https:// needs --ca: the file of who signed the balancer's certificate".into()
         }
@@ -227,7 +232,7 @@ fn at(Remote { admin, key, json }: Remote, act: impl FnOnce(&AdminClient, bool) 
         terminal::err(&format!("error: {misused}\n\nFor more information, try '--help'.\n"));
         return ExitCode::from(USAGE);
     }
-    match AdminClient::new(admin, &key) {
+    match AdminClient::new(admin, &credentials) {
         Ok(admin_client) => act(&admin_client, json),
         Err(why) => {
             terminal::err(&format!("sessile: {why}\n"));

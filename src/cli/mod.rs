@@ -29,7 +29,7 @@ use crate::config::{self, AdminState};
 #[command(
     after_help = "Exit codes: 0, 64 wrong usage, 75 sessions are left after --timeout, 78 the configuration is not sound, 1 anything else, such as a balancer that is not ready (status)."
 )]
-struct Line {
+struct CommandLine {
     #[command(subcommand)]
     command: Command,
 }
@@ -171,7 +171,7 @@ const WAITED: u8 = 75;
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    let line = match Line::try_parse() {
+    let line = match CommandLine::try_parse() {
         Ok(line) => line,
         Err(error) => {
             // Where the text cannot be written, there is nobody to tell.
@@ -205,9 +205,9 @@ pub fn main() -> ExitCode {
         Command::Ready(told) => tell(told, AdminState::Ready),
         Command::Maint(told) => leave(told, AdminState::Maint),
         Command::Demo { cli, once } => demo::demo(cli, once),
-        Command::Completions { shell } => print(&manual::completions(shell, Line::command())),
+        Command::Completions { shell } => print(&manual::completions(shell, CommandLine::command())),
         Command::Schema => print(format!("{:#}\n", config::json_schema()).as_bytes()),
-        Command::Man => match manual::man(Line::command()) {
+        Command::Man => match manual::man(CommandLine::command()) {
             Ok(page) => print(&page),
             Err(_) => ExitCode::FAILURE,
         },

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use super::watched::{Watched, Way};
+use super::watched::{Watched, WatchedPath};
 use crate::config::{self, diff};
 use crate::control::Reloader;
 
@@ -74,7 +74,7 @@ pub async fn watch(reloader: Arc<Reloader>, stop: CancellationToken) {
 
 /// The configuration file and those it names, and a watch over them.
 fn over(path: &Path) -> (Vec<PathBuf>, io::Result<Watched>) {
-    let ways = |paths: &[PathBuf]| paths.iter().map(|path| Way::to(path)).collect::<Vec<_>>();
+    let ways = |paths: &[PathBuf]| paths.iter().map(|path| WatchedPath::to(path)).collect::<Vec<_>>();
     let mut paths = all(path);
     let mut seen = ways(&paths);
     for _ in 0..TRIES {

@@ -38,13 +38,13 @@ type Name = (PathBuf, OsString);
 
 /// Every name on the way to a file where the way may change: each link, and the last one that is there or is missing.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Way {
+pub(super) struct WatchedPath {
     names: Vec<Name>,
     /// Where it ends; `None` = at no file.
     file: Option<PathBuf>,
 }
 
-impl Way {
+impl WatchedPath {
     /// The way to `path` as it is now.
     pub(super) fn to(path: &Path) -> Self {
         let mut way = Self::default();
@@ -96,12 +96,12 @@ impl Watched {
     ///
     /// # Errors
     /// The kernel has no room for another watcher.
-    pub(super) fn new(ways: &[Way]) -> io::Result<Self> {
+    pub(super) fn new(ways: &[WatchedPath]) -> io::Result<Self> {
         let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let events = Receiver::from_owned_fd_unchecked(events)?;
         let (names, files) = (HashMap::<i32, BTreeSet<OsString>>::new(), HashSet::new());
         let mut watched = Self { events, names, files, missed: Vec::new() };
-        for Way { names, file } in ways {
+        for WatchedPath { names, file } in ways {
             for (folder, name) in names {
                 match watched.add(folder, NAMES) {
                     Ok(watch) => drop(watched.names.entry(watch).or_default().insert(name.clone())),
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     /// What of a folder is watched, as text.
-    fn names(way: &Way, root: &Path) -> Vec<String> {
+    fn names(way: &WatchedPath, root: &Path) -> Vec<String> {
         let of = |(folder, name): &Name| {
             let path = folder.join(name);
             let path = path.strip_prefix("./").unwrap_or(&path);
@@ -211,21 +211,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(folder.path()).unwrap();
         let path = root.join("sessile.toml");
-        assert_eq!(names(&Way::to(&path), &root), ["sessile.toml"], "it may come");
-        assert_eq!(names(&Way::to(&root.join("none/a/b")), &root), ["none"], "so may its folder");
+        assert_eq!(names(&WatchedPath::to(&path), &root), ["sessile.toml"], "it may come");
+        assert_eq!(names(&WatchedPath::to(&root.join("none/a/b")), &root), ["none"], "so may its folder");
         // As Kubernetes mounts a map.
         fs::create_dir(root.join("..1")).unwrap();
         fs::write(root.join("..1/sessile.toml"), "").unwrap();
         symlink("..1", root.join("..data")).unwrap();
         symlink("..data/sessile.toml", &path).unwrap();
-        let way = Way::to(&path);
+        let way = WatchedPath::to(&path);
         assert_eq!(names(&way, &root), ["sessile.toml", "..data", "..1/sessile.toml"]);
         assert!(way.file.unwrap().ends_with("..1/sessile.toml"));
         symlink(&root, root.join("self")).unwrap();
-        let absolute = Way::to(&root.join("self/self/../loose"));
+        let absolute = WatchedPath::to(&root.join("self/self/../loose"));
         assert_eq!(names(&absolute, &root).len(), 3, "{absolute:?}");
         symlink("round", root.join("round")).unwrap();
-        assert_eq!(Way::to(&root.join("round")).file, None, "not for ever");
+        assert_eq!(WatchedPath::to(&root.join("round")).file, None, "not for ever");
     }
 
     #[tokio::test]
@@ -234,7 +234,7 @@ mod tests {
         let (path, beside) = (folder.path().join("sessile.toml"), folder.path().join("s.log"));
         fs::write(&path, "1").unwrap();
         fs::write(&beside, "").unwrap();
-        let watched = Watched::new(&[Way::to(&path)]).unwrap();
+        let watched = Watched::new(&[WatchedPath::to(&path)]).unwrap();
         fs::write(&beside, "a line").unwrap();
         assert_eq!(watched.events.try_read(&mut [0; 64]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         fs::rename(&beside, folder.path().join("s.log.1")).unwrap();
@@ -260,7 +260,7 @@ mod tests {
             }),
         ];
         for (what, change) in changes {
-            let watched = Watched::new(&[Way::to(&path)]).unwrap();
+            let watched = Watched::new(&[WatchedPath::to(&path)]).unwrap();
             change(&path);
             let told = tokio::time::timeout(std::time::Duration::from_secs(20), watched.changed()).await;
             assert!(told.is_ok_and(|told| told.is_ok()), "{what}");

@@ -38,16 +38,16 @@ pub(super) fn offline(path: &Path, json: bool, ids: &[String]) -> ExitCode {
         err(&format!("from {file} alone, as if every backend were up and no session live:\n"));
     }
     let snapshot = Plan::new(config);
-    let way = |(turn, id): (usize, &String)| {
+    let placement = |(turn, id): (usize, &String)| {
         let (backend, reason) = snapshot.route(&SessionId::new(id), turn);
-        Way { session: id.clone(), backend, reason: reason.into(), source: "file" }
+        Placement { session: id.clone(), backend, reason: reason.into(), source: "file" }
     };
-    show(&ids.iter().enumerate().map(way).collect::<Vec<_>>(), json)
+    show(&ids.iter().enumerate().map(placement).collect::<Vec<_>>(), json)
 }
 
 /// Where a session goes; `backend` is null if nowhere, and `reason` then says why.
 #[derive(Debug, Serialize)]
-struct Way {
+struct Placement {
     session: String,
     backend: Option<String>,
     reason: String,
@@ -55,21 +55,25 @@ struct Way {
     source: &'static str,
 }
 
-/// Prints all ways, and says whether every session has one.
-fn show(ways: &[Way], json: bool) -> ExitCode {
+/// Prints all placements, and says whether every session has one.
+fn show(placements: &[Placement], json: bool) -> ExitCode {
     if json {
-        match serde_json::to_string(ways) {
+        match serde_json::to_string(placements) {
             Ok(text) => out(&format!("{text}\n")),
             Err(error) => err(&format!("sessile: {error}\n")),
         }
     } else {
         let mut table = Table::bare();
-        for Way { session, backend, reason, .. } in ways {
+        for Placement { session, backend, reason, .. } in placements {
             table.row([session.clone(), backend.clone().unwrap_or_else(|| "-".into()), reason.clone()]);
         }
         out(&table.render(""));
     }
-    if ways.iter().all(|way| way.backend.is_some()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if placements.iter().all(|placement| placement.backend.is_some()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// A configuration and its ring, without a fleet.
@@ -121,18 +125,19 @@ impl Plan {
 
 /// Where a running balancer would send these sessions now.
 pub(super) fn online(admin_client: &AdminClient, json: bool, ids: &[String]) -> ExitCode {
-    let mut ways = Vec::new();
-    let way = |id: &String, backend, reason| Way { session: id.clone(), backend, reason, source: "balancer" };
+    let mut placements = Vec::new();
+    let placement =
+        |id: &String, backend, reason| Placement { session: id.clone(), backend, reason, source: "balancer" };
     for id in ids {
         let path = format!("/api/v1/route?session={}", encoded(id));
         let answer = ask(admin_client, Method::GET, &path);
         match answer.map(|body| serde_json::from_slice::<Route>(&body)) {
-            Ok(Ok(Route { backend, reason, .. })) => ways.push(way(id, Some(backend), reason)),
+            Ok(Ok(Route { backend, reason, .. })) => placements.push(placement(id, Some(backend), reason)),
             Err(AdminFault::Refused {
                 status: StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_REQUEST,
                 why,
                 ..
-            }) if why.error.reason != PLAIN => ways.push(way(id, None, why.error.reason)),
+            }) if why.error.reason != PLAIN => placements.push(placement(id, None, why.error.reason)),
             Ok(Err(error)) => {
                 err(&format!("sessile: {admin_client} answered something else: {error}\n"));
                 return ExitCode::FAILURE;
@@ -149,5 +154,5 @@ pub(super) fn online(admin_client: &AdminClient, json: bool, ids: &[String]) -> 
     if !json {
         err(&format!("asked the balancer at {admin_client}:\n"));
     }
-    show(&ways, json)
+    show(&placements, json)
 }

@@ -187,7 +187,7 @@ async fn open_all(stage: &Stage, model: &Model, samples: &mut [Sample]) -> Resul
     let mut table = Table::new(&["SESSION", "SERVER", "WHY", "SAYS"]);
     let mut right = true;
     for sample in samples.iter_mut().filter(|sample| sample.part != Part::New) {
-        let (_, why) = stage.way(&sample.id).await?;
+        let (_, why) = stage.placement(&sample.id).await?;
         let says = attach(stage, model, sample, "session.create").await?;
         if sample.turns == 0 {
             sample.part = Part::Stays;
@@ -205,7 +205,7 @@ async fn go_on(stage: &Stage, model: &Model, samples: &mut [Sample]) -> Result<b
     let mut table = Table::new(&["SESSION", "CLIENT", "WAS ON", "IS ON", "WHY", "SAYS", "BY HASH ALONE"]);
     let mut right = true;
     for sample in samples {
-        let (_, why) = stage.way(&sample.id).await?;
+        let (_, why) = stage.placement(&sample.id).await?;
         let [before, after] = sample.ring.clone();
         let (client, was, due) = match sample.part {
             Part::Stays => ("stayed", before.clone(), before),

@@ -71,7 +71,7 @@ pub(super) struct Stage {
 }
 
 /// Where a session would go, and the word for why; or for why nowhere.
-pub(super) type Way = (String, &'static str);
+pub(super) type Placement = (String, &'static str);
 
 impl Stage {
     pub(super) fn new(source: Source) -> Result<Self, String> {
@@ -185,7 +185,7 @@ impl Stage {
     }
 
     /// Where the balancer would send a session now.
-    pub(super) async fn way(&self, session: &str) -> Result<Way, String> {
+    pub(super) async fn placement(&self, session: &str) -> Result<Placement, String> {
         let balancer = Arc::clone(self.server()?.reloader().balancer());
         Ok(match place::route(&balancer, &SessionId::new(session)).await {
             Ok((backend, reason)) => (backend.name().to_string(), reason.label()),
@@ -209,7 +209,7 @@ impl Stage {
     /// Waits until a session that was let go is live nowhere, and the balancer has seen it go.
     pub(super) async fn until_gone(&self, session: &str) -> Result<(), String> {
         let gone = async {
-            while !self.holders(session).await?.is_empty() || self.way(session).await?.1 == "owner" {
+            while !self.holders(session).await?.is_empty() || self.placement(session).await?.1 == "owner" {
                 sleep(PAUSE).await;
             }
             Ok(())

@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::fleet::{Ask, Backend, Health, Judge, Unreachable};
 use crate::runtime::jitter::stretched;
 use crate::wire::SessionId;
-use stale::Word;
+use stale::MovedRequest;
 
 /// Questions in flight on one standing connection; further ones wait in the queue.
 const IN_FLIGHT_MAX: usize = 256;
@@ -76,7 +76,7 @@ pub async fn attend(
                 }
             };
             attendant.lost = true;
-            attendant.words.clear();
+            attendant.moved_requests.clear();
             attendant.backend.moved().lost();
             tracing::debug!(backend = %attendant.backend.name(), end, "standing connection ended");
             // Whether that was the server's end or just this connection's, a new one will tell at once; but not in a
@@ -99,7 +99,7 @@ struct Attendant {
     lost: bool,
     owner: Owner,
     /// What is due of sessions that went on elsewhere; when the connection is lost, that comes of it.
-    words: FuturesUnordered<Word>,
+    moved_requests: FuturesUnordered<MovedRequest>,
 }
 
 impl Attendant {
@@ -112,7 +112,7 @@ impl Attendant {
             hastened: false,
             lost: false,
             owner,
-            words: FuturesUnordered::new(),
+            moved_requests: FuturesUnordered::new(),
         }
     }
 
@@ -218,7 +218,7 @@ impl Attendant {
                     let (id, answer) = answer.map_err(|error| error.to_string())?;
                     line.dispatch(&self.backend, id, answer);
                 }
-                Some(heard) = self.words.next() => {
+                Some(heard) = self.moved_requests.next() => {
                     self.heard_of_moved(line, heard).await.map_err(|error| error.to_string())?;
                 }
                 ask = self.asked.recv(), if room => {

@@ -24,9 +24,9 @@ use crate::wire::SessionId;
 const ASKED_MAX: usize = 64;
 
 /// What comes of a request about a session that went on elsewhere.
-pub(super) type Word = BoxFuture<'static, Heard>;
+pub(super) type MovedRequest = BoxFuture<'static, MovedAnswer>;
 
-pub(super) struct Heard {
+pub(super) struct MovedAnswer {
     session: SessionId,
     request: Request,
     /// `None`: the connection was lost.
@@ -116,7 +116,7 @@ impl Attendant {
     /// The connection was lost.
     pub(super) async fn ask_moved(&mut self, line: &mut OwnLine) -> io::Result<()> {
         let moved = self.backend.moved();
-        if moved.is_empty() || !self.words.is_empty() || self.is_mute() {
+        if moved.is_empty() || !self.moved_requests.is_empty() || self.is_mute() {
             return Ok(());
         }
         let mut frames = Vec::new();
@@ -129,16 +129,16 @@ impl Attendant {
     }
 
     fn await_word(&self, session: SessionId, request: Request, answered: oneshot::Receiver<Answer>) {
-        let word = async move { Heard { session, request, answer: answered.await.ok() } };
-        self.words.push(word.boxed());
+        let word = async move { MovedAnswer { session, request, answer: answered.await.ok() } };
+        self.moved_requests.push(word.boxed());
     }
 
     /// What came of a request about one of them.
     ///
     /// # Errors
     /// The connection was lost.
-    pub(super) async fn heard_of_moved(&mut self, line: &mut OwnLine, heard: Heard) -> io::Result<()> {
-        let (Heard { session, request, answer }, moved) = (heard, Arc::clone(self.backend.moved()));
+    pub(super) async fn heard_of_moved(&mut self, line: &mut OwnLine, heard: MovedAnswer) -> io::Result<()> {
+        let (MovedAnswer { session, request, answer }, moved) = (heard, Arc::clone(self.backend.moved()));
         match (request, answer) {
             (Request::Close, None) => moved.unclosed(&session),
             (Request::Close, Some(answer)) => drop(self.closed(&session, &answer)),

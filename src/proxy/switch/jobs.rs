@@ -21,9 +21,17 @@ pub(super) const JOB_BYTES_MAX: usize = JOB_BYTES + RUNNING_BYTES;
 pub(super) struct Jobs {
     /// Those that run, and what is watched.
     on_their_way: FuturesUnordered<Job>,
-    running: usize,
-    next: VecDeque<Job>,
+    /// Boxed: most of the time there are none.
+    turns: Option<Box<Turns>>,
     last: u64,
+}
+
+#[derive(Default)]
+struct Turns {
+    /// How many run.
+    running: usize,
+    /// Those that wait for theirs.
+    next: VecDeque<Job>,
 }
 
 impl Jobs {
@@ -35,30 +43,21 @@ impl Jobs {
     /// One more job, as soon as its turn comes: its number. It must end with an event that [ends a turn](Event::ends_a_turn).
     pub(super) fn send_out(&mut self, job: impl FnOnce(u64) -> Job) -> u64 {
         self.last = self.last.saturating_add(1);
-        self.next.push_back(job(self.last));
-        self.set_off();
+        let turns = self.turns.get_or_insert_default();
+        turns.next.push_back(job(self.last));
+        turns.set_off(&self.on_their_way);
         self.last
-    }
-
-    fn set_off(&mut self) {
-        while self.running < RUNNING_MAX
-            && let Some(job) = self.next.pop_front()
-        {
-            self.running = self.running.saturating_add(1);
-            self.on_their_way.push(job);
-        }
-        if self.next.is_empty() {
-            // An idle client keeps no room for them.
-            self.next = VecDeque::new();
-        }
     }
 
     /// What has happened.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let Poll::Ready(Some(event)) = self.on_their_way.poll_next_unpin(cx) else { return Poll::Pending };
-        if event.ends_a_turn() {
-            self.running = self.running.saturating_sub(1);
-            self.set_off();
+        if event.ends_a_turn()
+            && let Some(turns) = &mut self.turns
+        {
+            turns.running = turns.running.saturating_sub(1);
+            turns.set_off(&self.on_their_way);
+            self.turns.take_if(|turns| turns.running == 0);
         }
         Poll::Ready(event)
     }
@@ -70,8 +69,20 @@ impl Jobs {
 
     /// What they take, beside the frames that wait for them.
     pub(super) fn bytes(&self) -> usize {
-        let all = self.running.saturating_add(self.next.len()).saturating_mul(JOB_BYTES);
-        all.saturating_add(self.running.saturating_mul(RUNNING_BYTES))
+        let Some(Turns { running, next }) = self.turns.as_deref() else { return 0 };
+        let all = running.saturating_add(next.len()).saturating_mul(JOB_BYTES);
+        all.saturating_add(running.saturating_mul(RUNNING_BYTES))
+    }
+}
+
+impl Turns {
+    fn set_off(&mut self, on_their_way: &FuturesUnordered<Job>) {
+        while self.running < RUNNING_MAX
+            && let Some(job) = self.next.pop_front()
+        {
+            self.running = self.running.saturating_add(1);
+            on_their_way.push(job);
+        }
     }
 }
 
@@ -99,7 +110,8 @@ mod tests {
         jobs.watch(Box::pin(async { Event::Shutdown }));
         let next = async |jobs: &mut Jobs| std::future::poll_fn(|cx| jobs.poll(cx)).await;
         assert!(matches!(next(&mut jobs).await, Event::Shutdown));
-        assert_eq!((jobs.running, jobs.next.len()), (RUNNING_MAX, 2), "what is watched has no turn");
+        let turns = jobs.turns.as_ref().unwrap();
+        assert_eq!((turns.running, turns.next.len()), (RUNNING_MAX, 2), "what is watched has no turn");
         assert_eq!(jobs.bytes(), RUNNING_MAX * JOB_BYTES_MAX + 2 * JOB_BYTES);
         gate.add_permits(RUNNING_MAX + 2);
         let mut ended = Vec::new();
@@ -109,6 +121,6 @@ mod tests {
         }
         ended.sort_unstable();
         assert_eq!(ended, (1..=count).collect::<Vec<_>>());
-        assert_eq!((jobs.running, jobs.bytes()), (0, 0));
+        assert!(jobs.turns.is_none() && jobs.bytes() == 0);
     }
 }

@@ -57,9 +57,9 @@ use table::Table;
 use upstream::Upstream;
 
 /// State requests that may be asked again of another backend.
-const UNANSWERED_MAX: usize = 8;
+const UNANSWERED_MAX: u8 = 8;
 /// Backends that may be silent on one client's state requests: after these it is the request that has no answer.
-const SILENT_MAX: usize = 2;
+const SILENT_MAX: u8 = 2;
 /// Bytes of all frames that wait for jobs.
 const WAITING_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Bytes waiting for one peer, beyond which nothing more is read for it.
@@ -104,10 +104,10 @@ struct Switch<'a> {
     /// By when it must be answered: one timer, however many such requests a client makes.
     overdue: Option<Pin<Box<Sleep>>>,
     /// State requests that a backend took with it.
-    unanswered: usize,
+    unanswered: u8,
     /// Backends that were silent on one, and how often that was.
     avoided: Avoided,
-    silences: usize,
+    silences: u8,
     state: Arc<State>,
     version: Option<Box<[u8]>>,
     authenticated: bool,

@@ -103,6 +103,12 @@ impl Drop for Line {
     }
 }
 
+/// Waits until a connection is closed, which is asked on meanwhile.
+async fn closed(live: &mut Client) {
+    let closed = async { while live.call("ping", json!({})).await.is_ok() {} };
+    tokio::time::timeout(IN_VAIN, closed).await.unwrap();
+}
+
 pub fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_sessile"))
 }
@@ -364,8 +370,7 @@ async fn old_processes_are_bounded_told_and_ended() {
     // The old process may be told to end: then it drains as any other.
     let first = line.first.take().unwrap();
     first.signal(Signal::TERM);
-    let closed = async { while live.call("ping", json!({})).await.is_ok() {} };
-    tokio::time::timeout(IN_VAIN, closed).await.unwrap();
+    closed(&mut live).await;
     assert!(first.end().success());
     line.until_alone().await;
     line.upgrade().await;
@@ -380,8 +385,7 @@ async fn an_old_process_closes_what_it_has_when_its_time_is_over() {
     let (address, mut live) = line.live().await;
     let started = Instant::now();
     line.upgrade().await;
-    let closed = async { while live.call("ping", json!({})).await.is_ok() {} };
-    tokio::time::timeout(IN_VAIN, closed).await.unwrap();
+    closed(&mut live).await;
     assert!(started.elapsed() >= std::time::Duration::from_millis(300), "{:?}", started.elapsed());
     assert!(line.first.take().unwrap().end().success(), "nobody has told it to end");
     assert!(line.place.log().contains("timeouts.upgrade_drain is over"));
@@ -407,8 +411,7 @@ async fn an_old_process_is_hurried_by_an_interrupt_and_not_by_a_second_sigterm()
         live.call("ping", json!({})).await.unwrap();
     }
     first.signal(Signal::INT);
-    let closed = async { while live.call("ping", json!({})).await.is_ok() {} };
-    tokio::time::timeout(IN_VAIN, closed).await.unwrap();
+    closed(&mut live).await;
     assert!(first.end().success());
     line.until_alone().await;
     line.stop();

@@ -37,6 +37,15 @@ async function midway(t, names, { timeouts, prompt = 'two', options } = {}) {
   return { servers, model, at, held, vanish, unloaded };
 }
 
+/** Lets the turns that wait for the model end, and sees that the sessions hear it. */
+async function ended(at, model, sessions) {
+  const heard = sessions.map((session) => new Promise((resolve) => { session.on('session.idle', resolve); }));
+  model.release();
+  await within('the end of every turn', Promise.all(heard), 20000);
+  for (const session of sessions) assert.deepEqual(await answers(session), [1, 2]);
+  await until('nothing is parked any more', async () => await parked(at) === 0);
+}
+
 const parked = (at) => at.metric('sessile_parked_connections');
 
 test('with linger, the turn of a vanished client ends, and its answer is in the history', balancerOnly, async (t) => {
@@ -80,11 +89,7 @@ test('who comes back while the turn goes on meets it alive, and hears its end', 
     assert.deepEqual(await prompts(session), [`first of ${id}`, 'two']);
     return session;
   });
-  const heard = sessions.map((session) => new Promise((resolve) => { session.on('session.idle', resolve); }));
-  model.release();
-  await within('the end of every turn', Promise.all(heard), 20000);
-  for (const session of sessions) assert.deepEqual(await answers(session), [1, 2]);
-  await until('nothing is parked any more', async () => await parked(at) === 0);
+  await ended(at, model, sessions);
   for (const session of sessions) assert.equal((await turn(session, 'three')).shown, 3, 'it outlives the parked link');
 });
 
@@ -100,11 +105,7 @@ test('who comes back with the tools it had is let in at once, and hears the end 
     assert.deepEqual(await servers.live(id), [home], 'where it is alive');
     return session;
   });
-  const heard = sessions.map((session) => new Promise((resolve) => { session.on('session.idle', resolve); }));
-  model.release();
-  await within('the end of every turn', Promise.all(heard), 20000);
-  for (const session of sessions) assert.deepEqual(await answers(session), [1, 2]);
-  await until('nothing is parked any more', async () => await parked(at) === 0);
+  await ended(at, model, sessions);
   for (const session of sessions) assert.equal((await turn(session, 'three')).shown, 3, 'it outlives the keeper');
 });
 

@@ -19,6 +19,18 @@ fn impatient(raws: &[Raw]) -> Text {
     Raw::text(raws).set("timeouts.opening", "\"1s\"")
 }
 
+/// Two servers, the first of which answers no probe once the flag is set. What stalls is given up for that alone: the harness
+/// waits for nothing as long as `timeouts.opening`.
+async fn patient() -> (Arc<AtomicBool>, Vec<Raw>, Balancer) {
+    let down = Arc::new(AtomicBool::new(false));
+    let is_down = Arc::clone(&down);
+    let says: raw::Says = Arc::new(move |_, _| is_down.load(Ordering::Relaxed).then_some(Value::Null));
+    let raws = vec![Raw::saying(says).await, Raw::start().await];
+    let text = Raw::text(&raws).probed_often().set("timeouts.opening", "\"10m\"");
+    let balancer = Balancer::start(&text).await;
+    (down, raws, balancer)
+}
+
 /// Goes on with a byte at a time until nobody takes any.
 fn trickle(mut line: Client) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
@@ -86,13 +98,7 @@ fn who_stops_within_an_answer_stops_its_own_sessions_and_no_others() {
 #[test]
 fn who_is_down_within_an_answer_is_not_waited_for_any_longer() {
     run(async {
-        let down = Arc::new(AtomicBool::new(false));
-        let is_down = Arc::clone(&down);
-        let says: raw::Says = Arc::new(move |_, _| is_down.load(Ordering::Relaxed).then_some(Value::Null));
-        let mut raws = vec![Raw::saying(says).await, Raw::start().await];
-        // The harness waits for nothing as long as that.
-        let text = Raw::text(&raws).probed_often().set("timeouts.opening", "\"10m\"");
-        let balancer = Balancer::start(&text).await;
+        let (down, mut raws, balancer) = patient().await;
         let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
         let stalled = begun(&mut client, &sessions[0], &mut lines[0]).await;
         down.store(true, Ordering::Relaxed);
@@ -141,13 +147,7 @@ fn who_trickles_what_the_client_has_begun_to_read_is_given_up() {
 #[test]
 fn who_trickles_what_the_client_has_begun_to_read_is_given_up_sooner_if_it_is_down() {
     run(async {
-        let down = Arc::new(AtomicBool::new(false));
-        let is_down = Arc::clone(&down);
-        let says: raw::Says = Arc::new(move |_, _| is_down.load(Ordering::Relaxed).then_some(Value::Null));
-        let mut raws = vec![Raw::saying(says).await, Raw::start().await];
-        // The harness waits for nothing as long as that.
-        let text = Raw::text(&raws).probed_often().set("timeouts.opening", "\"10m\"");
-        let balancer = Balancer::start(&text).await;
+        let (down, mut raws, balancer) = patient().await;
         let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
         let (slow, begun, whole) =
             half_read(&mut client, &sessions[0], &mut lines[0], 3 << 20, 1 << 20).await;

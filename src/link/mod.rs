@@ -9,9 +9,13 @@ mod dial;
 mod greet;
 mod line;
 mod query;
+mod replay;
+mod state;
 
 pub use candidates::{first_that_answers, those_that_answer};
 pub use clients::attend_clients;
 pub use dial::{DialFault, Link, dial, hung_up};
-pub use greet::{GreetFault, State, StateFault, StateFrame, attach, greet};
+pub use greet::{attach, greet};
 pub use query::attend;
+pub use replay::GreetFault;
+pub use state::{State, StateFault, StateFrame};

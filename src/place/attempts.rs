@@ -226,15 +226,12 @@ async fn dialled(want: &Want<'_>, snapshot: &Snapshot, backend: &Arc<Backend>) -
         _ => Miss::Unreachable,
     })?;
     // A server that takes connections but says nothing is as good as one that takes none.
-    let greeted = tokio::time::timeout(config.timeouts.connect, greet(&mut link, want.frames)).await;
+    let greeted =
+        tokio::time::timeout(config.timeouts.connect, greet(&mut link, want.frames, want.version)).await;
     let has_hung_up = matches!(&greeted, Ok(Err(GreetFault::Lost(error))) if hung_up(error));
     match greeted {
-        Ok(Ok(version))
-            if version.is_none() || want.version.is_none() || version.as_deref() == want.version =>
-        {
-            Ok(link)
-        }
-        Ok(Ok(_)) => {
+        Ok(Ok(())) => Ok(link),
+        Ok(Err(GreetFault::Version)) => {
             Err(Miss::Refused(Refused::mismatch("the session's backend speaks another protocol version")))
         }
         Ok(Err(GreetFault::Refused | GreetFault::Unattached)) => Err(Miss::Refused(Refused::mismatch(

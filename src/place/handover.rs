@@ -49,7 +49,7 @@ async fn keeper(want: &Want<'_>, config: &Config, attachment: &Attachment) -> Op
     let lease = Lease::within_bound(backend)?;
     let mut link = dial(lease, &config.timeouts).await.ok()?;
     let attached = async {
-        greet(&mut link, want.frames).await?;
+        greet(&mut link, want.frames, None).await?;
         attach(&mut link, attachment.session()).await
     };
     let attached: Result<(), GreetFault> = attached.await;

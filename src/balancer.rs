@@ -1,4 +1,4 @@
-//! What all connections of one process share, and the two words that end them.
+//! What all connections of one process share, and the two signals that end them.
 
 mod answers;
 
@@ -22,11 +22,11 @@ use crate::snapshot::Snapshot;
 
 pub use answers::{Answers, SMALL_BYTES_MAX, Whole};
 
-/// What of large frames of backends is held until they are whole, of all together.
+/// Bytes of backends' large frames that are held until they are whole, for all clients together.
 const FRAMES_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// What all connections may hold beyond their shares: enough for one to hold an opening of full size in a buffer that has
-/// grown to twice of that, whatever another does.
+/// What all connections may hold beyond their shares: enough for one to hold an opening of full size, in a buffer that
+/// has grown to twice that, whatever another does.
 fn large_max(limits: &Limits) -> usize {
     limits.opening_bytes.saturating_mul(8)
 }
@@ -37,19 +37,19 @@ pub struct Balancer {
     snapshot: ArcSwap<Snapshot>,
     /// Who has which session.
     pub directory: Arc<Directory>,
-    /// Where sessions went.
+    /// Where sessions went last.
     pub pins: Pins,
     /// Which servers see each other's sessions.
     pub evidence: Evidence,
     /// What the fleet answers to `connect`.
     pub greetings: Greetings,
-    /// What Prometheus is told.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// What connections hold because clients made them.
+    /// Memory that clients make their connections hold.
     pub memory: Arc<Budget>,
-    /// What of large frames of backends is held until clients have taken them.
+    /// Memory of backends' large frames, until clients have taken them.
     pub frame_memory: Arc<Budget>,
-    /// What the whole fleet is asked for clients.
+    /// Answers of the whole fleet to clients' questions.
     pub answers: Answers,
     /// Links kept for the running turns of clients that are gone.
     pub parked: AtomicUsize,
@@ -59,9 +59,9 @@ pub struct Balancer {
     pub workers: Workers,
     /// Every task of every connection.
     pub tasks: TaskTracker,
-    /// Not ready any more, and nothing new is accepted; what is there goes on.
+    /// Cancelled: not ready any more, and nothing new is accepted; open connections go on.
     pub draining: CancellationToken,
-    /// Everything closes.
+    /// The end of all connections.
     pub shutdown: Shutdown,
     turns: AtomicUsize,
     /// Whether each backend of the first configuration has been probed once.
@@ -139,8 +139,8 @@ impl Balancer {
         if probed.wait_for(|probed| *probed).await.is_err() {}
     }
 
-    /// Whether some backend serves only clients that have sent it a good token: then nobody else may learn where sessions
-    /// are, nor act on them. One that is down, or has left, counts only while none is up.
+    /// Whether some backend serves only clients that have sent it a good token: then no other client may learn where
+    /// sessions are, nor act on them. A backend that is down, or has left, counts only while none is up.
     pub fn demands_token(&self) -> bool {
         let now = self.now();
         let up = now.is_up();
@@ -149,8 +149,8 @@ impl Balancer {
         backends.filter(|backend| !up || backend.is_up()).any(|backend| backend.demands_token())
     }
 
-    /// Whether `backend` may be sent what a client says. While the fleet demands a token, one that is not `authenticated`
-    /// is heard only by those that demand it: they refuse it in their own words, and the others would act on it.
+    /// Whether `backend` may be sent a client's frames. While the fleet demands a token, frames of a client that is not
+    /// `authenticated` go only to backends that demand it: they refuse them, and the others would act on them.
     pub fn may_hear(&self, backend: &Backend, authenticated: bool) -> bool {
         authenticated || backend.demands_token() || !self.demands_token()
     }

@@ -1,7 +1,7 @@
-//! Why a connection ended: who ended it, in which room, and for what reason.
+//! Why a connection ended: who ended it, in which phase, and for what reason.
 //!
 //! Every way out of the data path is a [`Close`]; it is also the data path's error type. The three parts are
-//! closed sets, because they become metric labels. They play the part of HAProxy's termination states: an operator
+//! closed sets, because they become metric labels. They are what termination states are in HAProxy: an operator
 //! reads `by=backend at=relay why=reset` and knows where to look.
 
 use std::fmt;
@@ -17,14 +17,14 @@ pub enum By {
     Balancer,
 }
 
-/// In which room of its life the connection was.
+/// In which phase the connection was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum At {
-    /// Admitted or not.
+    /// Being accepted: limits, PROXY header, TLS.
     Accept,
     /// Reading frames until one names a session.
     Opening,
-    /// Choosing, dialling and greeting the home.
+    /// Choosing, dialling and greeting the backend of its session.
     Place,
     /// Carrying bytes.
     Relay,
@@ -35,25 +35,25 @@ pub enum At {
 pub enum Why {
     /// An orderly end: FIN after the last byte.
     Fin,
-    /// RST, or the kernel's word that the peer is gone.
+    /// RST, or the kernel says that the peer is gone.
     Reset,
     /// A deadline passed: first frame, begun frame, half-close or idle.
     Timeout,
-    /// A configured limit was met.
+    /// A configured limit was reached.
     Limit,
-    /// No TLS came about.
+    /// The TLS handshake failed.
     Tls,
-    /// No PROXY header from whom one is due, or a connection from somebody else.
+    /// A trusted proxy sent no valid PROXY header, or somebody else connected.
     Proxy,
     /// Bytes that are no frame, or a frame that is no request.
     Malformed,
-    /// A server that harms all its clients was asked to; mostly counted in answers.
+    /// A denied method was called. Most such calls are answered, and do not end the connection.
     Denied,
     /// No backend could take the session.
     NoBackend,
     /// The only backend that may serve the session is down.
     OwnerDown,
-    /// The home speaks another protocol version than the scout did.
+    /// The session's backend speaks another protocol version than the scout did.
     ProtocolMismatch,
     /// Another opening of the same session did not finish in time.
     SessionLocked,
@@ -98,7 +98,7 @@ const ENDS: [(By, At, &[Why]); 10] = [
     ),
 ];
 
-/// What a client may be told when its connection is closed, and what is left where nothing could be told.
+/// Why the balancer ends an opening: with an error that the client is told, or `Aborted`, where it could not be told.
 const REFUSED: [Why; 10] = [
     Why::Limit,
     Why::Malformed,

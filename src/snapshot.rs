@@ -1,7 +1,7 @@
-//! What one configuration became: the fleet's members, their ring and the policy, behind one pointer.
+//! One configuration in force: the fleet's members, their ring and the policy, behind one pointer.
 //!
 //! Every placement reads the snapshot of its moment. A reload or an operator's command builds the next one and swaps
-//! the pointer; nothing in a snapshot ever changes but what its backends report of themselves.
+//! the pointer; nothing in a snapshot ever changes except the state of its backends.
 
 use std::sync::Arc;
 
@@ -16,13 +16,13 @@ pub struct Snapshot {
     pub generation: u64,
     /// The configuration itself.
     pub config: Arc<Config>,
-    /// The fleet, in the order of the file; what was found for a name stands in its place.
+    /// The fleet, in the order of the file; servers found for a name stand in its place.
     pub members: Vec<Member>,
-    /// Servers that are in the fleet no more and may have sessions still, the oldest first, none of them a member's. They
-    /// are asked where sessions are, and take what is located there. In state "drain", what is stored there counts too: DNS
-    /// has left them out. In "maint" they have left the file.
+    /// Servers that have left the fleet and may still have sessions, the oldest first; none is a member's. They are asked
+    /// where sessions are, and get the sessions that are located there. State "drain": only DNS has left them out, and
+    /// sessions stored there count too. State "maint": they have left the file.
     pub retired: Vec<Member>,
-    /// The ring of the members, numbered alike.
+    /// The ring of the members, with the same numbers.
     pub ring: Arc<Ring>,
 }
 
@@ -35,7 +35,7 @@ pub struct Member {
     pub weight: u32,
     /// The state in force: an operator's command, else the file's.
     pub state: AdminState,
-    /// The file's.
+    /// The state in the file.
     pub file_state: AdminState,
     /// The name in the file for which it was found.
     pub source: Option<Arc<str>>,
@@ -49,7 +49,7 @@ impl Member {
 }
 
 impl Snapshot {
-    /// Member `at`; those that follow the members are the retired ones.
+    /// Member `at`; numbers beyond the members are the retired ones.
     pub fn member(&self, at: usize) -> Option<&Member> {
         self.members.get(at).or_else(|| self.retired.get(at.checked_sub(self.members.len())?))
     }
@@ -59,27 +59,27 @@ impl Snapshot {
         self.members.len()..self.members.len().saturating_add(self.retired.len())
     }
 
-    /// Whether what member `at` alone has stored counts for where its sessions are: not on a server that an operator has
-    /// taken out of the file, nor where all have the same.
+    /// Whether a session is resumed at member `at` because it alone has it stored: not on a server that an operator has
+    /// taken out of the file, nor where all share their storage.
     pub fn keeps(&self, at: usize) -> bool {
         let kept = |member: &Member| at < self.members.len() || member.state == AdminState::Drain;
         self.config.placement.storage != Storage::Shared && self.member(at).is_some_and(kept)
     }
 
-    /// Whether it knows more than one server, those that have left included: else there is no question where a session is.
+    /// Whether it knows more than one server, those that have left included: with one, it is clear where every session is.
     pub fn has_several(&self) -> bool {
         let first = self.members.first().map(|member| member.backend.server());
         let others = self.members.iter().any(|member| Some(member.backend.server()) != first);
         others || !self.retired.is_empty()
     }
 
-    /// Servers that this snapshot knows, for what each of them costs.
+    /// How many servers this snapshot knows, to reckon what they cost.
     pub fn servers(&self) -> usize {
         self.members.len().saturating_add(self.retired.len())
     }
 
-    /// Member `at` as a decision sees it; `failed` lists the members this placement could not dial, and `have` those that
-    /// the client is connected to.
+    /// Member `at` as `decide` sees it; `failed` lists the members that this placement could not dial, and `have` the
+    /// backends that the client is connected to.
     pub fn candidate(&self, at: usize, failed: &[usize], have: &[Arc<Backend>]) -> Candidate {
         let Some(member) = self.member(at) else {
             return Candidate {
@@ -113,14 +113,13 @@ impl Snapshot {
         ramp(slow_start.and_then(|_| member.backend.up_for()), slow_start)
     }
 
-    /// Whether so few backends are up that probes are doubted: nothing that cannot be taken back is then done on their
-    /// word.
+    /// Whether so few backends are up that probes are doubted: then nothing that cannot be undone is done because of them.
     pub fn is_panic(&self) -> bool {
         let counted = self.members.iter().filter(|member| member.state != AdminState::Maint);
         is_panic(counted.map(|member| member.backend.health()), self.config.health.panic_threshold)
     }
 
-    /// Whether another server that is up sees what `owner` has stored, and can take its sessions over.
+    /// Whether another server that is up sees what `owner` has stored, and can take over its sessions.
     pub fn sees(&self, owner: &Backend, evidence: &Evidence) -> bool {
         let own = owner.process();
         let shared = |other: &Backend| evidence.shared(&own, &other.process()) == Some(true);
@@ -136,14 +135,14 @@ impl Snapshot {
         self.members.iter().position(|member| &**member.backend.name() == name)
     }
 
-    /// What of a session ID decides about its place on the ring.
+    /// The part of a session ID that decides its place on the ring.
     pub fn affinity_key<'a>(&self, id: &'a SessionId) -> &'a [u8] {
         let whole = id.as_str().as_bytes();
         let pattern = self.config.placement.affinity_pattern.as_ref();
         pattern.and_then(|p| p.captures(whole)?.get(1)).map_or(whole, |group| group.as_bytes())
     }
 
-    /// Whether some backend would take a session if it had not as many connections as it may.
+    /// Whether some ready backend has reached its bound on connections.
     pub fn is_full(&self) -> bool {
         self.members.iter().any(|member| member.is_ready() && member.backend.is_full())
     }

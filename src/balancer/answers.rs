@@ -1,4 +1,4 @@
-//! Answers of the whole fleet: asked for once, and kept once, for as long as anybody has yet to take one.
+//! Answers of the whole fleet: asked for once, and kept once, until every client that asked has taken them.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -9,29 +9,28 @@ use prometheus::IntGauge;
 use crate::fleet::{Askers, Joined, Joint};
 use crate::runtime::account::{Budget, Charge};
 
-/// Bytes of all long answers: those that servers send, and those that are made of them until the last client has taken
-/// them.
+/// Bytes of all long answers: those that servers send, and those merged from them, until the last client has taken them.
 const BYTES_MAX: usize = 8 * 1024 * 1024;
-/// An answer up to this length is not counted here, but by each client that takes it: a queue has room for it, so there is
-/// always one that can be had.
+/// An answer up to this length is not counted here, but by each client that takes it: a queue has room for it, so a short
+/// answer can always be given.
 pub const SMALL_BYTES_MAX: usize = 64 * 1024;
 
 /// What came of a question to the whole fleet.
 #[derive(Clone, Debug)]
 pub enum Whole {
-    /// A result, as JSON text, and how many servers had no part in it.
+    /// A result, as JSON text, and how many servers are missing in it.
     Result(Bytes, usize),
     /// The error that a server gave, as JSON text, where none gave a result.
     Error(Bytes),
-    /// Every part was too long to be taken, or is now.
+    /// Every server's answer, or the merged one, was too long.
     TooLong,
-    /// Nobody could be asked in time, for others' questions.
+    /// No server could be asked in time, because of others' questions.
     Crowded,
-    /// Nobody answered.
+    /// No server answered.
     Nobody,
 }
 
-/// What is asked, and what clients have yet to take.
+/// Questions in flight, and answers that clients have yet to take.
 #[derive(Debug)]
 pub struct Answers {
     memory: Arc<Budget>,
@@ -100,7 +99,7 @@ impl Answers {
         if length <= SMALL_BYTES_MAX {
             return Some(Bytes::from(make()));
         }
-        // Locked until it is made: who wants the same one meanwhile finds it.
+        // Locked until it is made: a client that wants the same one meanwhile finds it.
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         made.retain(|made| made.strong_count() > 0);
         let same = made.iter().filter_map(Weak::upgrade).find(|made| made.is(length, &write));

@@ -1,4 +1,4 @@
-//! Addresses and names as operators write them: what is accepted, and for the usual slips, what was meant.
+//! Addresses and names as operators write them: what is accepted, and for common mistakes, what was meant.
 //!
 //! Listening addresses are IP literals, because a name may resolve to many or to none at a bad moment; backends may be
 //! names, which are looked up again and again. Faults are worded as in `values`.
@@ -170,7 +170,7 @@ pub(super) fn network(text: &str) -> Result<IpNet, ValueFault> {
     })
 }
 
-/// Whether two listening sockets would get into each other's way.
+/// Whether two listening sockets cannot both be bound.
 pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let all_of_family = |all: IpAddr, one: IpAddr| all.is_unspecified() && all.is_ipv4() == one.is_ipv4();
     a.port() == b.port()
@@ -192,7 +192,7 @@ pub(super) fn loops_back(backend: &str, listener: SocketAddr, families: Families
     })
 }
 
-/// The slips common to every `host:port`.
+/// The mistakes common to every `host:port`.
 fn shape_fault(text: &str, example_host: &str) -> Option<ValueFault> {
     let fault =
         |wrong: &str| ValueFault::new(format!("must be an address such as \"{example_host}:4321\", {wrong}"));
@@ -200,7 +200,7 @@ fn shape_fault(text: &str, example_host: &str) -> Option<ValueFault> {
         return Some(fault("not a URL").help(format!("leave out the \"{}://\"", shown(scheme))));
     }
     if !text.starts_with('[') && text.matches(':').count() > 1 {
-        // "::1:4321" is an address by itself too; the port is what was meant
+        // "::1:4321" is a valid address too, but a port was meant
         let meant = text.rsplit_once(':').filter(|(host, _)| host.parse::<Ipv6Addr>().is_ok());
         let (host, port) = meant.unwrap_or((text, "4321"));
         let fault = fault("with an IPv6 address in brackets");

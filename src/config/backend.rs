@@ -1,6 +1,6 @@
 //! The fleet as configured: what a backend is, what its address stands for, and how names are looked up.
 //!
-//! Part of `model`, whose promises hold here too.
+//! Part of `model`, whose guarantees hold here too.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,9 +41,9 @@ pub enum Resolve {
 /// How names that stand for many backends are looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Discovery {
-    /// Who is asked; nobody = whom the system asks.
+    /// The name servers to ask; none = those of the system.
     pub nameservers: Vec<SocketAddr>,
-    /// Records hold at least so long.
+    /// Records are used at least so long.
     pub ttl_min: Duration,
     /// And at most so long; not less than `ttl_min`.
     pub ttl_max: Duration,
@@ -51,7 +51,7 @@ pub struct Discovery {
     pub timeout: Duration,
     /// Backends found for all names together, at most.
     pub backends: usize,
-    /// A server that has left is asked where sessions are until it has held nothing, or been silent, for so long.
+    /// A server that has left the fleet is asked about sessions until it has held none, or been silent, for so long.
     pub forget: Duration,
 }
 

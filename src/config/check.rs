@@ -1,7 +1,7 @@
 //! From the tree of the file to the sound model: every section, every bound, every rule between values.
 //!
-//! A check never stops at the first problem. It returns a configuration in any case; that is sound only if nothing was
-//! found, and `load` throws it away otherwise. Rules between two values are tried only if both were read as written, so
+//! A check never stops at the first problem. It always returns a configuration, which is sound only if no problem was
+//! found; `load` drops it otherwise. Rules between two values are checked only if both were read as written, so
 //! that one mistake is not reported twice.
 
 use std::collections::{BTreeSet, HashMap};
@@ -143,7 +143,7 @@ fn affinity_pattern(value: &DeValue<'_>) -> Result<Regex, ValueFault> {
         )));
     }
     let pattern = RegexBuilder::new(text).size_limit(COMPILED_BYTES_MAX).build().map_err(|error| {
-        // a syntax error is told in several lines, of which the last is the reason
+        // the message of a syntax error has several lines; the last one is the reason
         let told = error.to_string();
         let reason = told.lines().last().unwrap_or_default();
         ValueFault::new(format!(
@@ -181,7 +181,7 @@ fn timeouts(mut reader: Reader<'_, '_>) -> Timeouts {
     let mark = reader.mark();
     let drain = reader.unlimited("drain", default.drain, &(SHORTEST..=WEEK));
     let drain_spread = reader.unlimited("drain_spread", default.drain_spread, &(SHORTEST..=HOUR));
-    // The default gives way to a shorter drain.
+    // The default is lowered to a shorter drain.
     let written = reader.value("drain_spread").is_some() && reader.clean_since(mark);
     if let (Some(drain), Some(spread), true) = (drain, drain_spread, written)
         && spread > drain
@@ -225,7 +225,7 @@ fn limits(mut reader: Reader<'_, '_>) -> Limits {
     }
 }
 
-/// Reports that the one is not at most the other, at one of them that is written.
+/// Reports that `low` is more than `high`, at one of the two that is in the file.
 fn report_order(reader: &mut Reader<'_, '_>, low: (&'static str, String), high: (&'static str, String)) {
     let told = |(key, value): &(&'static str, String)| match reader.value(key) {
         Some(_) => format!("`{key}` ({value})"),

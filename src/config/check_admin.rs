@@ -1,4 +1,4 @@
-//! The checks of `[admin]`: who may reach the desk, and with what.
+//! The checks of `[admin]`: who may reach the admin port, and with which proof.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -49,7 +49,7 @@ pub(super) fn admin(
             fault.help("a Unix socket needs no TLS: only the balancer's own user can open it"),
         );
     }
-    // What is written and cannot be had is reported already; it may be on a line that is no TOML.
+    // A key that is there but could not be read is reported already; it may be on a line that is not TOML.
     let mutual = match reader.value("tls").map(Spanned::get_ref) {
         Some(DeValue::Table(tls)) => tls.contains_key("client_ca"),
         _ => false,

@@ -1,5 +1,5 @@
 //! Reads `tls = { … }` and `proxy_protocol = { … }` tables. The files of TLS are read and tried out while the
-//! configuration is checked; and so are those that a command names, which asks an admin port.
+//! configuration is checked; so are those that a command gets for its connection to an admin port.
 
 use std::ops::Range;
 use std::path::Path;
@@ -31,7 +31,7 @@ const NETWORKS_MAX: usize = 1024;
 
 /// What is written for TLS of one backend.
 pub(super) enum Own {
-    /// Nothing: what `[upstream]` says holds.
+    /// Nothing: `[upstream]` applies.
     Default,
     /// `false`: none.
     Plain,
@@ -39,7 +39,7 @@ pub(super) enum Own {
     Tls(Arc<BackendTls>),
 }
 
-/// Who may send a PROXY header, and must.
+/// The proxies that may, and must, send a PROXY header.
 pub(super) fn proxies(outer: &mut Reader<'_, '_>) -> Option<Proxies> {
     if let Some(DeValue::Boolean(false)) = outer.value("proxy_protocol").map(Spanned::get_ref) {
         return None;

@@ -1,4 +1,4 @@
-//! What the program does where the file says nothing: the defaults, and the methods denied on every listener.
+//! The defaults: what holds where the file says nothing, and the methods denied on every listener.
 //!
 //! `conf/example.toml` shows each of these; a test holds the two equal.
 
@@ -24,9 +24,8 @@ pub(super) fn methods_denied() -> BTreeSet<String> {
 impl MethodPolicy {
     /// The policy of what a listener's file section says.
     ///
-    /// State methods, without whose answer no client starts, are allowed unless `deny` names them in full: a family there
-    /// (`plugins.*`, `*`) does not reach them, and adding an exception of one's own to `methods_allow` does not take theirs
-    /// away.
+    /// State methods, without whose answer no client starts, are allowed unless `deny` names them in full: a family in
+    /// `deny` (`plugins.*`, `*`) does not include them, and they stay allowed whatever `methods_allow` holds.
     pub fn new(mut allow: BTreeSet<String>, deny: BTreeSet<String>) -> Self {
         allow.extend(method::of_state().filter(|name| !deny.contains(*name)).map(str::to_owned));
         Self { allow, deny }

@@ -16,7 +16,7 @@ impl Config {
 
 /// What clients and their links may take; `None` = nothing bounds them.
 fn of_clients(config: &Config, servers: usize) -> Option<u64> {
-    // Where each frame goes by its own session, a client may have a link to every backend; else it has one.
+    // With routing by session a client may have a link to every backend; else it has one.
     let links = |listener: &Listener| match listener.routing {
         Routing::Session => count(servers).max(1),
         Routing::Connection => 1,

@@ -1,7 +1,7 @@
 //! What differs between two configurations: the lines of a reload's log.
 //!
-//! Pure. Backends are told apart by name and listeners by address, in no order. Secrets are compared, never shown. Each
-//! section is taken apart field by field without a rest, so that a new setting does not compile before it is told here.
+//! Pure. Backends are identified by name and listeners by address, in any order. Secrets are compared, never shown. Each
+//! section is destructured without `..`, so that a new setting does not compile before it is compared here.
 
 mod fleet;
 
@@ -27,7 +27,7 @@ pub enum Change {
         /// Its name.
         name: String,
     },
-    /// A backend elsewhere under the same name.
+    /// A backend with another address under the same name.
     BackendReaddressed {
         /// Its name.
         name: String,
@@ -101,7 +101,7 @@ pub enum Change {
     },
 }
 
-/// What has to change to make `new` of `old`: nothing if they are equal up to the order of listeners and backends.
+/// What has to change to turn `old` into `new`: nothing if they differ only in the order of listeners and backends.
 pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     let mut changes = Vec::new();
     listeners(&mut changes, &old.listeners, &new.listeners);
@@ -273,7 +273,7 @@ fn limits(changes: &mut Vec<Change>, old: &Limits, new: &Limits) {
 }
 
 fn upstream(changes: &mut Vec<Change>, old: &Upstream, new: &Upstream) {
-    // TLS of all backends is told for each.
+    // The TLS of `[upstream]` is compared for each backend.
     let Upstream { connection_token, tls: _ } = new;
     let key = "upstream.connection_token";
     secret(changes, key, old.connection_token.as_ref(), connection_token.as_ref());
@@ -292,7 +292,7 @@ fn tls_change<T>(
     }
 }
 
-/// Values are compared as shown: what is shown is exact.
+/// Values are compared as shown, which is exact.
 fn setting(changes: &mut Vec<Change>, key: &'static str, old: impl Into<String>, new: impl Into<String>) {
     let (old, new) = (old.into(), new.into());
     if old != new {

@@ -1,8 +1,8 @@
 //! The configuration file as a JSON Schema, for editors that complete and check TOML.
 //!
-//! What a key is for comes from the comments of `conf/example.toml`, so that an editor shows what the documentation says;
-//! what it may hold stands here, and tests hold it to what `check` takes. A schema cannot say everything: `sessile check`
-//! has the last word.
+//! The descriptions of keys are the comments of `conf/example.toml`, so that an editor shows what the documentation says.
+//! The values they may hold are here, and tests compare them with what `check` accepts. A schema cannot say everything:
+//! `sessile check` decides.
 
 use serde_json::{Map, Value, json};
 
@@ -49,7 +49,7 @@ fn table(section: &Section) -> Value {
     table
 }
 
-/// What `key` may hold. A key that is missing here may hold anything, which a test does not let pass.
+/// What `key` may hold. A key that is missing here may hold anything, and then a test fails.
 fn kind(section: &str, key: &str) -> Value {
     match (section, key) {
         ("listener", "routing") => words(Routing::ALL, Routing::label),

@@ -1,4 +1,5 @@
-//! Which families a listening address stands for: `[::]` takes IPv4 as well, unless another section has its port for IPv4.
+//! Which address families a listening address takes: `[::]` takes IPv4 as well, unless another section has its port for
+//! IPv4.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -38,7 +39,7 @@ pub(super) fn families(address: SocketAddr, mut all: impl Iterator<Item = Socket
 }
 
 impl Families {
-    /// Whether a socket at `address` that takes these is reached by dialling `ip`, which is this machine's.
+    /// Whether dialling `ip`, an address of this machine, reaches a socket at `address` with these families.
     pub(super) fn reach(self, address: SocketAddr, ip: IpAddr) -> bool {
         let same = address.is_ipv4() == ip.is_ipv4();
         address.ip() == ip || address.ip().is_unspecified() && (same || self == Self::Both)

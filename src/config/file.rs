@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-/// The text of the file at `path`. Opening a FIFO waits for its writer, as everywhere.
+/// The text of the file at `path`. Opening a FIFO waits for its writer, as usual.
 ///
 /// # Errors
-/// Why it cannot be had, as the rest of a sentence that begins with the file: "does not exist". Never any content.
+/// Why it cannot be read, as the rest of a sentence that begins with the file: "does not exist". Never any content.
 pub(super) fn read(path: &Path, bytes_max: usize) -> Result<String, String> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => "does not exist".to_owned(),
@@ -16,7 +16,7 @@ pub(super) fn read(path: &Path, bytes_max: usize) -> Result<String, String> {
     };
     let file = File::open(path).map_err(failed)?;
     let one_too_many = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1);
-    // Room for all of it at once: what holds a secret is not to leave pieces behind while it grows.
+    // Allocated at once: a buffer with a secret must not leave copies behind when it grows.
     let room = file.metadata().map_or(0, |about| about.len().min(one_too_many)).saturating_add(1);
     let mut bytes = Vec::with_capacity(usize::try_from(room).unwrap_or(0));
     file.take(one_too_many).read_to_end(&mut bytes).map_err(failed)?;

@@ -19,7 +19,7 @@ use super::secret::{Surroundings, hide_in_text};
 /// A larger file is refused unread.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
 
-/// The parser gives up at some errors. Lines at fault are then blanked and the rest is looked at, so often at most.
+/// The parser gives up at some errors. The faulty lines are then blanked and the rest is parsed again, so often at most.
 const SYNTAX_ROUNDS_MAX: usize = 8;
 
 /// Reads and checks the file at `path`. Relative paths in it begin at its folder.
@@ -42,11 +42,11 @@ pub fn parse(text: &str, origin: &str) -> Result<Config, Problems> {
     parse_in(text, origin, Path::new(origin), &|name| std::env::var_os(name))
 }
 
-/// Every file that the configuration at `path` names, be it sound or not: where a change may mend or spoil it.
+/// Every file that the configuration at `path` names, even if it is not sound: a change of any of them may matter.
 pub fn files(path: &Path) -> BTreeSet<PathBuf> {
     let seen = RefCell::default();
     if let Ok(text) = file::read(path, FILE_BYTES_MAX) {
-        // What is wrong with it is told by whoever loads it.
+        // Its problems are reported when it is loaded.
         drop(parse_seeing(&text, "", path, &|name| std::env::var_os(name), &seen));
     }
     seen.into_inner()
@@ -110,7 +110,7 @@ fn report_syntax(text: &str, errors: &[SyntaxError], found: &mut Findings<'_>) -
             _ => ValueFault::new(format!("not TOML: {}", error.message())),
         };
         if unclosed && error.message().contains("array") {
-            // every later line is taken for a part of it: the first one tells it all
+            // every later line is taken for a part of the list: only the first error counts
             found.at(span, fault.help("a list that began above, or here, is not closed with `]`"));
             return None;
         }
@@ -120,7 +120,7 @@ fn report_syntax(text: &str, errors: &[SyntaxError], found: &mut Findings<'_>) -
     without_lines(text, &starts)
 }
 
-/// What is said of the key or section at `span`, if it stands in a line above too.
+/// The fault of the key or section at `span`, if it is in a line above too.
 fn twice(text: &str, span: &Range<usize>) -> Option<ValueFault> {
     let name = text.get(span.clone())?;
     let start = text.get(..span.start)?.rfind('\n').map_or(0, |newline| newline.saturating_add(1));
@@ -132,7 +132,7 @@ fn twice(text: &str, span: &Range<usize>) -> Option<ValueFault> {
         _ => false,
     };
     let above: Vec<(usize, &str)> = (1..).zip(text.get(..start)?.lines()).collect();
-    // A key may stand in another section too.
+    // A key may be in another section too.
     let same = above.iter().rev().take_while(|(_, line)| section || !opens(line));
     let (first, _) = same.filter(|(_, line)| is_it(line)).last()?;
     let fault = ValueFault::new(format!("`{}` is written twice", shown(name)));
@@ -143,7 +143,7 @@ fn span_of(error: &SyntaxError) -> Range<usize> {
     error.span().unwrap_or_default()
 }
 
-/// Whether the line's value would be one if it stood in quotes.
+/// Whether the line's value would be valid in quotes.
 fn lacks_quotes(line: &str) -> bool {
     let value = line.split_once('=').map(|(_, value)| value.trim()).unwrap_or_default();
     let bare = !value.is_empty() && !value.contains(['"', '\'', '[', ']', '{', '}', '#', '\\']);
@@ -152,7 +152,7 @@ fn lacks_quotes(line: &str) -> bool {
 
 /// The text with the lines that begin at `starts` blank, so that all other bytes keep their place.
 ///
-/// `None` if one of them opens a table: its keys would then seem to be another's.
+/// `None` if one of them opens a table: its keys would then seem to belong to the table before.
 fn without_lines(text: &str, starts: &BTreeSet<usize>) -> Option<String> {
     let mut rest = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {

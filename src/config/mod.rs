@@ -1,12 +1,12 @@
 //! The configuration file: raw as written, checked with every problem at once, and the sound model the rest uses.
 //!
-//! [`load`] a file or [`parse`] a text, and get a [`Config`] or [`Problems`]; [`diff()`] tells two configurations apart
+//! [`load`] a file or [`parse`] a text, and get a [`Config`] or [`Problems`]; [`diff()`] compares two configurations
 //! for the log of a reload. The modules are floors too, each using only those above it: the model and its defaults; how
-//! problems are collected and shown; what keys there are; single values and addresses; then the tree is read (`raw`),
-//! checked section by section (`check`) and all of it begun from a file (`load`).
+//! problems are collected and shown; which keys there are; single values and addresses; then the tree is read (`raw`),
+//! checked section by section (`check`), and `load` does all of it for a file.
 //!
-//! A new key goes into `schema`, `model`, `defaults`, `check`, `diff`, `editor` and `conf/example.toml`. The compiler or a test
-//! asks for each of them.
+//! A new key goes into `schema`, `model`, `defaults`, `check`, `diff`, `editor` and `conf/example.toml`. The compiler
+//! or a test asks for each of them.
 
 mod pem;
 

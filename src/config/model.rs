@@ -1,6 +1,6 @@
 //! The configuration as the rest of the program sees it: typed, complete and sound.
 //!
-//! Nothing here can be out of range or dangling: `check` builds it from the raw file or says every reason why not.
+//! Nothing here can be out of range or dangling: `check` builds it from the raw file, or reports every problem.
 //! A duration or bound of zero in the file means "unlimited" and is `None` here.
 
 use std::collections::BTreeSet;
@@ -59,11 +59,11 @@ pub struct Listener {
     pub accept_rate: Option<u32>,
     /// Clients speak TLS.
     pub tls: Option<Arc<ListenerTls>>,
-    /// Connections come by way of proxies that say whose they are; `None` = straight from clients.
+    /// Connections come through proxies that send a PROXY header; `None` = straight from clients.
     pub proxy_protocol: Option<Proxies>,
 }
 
-/// Who may say on whose behalf it connects, and must.
+/// The proxies that may, and must, send a PROXY header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxies {
     /// Networks; at least one.
@@ -71,7 +71,7 @@ pub struct Proxies {
 }
 
 impl Config {
-    /// Keeps the TLS that `old` has where this has the same: sessions begun with it can be resumed then.
+    /// Keeps the TLS of `old` where it has not changed, so that its TLS sessions can be resumed.
     pub fn keep_tls(&mut self, old: &Self) {
         for listener in &mut self.listeners {
             let known = old.listeners.iter().find(|known| known.address == listener.address);
@@ -131,10 +131,10 @@ pub struct MethodPolicy {
 pub struct Admin {
     /// Everything, reads and writes.
     pub address: AdminAddress,
-    /// Spoken at `address`, which is then no Unix socket.
+    /// TLS at `address`, which is then not a Unix socket.
     pub tls: Option<Arc<ListenerTls>>,
-    /// What everybody must show at `address`, who wants more than the empty page. If it is open, this is there, or `tls`
-    /// demands certificates, or both.
+    /// Demanded at `address` for everything but the empty page. If the address is open, there is a token, or `tls` demands
+    /// certificates, or both.
     pub token: Option<Secret>,
     /// `/metrics`, `/healthz` and `/readyz` only.
     pub metrics_address: Option<SocketAddr>,
@@ -150,7 +150,7 @@ pub enum AdminAddress {
 }
 
 impl AdminAddress {
-    /// Whether others than this machine can reach it: then nothing is told or done without a token or a certificate.
+    /// Whether other machines can reach it: then every request needs a token or a certificate.
     pub fn is_open(&self) -> bool {
         matches!(self, Self::Tcp(address) if !address.ip().to_canonical().is_loopback())
     }
@@ -206,7 +206,7 @@ pub enum Strategy {
 /// Where the servers keep their sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
-    /// Found out, from what the backends say of each session.
+    /// Learned from what the backends say of each session.
     Auto,
     /// Every backend can resume every session.
     Shared,
@@ -237,7 +237,7 @@ pub enum Openings {
 /// What a backend that went down means for its relayed connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDown {
-    /// Nothing: a slow server's turns live on, and TCP tells the dead.
+    /// Nothing: a slow server finishes its turns, and TCP finds a dead one.
     Keep,
     /// They are closed.
     Close,
@@ -254,7 +254,7 @@ pub struct Health {
     pub rise: u32,
     /// Failures in a row that bring it down; 1 or more.
     pub fall: u32,
-    /// The share of backends (0 to 1) that must be up for probes to be believed in everything; `None` = any.
+    /// The share of backends (0 to 1) that must be up, else probes are doubted; `None` = never doubted.
     pub panic_threshold: Option<f64>,
     /// What is done about backends that stay down.
     pub restart: Restart,
@@ -310,12 +310,12 @@ pub struct Limits {
     pub old_processes: usize,
 }
 
-/// What sessile needs to talk to backends on its own account.
+/// What sessile needs for its own connections to backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Upstream {
     /// For probes and locates only, never put into a client's frame.
     pub connection_token: Option<Secret>,
-    /// TLS towards every backend that says nothing else; each [`BackendSpec`] has it already.
+    /// TLS towards every backend without its own setting; each [`BackendSpec`] has it already.
     pub tls: Option<Arc<BackendTls>>,
 }
 
@@ -345,7 +345,7 @@ words!(Openings: Learned = "learned", Scouted = "scouted");
 words!(LocatePolicy: Auto = "auto", Always = "always", Off = "off");
 words!(OnDown: Keep = "keep", Close = "close");
 
-/// Text that must not reach a log: `Debug` hides it, there is no `Display`, and what is dropped is wiped.
+/// Text that must not reach a log: `Debug` hides it, there is no `Display`, and it is wiped when dropped.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(Zeroizing<String>);
 

@@ -44,7 +44,7 @@ pub(super) fn key(text: &str) -> Result<Arc<dyn SigningKey>, String> {
     })?;
     let key = any_supported_type(&der);
     der.zeroize();
-    // What the library says of a key that it cannot read may not be shown to everybody.
+    // The library's message about a key that it cannot read might quote it.
     key.map_err(|_| "holds a private key of a kind that cannot be used".to_owned())
 }
 

@@ -1,9 +1,9 @@
-//! What is wrong with a configuration file: every problem at once, each with its place and, if there is one, its cure.
+//! What is wrong with a configuration file: every problem at once, each with its place and, if known, its fix.
 //!
 //! This is the first thing an operator sees after a typo, so messages name the key, what it must be and what it is.
-//! Two things to hold when changing it: a secret must never be shown (values written where a secret belongs are
-//! masked in `source` before anything can print it), and no input may panic or take quadratic time (only the line at
-//! fault is handed to the renderer, and the list has an end).
+//! Two rules for changes here: a secret must never be shown (values written where a secret belongs are
+//! masked in `source` before anything can print it), and no input may panic or take quadratic time (only the faulty
+//! line is given to the renderer, and the list has a bound).
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -14,7 +14,7 @@ use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet,
 /// Problems listed for one file; the rest is only counted.
 pub const LISTED_MAX: usize = 100;
 
-/// A longer line is not shown, only named.
+/// A longer line is not shown; only its number is.
 const SHOWN_LINE_BYTES_MAX: usize = 1000;
 
 /// Everything wrong with one configuration file; never empty.
@@ -35,7 +35,7 @@ pub struct Problem {
     pub span: Option<Range<usize>>,
     /// One line: what it must be, and what it is.
     pub message: String,
-    /// One line: how to mend it.
+    /// One line: how to fix it.
     pub help: Option<String>,
 }
 
@@ -149,7 +149,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// A problem that does not know its place yet: what a value says is wrong with it.
+/// A problem without its place yet: what is wrong with a value.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ValueFault {
     pub(super) message: String,
@@ -188,7 +188,7 @@ impl<'t> Findings<'t> {
         self.list.push((span.into(), fault));
     }
 
-    /// Something that is not there; `span` is where one would look for it. Not reported when lines were left out for
+    /// Something that is missing; `span` is where it would be expected. Not reported when lines were left out for
     /// their syntax, as it may be on one of them.
     pub(super) fn missing(&mut self, span: Option<Range<usize>>, fault: ValueFault) {
         if !self.partial {
@@ -201,7 +201,7 @@ impl<'t> Findings<'t> {
         !self.partial
     }
 
-    /// Never show what is written there.
+    /// Never shows what is written there.
     pub(super) fn hide(&mut self, span: Range<usize>) {
         self.hidden.push(span);
     }

@@ -66,7 +66,7 @@ pub(super) fn tables<'r>(
     tables
 }
 
-/// The fault with the key it speaks of.
+/// The fault, with the key it is about.
 pub(super) fn named(key: &str, fault: ValueFault) -> ValueFault {
     ValueFault { message: format!("`{key}` {}", fault.message), help: fault.help }
 }
@@ -110,12 +110,12 @@ impl<'r, 't> Reader<'r, 't> {
         self.table.and_then(|table| table.get(key))
     }
 
-    /// Where to point when speaking of `key`: its value, else its table, else there is nothing.
+    /// Where a problem of `key` is shown: at its value, else at its table, else nowhere.
     pub(super) fn span(&self, key: &'static str) -> Option<Range<usize>> {
         self.value(key).map(Spanned::span).or_else(|| self.header.clone())
     }
 
-    /// Whether a key that there is not may mean this one.
+    /// Whether an unknown key in the table may be a misspelling of this one.
     pub(super) fn misspells(&self, key: &'static str) -> bool {
         let unknown = |written: &&str| !self.section.keys.contains(written);
         let written = self.table.into_iter().flat_map(|table| table.keys()).map(|key| key.get_ref().as_ref());
@@ -172,7 +172,7 @@ impl<'r, 't> Reader<'r, 't> {
         self.take(key, |value| values::or_zero(value, bounds, "unlimited")).unwrap_or(default)
     }
 
-    /// A quantity within bounds, or zero to have none of it.
+    /// A quantity within bounds, or zero for off.
     pub(super) fn or_off<Q: Quantity>(
         &mut self,
         key: &'static str,

@@ -1,7 +1,8 @@
-//! The command that restarts a backend which stays down: what may be written, and what it is for a given backend.
+//! The command that restarts a backend which stays down: what the file may say, and the command for a given backend.
 //!
-//! Part of `model`, whose promises hold here too. No shell reads the command, and no backend chooses what is run: names may
-//! come from DNS, so the program has no placeholder, and what takes a placeholder's place is neither an option nor a path.
+//! Part of `model`, whose guarantees hold here too. No shell reads the command, and no backend chooses what is run:
+//! names may come from DNS, so the program has no placeholder, and a name or address that replaces one is neither an
+//! option nor a path.
 
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ pub struct RestartCommand {
     arguments: Vec<String>,
 }
 
-/// What stands in braces and is no placeholder.
+/// Text in braces that is not a placeholder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unknown<'t>(pub(super) &'t str);
 
@@ -41,7 +42,7 @@ impl RestartCommand {
         &self.program
     }
 
-    /// The arguments for one backend; `None` if its name or its address must not stand in a command.
+    /// The arguments for one backend; `None` if its name or its address must not be put into a command.
     pub fn arguments(&self, name: &str, address: &str) -> Option<Vec<String>> {
         if !is_plain(name) || !is_plain(address) {
             return None;
@@ -62,7 +63,7 @@ pub(super) fn is_program(text: &str) -> bool {
     !text.is_empty() && (is_path || !text.contains('/')) && !text.contains(['{', '}'])
 }
 
-/// `text` with what its placeholders stand for.
+/// `text` with its placeholders replaced.
 pub(super) fn fill<'t>(text: &'t str, name: &str, address: &str) -> Result<String, Unknown<'t>> {
     let marks = [("{name}", name), ("{address}", address), ("{{", "{"), ("}}", "}")];
     let mut filled = String::new();
@@ -80,7 +81,7 @@ pub(super) fn fill<'t>(text: &'t str, name: &str, address: &str) -> Result<Strin
     Ok(filled)
 }
 
-/// Whether `text` can be taken for nothing but a name or an address: it begins no option, and is no path.
+/// Whether `text` can only be a name or an address: it does not begin an option, and is not a path.
 fn is_plain(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, '[' | '_'))
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".:_-[]%".contains(&b))

@@ -1,4 +1,4 @@
-//! Which sections and keys the file knows, and what an unknown one was meant to be.
+//! The sections and keys of the file, and what an unknown one may have been meant to be.
 //!
 //! A key is added here, read in `check`, given a default in `defaults`, a shape for editors in `editor`, and explained in
 //! `conf/example.toml`; tests hold them together.
@@ -132,7 +132,7 @@ impl fmt::Display for Section {
     }
 }
 
-/// For a word at the top of the file that is no section.
+/// For a word at the top of the file that is not a section.
 pub(super) fn unknown_section(word: &str) -> ValueFault {
     let fault = ValueFault::new(format!("unknown section or key `{}`", shown(word)));
     let names = SECTIONS.iter().map(|section| section.name);

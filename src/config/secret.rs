@@ -25,7 +25,7 @@ const SOURCES: [&str; 2] = ["env", "file"];
 
 const FILE_BYTES_MAX: usize = 64 * 1024;
 
-/// Names the folder into which systemd puts a unit's credentials, in the environment and at the beginning of a `file`.
+/// The folder into which systemd puts a unit's credentials: the variable, which may also begin a `file`.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
 /// Where secrets come from: a parameter, because a test must not change the environment of its process.
@@ -69,7 +69,7 @@ pub(super) enum Plain {
     Refused,
 }
 
-/// Reads the secret at `key`; `None` if there is none or it cannot be had, which is then reported.
+/// Reads the secret at `key`; `None` if there is none or it cannot be read, which is then reported.
 pub(super) fn secret(
     reader: &mut Reader<'_, '_>,
     key: &'static str,
@@ -144,7 +144,7 @@ fn resolve(table: &DeTable<'_>, known: bool, around: Surroundings<'_>) -> Result
     }
 }
 
-/// "has `env`, which must be …": the fault of a part, told of the whole.
+/// "has `env`, which must be …": the fault of a part, reported for the whole secret.
 fn fault_in(source: &str, fault: ValueFault) -> ValueFault {
     ValueFault { message: format!("has `{source}`, which {}", fault.message), ..fault }
 }
@@ -167,8 +167,8 @@ fn from_file(path: &str, around: Surroundings<'_>) -> Result<String, ValueFault>
     if text.is_empty() { Err(fault("is empty")) } else { Ok(text) }
 }
 
-/// Hides what follows the name of a secret on its line, unless it begins like a table: for text that is not TOML, where
-/// no tree says where values end.
+/// Hides everything after the name of a secret on its line, unless it begins like a table: for text that is not TOML,
+/// where no parser says where values end.
 pub(super) fn hide_in_text(text: &str, found: &mut Findings<'_>) {
     let mut begin = 0usize;
     for line in text.split_inclusive('\n') {

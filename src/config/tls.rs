@@ -1,7 +1,7 @@
-//! TLS as a listener or a backend has it: built of what the files held, and compared by that.
+//! TLS of a listener or a backend: built from the contents of its files, and compared by them.
 //!
-//! Each value has its own ticket keys and its own memory of sessions. A reload that finds the files unchanged keeps the
-//! value; one that finds anything else makes a new one, so no session is resumed that an older trust let in.
+//! Each value has its own ticket keys and its own store of TLS sessions. A reload that finds the files unchanged keeps the
+//! value; any change makes a new one, so no session is resumed that an older trust let in.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use super::pem;
 /// Sessions with a backend that may be resumed; each is a few kilobytes.
 const RESUMABLE: usize = 32;
 
-/// A certificate with what vouches for it, and the key to it.
+/// A certificate with its chain, and its key.
 #[derive(Clone)]
 pub(super) struct Identity {
     chain: Vec<CertificateDer<'static>>,
@@ -36,7 +36,7 @@ pub struct Validity {
     pub until: i64,
 }
 
-/// What a listener takes for proof of a client.
+/// How a listener verifies clients.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Trust {
     pub(super) ca: Vec<CertificateDer<'static>>,
@@ -62,7 +62,7 @@ pub struct BackendTls {
 }
 
 impl Identity {
-    /// Both, if they belong together.
+    /// The pair, if the two belong together.
     pub(super) fn new(
         chain: Vec<CertificateDer<'static>>,
         key: Arc<dyn SigningKey>,
@@ -84,7 +84,7 @@ impl Identity {
 }
 
 impl ListenerTls {
-    /// With a certificate, and with what clients are held to, if they are.
+    /// With a certificate, and with the trust by which clients are verified, if they are.
     pub(super) fn new(identity: Identity, trust: Option<Trust>) -> Result<Self, String> {
         let chain = identity.chain.clone();
         let provider = provider();
@@ -124,7 +124,7 @@ impl ListenerTls {
         self.trust.is_some()
     }
 
-    /// Whether who got in by `other` gets in by this.
+    /// Whether a client that `other` let in is let in by this.
     pub fn trusts_like(&self, other: &Self) -> bool {
         self.trust == other.trust
     }
@@ -153,14 +153,15 @@ impl ListenerTls {
         validity(&self.chain)
     }
 
-    /// Until when the whole chain counts, in seconds since 1970.
+    /// When the first certificate of the chain expires, in seconds since 1970.
     pub fn expiry(&self) -> Option<i64> {
         self.validity().map(|validity| validity.until)
     }
 }
 
 impl BackendTls {
-    /// With what backends are held to, the name they must have instead of their host's, and a certificate to show.
+    /// With the trust by which backends are verified, the name they must have instead of their host's, and a
+    /// certificate to show.
     pub(super) fn new(
         ca: Vec<CertificateDer<'static>>,
         name: Option<ServerName<'static>>,
@@ -200,7 +201,7 @@ impl BackendTls {
         self.name.clone().or_else(|| ServerName::try_from(host.to_owned()).ok())
     }
 
-    /// For servers that are looked up: each must have the name that was looked up, whatever DNS says of where they are.
+    /// For servers that are looked up: each must prove the name that was looked up, wherever DNS says it is.
     pub(super) fn known_as(&self, host: &str) -> Self {
         let name = self.name.clone().or_else(|| ServerName::try_from(host.to_owned()).ok());
         Self { name, ..self.clone() }
@@ -211,7 +212,7 @@ impl BackendTls {
         validity(&self.chain)
     }
 
-    /// Until when the whole chain shown to backends counts, in seconds since 1970.
+    /// When the first certificate of the chain shown to backends expires, in seconds since 1970.
     pub fn expiry(&self) -> Option<i64> {
         self.validity().map(|validity| validity.until)
     }
@@ -234,7 +235,7 @@ fn validity(chain: &[CertificateDer<'_>]) -> Option<Validity> {
     all.reduce(|all, one| Validity { from: all.from.max(one.from), until: all.until.min(one.until) })
 }
 
-// A chain's key is the one that belongs to it, so who has the same chain has the same key.
+// A chain has one key, so equal chains mean equal keys.
 impl PartialEq for ListenerTls {
     fn eq(&self, other: &Self) -> bool {
         self.chain == other.chain && self.trust == other.trust

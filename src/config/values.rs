@@ -1,5 +1,4 @@
-//! Single values: what a TOML value must be to stand for a duration, a size, a count or a word, and how those are
-//! written back for people.
+//! Single values: how TOML values are read as durations, sizes, counts and words, and how those are shown in messages.
 //!
 //! Everything here is pure. A [`ValueFault`]'s message is the rest of a sentence that begins with the key: "must be …".
 
@@ -13,7 +12,7 @@ use toml::de::DeValue;
 use super::problem::ValueFault;
 use super::schema::{listed, nearest, shown};
 
-/// The least that is worth a timer.
+/// The shortest time that is worth a timer.
 pub(super) const SHORTEST: Duration = Duration::from_millis(10);
 /// The bounds of most deadlines.
 pub(super) const UP_TO_AN_HOUR: RangeInclusive<Duration> = SHORTEST..=Duration::from_hours(1);

@@ -5,9 +5,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::model::Config;
 use super::tls::Validity;
 
-/// A certificate with less time left is worth a warning: as long before as the alert has it.
+/// A certificate with less time left is warned about: the same time as in the Prometheus alert.
 const SOON: i64 = 7 * 24 * 60 * 60;
-/// The end of what can be written.
+/// The last time that can be shown.
 const LAST: i64 = 253_402_300_799;
 
 /// The warnings of a configuration, at `now` in seconds since 1970; the same in the log, the status and `sessile check`.
@@ -19,7 +19,7 @@ pub fn warnings(config: &Config, now: i64) -> Vec<String> {
     }
     let admin = config.admin.tls.as_ref().and_then(|tls| tls.validity());
     whose.extend(admin.map(|validity| ("of the admin port".to_owned(), validity)));
-    // Most often all backends are shown the same one.
+    // Usually the same certificate is shown to all backends.
     let shown = |backend: &super::BackendSpec| backend.tls.as_ref().and_then(|tls| tls.validity());
     let mut seen = Vec::new();
     for (backend, validity) in config.backends.iter().filter_map(|one| Some((one, shown(one)?))) {

@@ -1,7 +1,7 @@
-//! The series of backends: made with them, and removed when the last backend of their name is over.
+//! The series of backends: made with them, and removed with the last backend of their name.
 //!
-//! Counters and sums are a name's, whichever servers have had it. A gauge that tells how a server is tells of the one that
-//! has the name now: each backend takes the voice when it is enlisted, and sets such gauges only while it has it.
+//! Counters and sums belong to a name, whichever servers have had it. A gauge of a server's state is about the server that
+//! has the name now: each backend takes the *voice* when it joins the fleet, and sets such gauges only while it has it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::config::AdminState;
 
 /// How dials fail.
 const CONNECT_FAILURES: [&str; 7] = ["refused", "timeout", "unresolved", "local", "tls", "silent", "other"];
-/// What probes bring a backend to.
+/// The states that probes bring a backend to.
 const CHANGES: [&str; 2] = ["up", "down"];
 /// How runs of `restart_command` end.
 const RESTARTS: [&str; 3] = ["success", "failure", "timeout"];
@@ -70,16 +70,16 @@ pub struct BackendSeries {
     pub last_probe: Gauge,
     /// Questions about sessions that it has left unanswered, in a row.
     pub unanswered: IntGauge,
-    /// Sessions it was made to let go of, because they went on elsewhere while it was not up.
+    /// Sessions closed on it because they went on elsewhere while it was not up.
     pub stale_copies_closed: IntCounter,
 }
 
 /// Who uses one name's series.
 #[derive(Debug, Default)]
 struct Use {
-    /// Backends that are not over.
+    /// Backends that use the series.
     users: usize,
-    /// The last one was over: they are removed, and stay so.
+    /// The last one has left: the series are removed, for good.
     removed: bool,
     /// Counts voices; the last one counts.
     voice: u64,
@@ -158,7 +158,7 @@ impl Families {
 impl BackendSeries {
     pub(super) fn new(name: &Arc<str>, families: &Arc<Families>) -> Self {
         let f = families;
-        // What is not counted yet is there all the same, at 0.
+        // Every series is there from the start, at 0.
         for (family, values) in f.closed() {
             for value in values {
                 family.with_label_values(&[&**name, value]);
@@ -184,14 +184,14 @@ impl BackendSeries {
         }
     }
 
-    /// One more backend uses them; false if they are removed already.
+    /// One more backend uses the series; false if they are removed already.
     pub(super) fn enter(&self) -> bool {
         let mut used = self.used();
         used.users = used.users.saturating_add(1);
         !used.removed
     }
 
-    /// A backend is over; with the last one they are removed.
+    /// A backend has left; with the last one the series are removed.
     pub fn leave(&self) {
         let mut used = self.used();
         used.users = used.users.saturating_sub(1);

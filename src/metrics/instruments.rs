@@ -41,7 +41,7 @@ pub struct Metrics {
     pub connections_active: IntGaugeVec,
     /// TLS handshakes of clients and operators that failed.
     pub tls_handshake_failures: IntCounterVec,
-    /// Until when the certificates of listeners and of the admin port count.
+    /// When the certificates of listeners and of the admin port expire.
     tls_certificate_expiry: IntGaugeVec,
     /// Connections that have not named a session yet.
     pub openings_active: IntGauge,
@@ -59,7 +59,7 @@ pub struct Metrics {
     pub placements: Closed,
     /// What the fleet said of unknown sessions.
     pub locates: Closed,
-    /// How long it took to say so.
+    /// How long it took to decide that.
     pub locate_duration: Histogram,
     /// 1 while so few backends are up that probes are doubted.
     pub panic: IntGauge,
@@ -67,7 +67,7 @@ pub struct Metrics {
     pub owners: IntGauge,
     /// Remembered placements.
     pub pins: IntGauge,
-    /// Answers to `connect` that were known.
+    /// First `connect`s answered from memory.
     pub connects_recalled: IntCounter,
     /// Connections whose session belonged elsewhere than their scout.
     pub rehomes: Closed,
@@ -77,17 +77,17 @@ pub struct Metrics {
     pub requests: Requests,
     /// Links kept for the running turns of clients that are gone.
     pub parked_connections: IntGauge,
-    /// Tasks that live, counted when asked.
+    /// Tasks alive, counted at each scrape.
     pub tasks: IntGauge,
-    /// Answers made of the whole fleet's.
+    /// Answers merged from the whole fleet's.
     pub merged_answers: Closed,
     /// Ids of server requests made unique for a client.
     pub ids_rewritten: IntCounter,
-    /// Answers of a server to what it was not asked.
+    /// Answers of a server to questions it was not asked.
     pub stray_answers: IntCounter,
     /// Events of servers that were too large to be held until their ends.
     pub events_skipped: IntCounter,
-    /// Requests that the admin socket refused to look at.
+    /// Requests that the admin port refused.
     pub admin_denied: Closed,
     /// Names looked up.
     pub discovery_lookups: Closed,
@@ -140,7 +140,7 @@ impl Metrics {
                 r,
                 IntCounter::new(
                     "connects_recalled_total",
-                    "First connects of clients answered as the fleet has answered the same before.",
+                    "First connects of clients that sessile answered itself, as the fleet had before.",
                 )?,
             )?,
             log_lines_lost: add(
@@ -183,7 +183,7 @@ impl Metrics {
             answer_memory: int_gauge(
                 r,
                 "answer_memory_bytes",
-                "Bytes of long answers of the fleet that are read, made or not sent yet.",
+                "Bytes of long answers of the fleet that are being read or made, or not sent yet.",
             )?,
             errors_answered: Closed::new(
                 r,
@@ -217,26 +217,22 @@ impl Metrics {
             rehomes: Closed::new(
                 r,
                 "rehomes_total",
-                "Connections moved from their scout to the home.",
+                "Connections moved from their scout to the backend of their session.",
                 "result",
                 &labels::REHOMES,
             )?,
-            requests_in_flight: int_gauge(
-                r,
-                "requests_in_flight",
-                "Requests the switch has an answer to wait for.",
-            )?,
+            requests_in_flight: int_gauge(r, "requests_in_flight", "Requests that wait for an answer.")?,
             requests: Requests::new(r)?,
             parked_connections: int_gauge(
                 r,
                 "parked_connections",
                 "Links kept for turns of clients that left.",
             )?,
-            tasks: int_gauge(r, "tasks", "Tasks that live now, on all threads.")?,
+            tasks: int_gauge(r, "tasks", "Tasks alive now, on all threads.")?,
             merged_answers: Closed::new(
                 r,
                 "merged_answers_total",
-                "Answers made of the fleet's.",
+                "Answers merged from the fleet's.",
                 "result",
                 &labels::MERGED,
             )?,
@@ -246,7 +242,10 @@ impl Metrics {
             )?,
             stray_answers: add(
                 r,
-                IntCounter::new("stray_answers_total", "Answers of servers to what they were not asked.")?,
+                IntCounter::new(
+                    "stray_answers_total",
+                    "Answers of servers to questions they were not asked.",
+                )?,
             )?,
             events_skipped: add(
                 r,
@@ -308,7 +307,7 @@ impl Metrics {
         series
     }
 
-    /// Notes until when the certificate of `listener` counts; `None` takes the series away.
+    /// Notes when the certificate of `listener` expires; `None` removes the series.
     pub fn certificate_expires(&self, listener: &str, at: Option<i64>) {
         match at {
             Some(at) => {
@@ -317,7 +316,7 @@ impl Metrics {
                     self.tls_handshake_failures.with_label_values(&[listener, why]);
                 }
             }
-            // It need not have been there.
+            // It may not have been there.
             None => drop(self.tls_certificate_expiry.remove_label_values(&[listener])),
         }
     }
@@ -337,7 +336,7 @@ impl Metrics {
         self.config_last_reload_successful.set(0);
     }
 
-    /// Notes that a listener is there, whose counters begin at 0.
+    /// Notes that a listener is open: its counters begin at 0.
     pub fn listens(&self, listener: &str) {
         self.connections_accepted.with_label_values(&[listener]);
         self.connections_active.with_label_values(&[listener]);

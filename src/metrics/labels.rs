@@ -1,5 +1,5 @@
-//! Counters with a label from a closed set: every series is there from the start, at 0. A counter that appears with its first
-//! event has no event before it, so `increase` and `rate` of it miss the first, which may be the only one.
+//! Counters with a label from a closed set: every series is there from the start, at 0. If a series appeared with its
+//! first event, `increase` and `rate` would miss that event, which may be the only one.
 
 use std::ops::Deref;
 
@@ -7,7 +7,7 @@ use prometheus::{IntCounter, IntCounterVec, Registry};
 
 use super::register::counters;
 
-/// Whether the fleet's words on sessions agree, and what they are: results of `locates_total`.
+/// What the fleet said of sessions, and whether its answers conflict: results of `locates_total`.
 pub const LOCATES: [&str; 6] = ["live", "stored", "nobody", "unsure", "unasked", "conflict"];
 /// Why sessions are placed where they are: reasons of `placements_total`.
 pub const PLACEMENTS: [&str; 9] =
@@ -16,7 +16,7 @@ pub const PLACEMENTS: [&str; 9] =
 pub const REHOMES: [&str; 2] = ["moved", "failed"];
 /// Results of `merged_answers_total`.
 pub const MERGED: [&str; 3] = ["full", "partial", "failed"];
-/// Why the admin socket refused to look at a request.
+/// Why the admin port refused a request.
 pub const DENIED: [&str; 3] = ["foreign", "token", "outdated"];
 /// How lookups of names end.
 pub const LOOKUPS: [&str; 6] = ["success", "nxdomain", "empty", "servfail", "timeout", "failed"];

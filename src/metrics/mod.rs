@@ -1,8 +1,8 @@
-//! What sessile tells Prometheus, and the account of one connection.
+//! The Prometheus metrics, and the record of one connection.
 //!
-//! Labels come from closed sets and from configured names, never from a session, a user or an address. The series of a
-//! backend live as long as anything holds its [`BackendSeries`]: when the last connection of a removed backend has
-//! gone, so have they.
+//! Labels come from closed sets, from configured names and from backends that DNS names, never from a session, a user or a
+//! client's address. The series of a backend live as long as anything holds its [`BackendSeries`]: they go with the last
+//! connection of a removed backend.
 
 mod register;
 pub mod labels;

@@ -1,4 +1,4 @@
-//! One connection's account: opened at accept, settled exactly once, in `Drop` if it must be.
+//! One connection's record: opened at accept, settled exactly once, in `Drop` at the latest.
 //!
 //! Settling writes the access line and moves the counters, so they are right however the connection's task ended.
 
@@ -12,7 +12,7 @@ use crate::close::{At, By, Close, Why};
 use crate::config::canonical;
 use crate::wire::SessionId;
 
-/// The account.
+/// The record.
 #[derive(Debug)]
 pub struct Record {
     metrics: Arc<Metrics>,
@@ -44,7 +44,7 @@ impl Record {
         }
     }
 
-    /// A proxy says who it really is.
+    /// A PROXY header names the client's real address.
     pub fn comes_from(&mut self, client: SocketAddr) {
         self.client = canonical(client);
     }
@@ -59,7 +59,8 @@ impl Record {
         self.session.as_ref()
     }
 
-    /// The connection has a home; its opening is over. With routing by session, only the first one is on record.
+    /// The connection's session is placed; its opening is over. With routing by session, only the first placement is
+    /// recorded.
     pub fn placed(&mut self, session: Option<SessionId>, backend: &Arc<str>, reason: &'static str) {
         if self.placed.is_some() {
             return;
@@ -70,7 +71,7 @@ impl Record {
         self.close.at = At::Relay;
     }
 
-    /// The connection has come this far, should its task be dropped.
+    /// The phase that the connection has reached, in case its task is dropped.
     pub fn reached(&mut self, at: At) {
         self.close.at = at;
     }

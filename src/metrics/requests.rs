@@ -1,5 +1,5 @@
-//! Requests that the switch sees answered, by class of method, and their errors by code. Durations are resolved once,
-//! because there is one for every exchange.
+//! Requests that the switch sees answered, by class of method, and their errors by code. The histograms are looked up
+//! once, because one is used in every exchange.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ const OTHER: &str = "other";
 pub enum Outcome {
     /// With a result.
     Success,
-    /// With an error of this code, if it has a sane one.
+    /// With an error of this code, if it has a valid one.
     Error(Option<i32>),
 }
 
@@ -78,7 +78,7 @@ impl Requests {
     }
 }
 
-/// What the label says of a code: servers may make up any number, but not any series.
+/// The label of a code: servers may make up codes, but no series.
 fn label(code: Option<i32>) -> &'static str {
     let known = CODES.iter().find(|(known, _)| Some(*known) == code);
     known.map_or(OTHER, |(_, label)| label)

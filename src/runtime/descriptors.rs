@@ -11,20 +11,20 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Of a backend: its two standing connections, and the next one.
+/// For each backend: its two standing connections, and a new one that replaces one of them.
 const OF_A_BACKEND: u64 = 3;
-/// Of a listener: one for each worker that accepts.
+/// For each listener: one for each worker that accepts.
 const OF_A_LISTENER: u64 = 4;
 /// Admin connections, files, pipes, and the runtime's own.
 const SPARE: u64 = 512;
-/// Of the spare ones, what is kept free of clients in any case.
+/// How many of the spare ones clients never get.
 const KEPT: u64 = 64;
-/// How far apart the bounds of two purposes are.
+/// The distance between the bounds of two purposes.
 const STEP: u64 = 32;
-/// How often a lack that goes on is logged.
+/// How often a shortage that goes on is logged.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
-/// What a client makes sessile open, in the order in which it is refused.
+/// What sessile opens for a client, in the order in which it is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// A link to a backend.
@@ -35,7 +35,7 @@ pub enum Purpose {
     Refusal,
 }
 
-/// The lowest number that each purpose leaves free. There is none before a configuration is in force.
+/// The lowest number that each purpose must leave free. No bound before a configuration is in force.
 static BOUNDS: [AtomicU64; 3] = [const { AtomicU64::new(u64::MAX) }; 3];
 
 impl Purpose {
@@ -51,7 +51,7 @@ impl Purpose {
         number < bound.load(Ordering::Relaxed)
     }
 
-    /// The same, and the log tells if not.
+    /// The same, and logs it if not.
     pub fn allows(self, socket: &impl AsRawFd) -> bool {
         let allows = self.has_room_for(socket);
         if !allows {

@@ -1,10 +1,10 @@
 //! Where log lines go: text on a terminal, JSON otherwise, both to standard error.
 //!
 //! A thread of its own writes them, because whatever reads standard error may be slow, stuck or gone, and a disk may be
-//! full. Nobody who carries bytes waits for a log line: what cannot be written is dropped and counted.
+//! full. The data path never waits for a log line: what cannot be written is dropped and counted.
 //!
-//! What `SESSILE_LOG` says is read here and not by `EnvFilter`, which lets every level or target pass that does not exist, and
-//! then logs nothing.
+//! `SESSILE_LOG` is read here and not by `EnvFilter`, which accepts levels and targets that do not exist, and then logs
+//! nothing.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 /// Lines that may wait to be written.
 const WAITING_MAX: usize = 8192;
 
-/// Lines that found no place to wait.
+/// Lines dropped because too many were waiting.
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 /// Writes that failed.
 static FAILED: AtomicUsize = AtomicUsize::new(0);
@@ -47,7 +47,7 @@ const TARGETS: [&str; 16] = [
     "sessile::systemd",
     "sessile::upgrade",
 ];
-/// What targets were called before, and the ones that are meant now.
+/// Old names of targets, and their new ones.
 const OLD_TARGETS: [(&str, &[&str]); 4] = [
     ("sessile::descriptors", &["sessile::runtime"]),
     ("sessile::logs", &["sessile::runtime"]),
@@ -129,7 +129,7 @@ pub fn lost() -> u64 {
     u64::try_from(lost).unwrap_or(u64::MAX)
 }
 
-/// Standard error, whose failures are counted and otherwise nobody's concern.
+/// Standard error, whose failures are counted and otherwise ignored.
 struct Stderr;
 
 impl Write for Stderr {
@@ -195,7 +195,7 @@ mod tests {
         }
     }
 
-    /// A floor that logs and is not listed could not be told to log more.
+    /// The level of a floor that logs but is not listed could not be set.
     #[test]
     fn every_floor_that_logs_is_a_target() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -1,4 +1,4 @@
-//! The end of all connections, each at a moment of its own: clients that lose theirs all at once come back all at once.
+//! The end of all connections, spread over a time: clients that are closed all at once come back all at once.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ pub struct Shutdown {
     begun: CancellationToken,
     at_once: CancellationToken,
     spread: OnceLock<(Instant, Duration)>,
-    /// Of connections that do not wait for [`begun`](Self::begun).
+    /// The flags of connections that do not wait for [`begun`](Self::begun).
     stop_flags: Mutex<Slab<Arc<StopFlag>>>,
 }
 
@@ -70,7 +70,7 @@ impl Shutdown {
             self.begun.cancelled().await;
             let Some(&(begun, spread)) = self.spread.get() else { return };
             let Some(moment) = begun.checked_add(moment(client, spread)) else { return };
-            // In a box of its own, so that a connection has no room for it all its life.
+            // Boxed, so that it takes no room in a connection before that.
             Box::pin(async {
                 tokio::select! {
                     () = self.at_once.cancelled() => {}
@@ -82,7 +82,7 @@ impl Shutdown {
     }
 }
 
-/// How long after the word a client's connection closes: the same however often it is asked for.
+/// How long after the beginning a client's connection closes: always the same for one client.
 fn moment(client: SocketAddr, spread: Duration) -> Duration {
     let mut hasher = DefaultHasher::new();
     client.hash(&mut hasher);

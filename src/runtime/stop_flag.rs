@@ -1,4 +1,4 @@
-//! What tells one connection that it has to end, or to look whether it has to.
+//! What tells one connection that it has to end, or to check whether it has to.
 //!
 //! Each of thousands has one, so it is a flag and a waker, not a future for each thing that may happen.
 
@@ -22,7 +22,7 @@ impl StopFlag {
         self.task.wake();
     }
 
-    /// Makes the connection look at what else may concern it.
+    /// Makes the connection check what else may have happened.
     pub fn wake(&self) {
         self.task.wake();
     }
@@ -34,7 +34,7 @@ impl StopFlag {
 
     /// Ready if the connection has to end; woken when it has, and by [`wake`](Self::wake).
     pub fn poll(&self, cx: &Context<'_>) -> Poll<()> {
-        // First whom to wake, then whether it is set: it may be set in between.
+        // The waker is registered before the flag is read: it may be set in between.
         self.task.register(cx.waker());
         if self.is_set() { Poll::Ready(()) } else { Poll::Pending }
     }

@@ -1,7 +1,7 @@
 //! Worker threads: a connection lives on one of them from accept to close.
 //!
-//! Each has a runtime of its own, so a connection's sockets, timers and task never move between cores. Whatever is no
-//! connection (probes, questions, reloads, the admin port) runs on the runtime that started the process.
+//! Each has a runtime of its own, so a connection's sockets, timers and task never move between cores. Everything else
+//! (probes, questions, reloads, the admin port) runs on the runtime that started the process.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 /// Connections that a worker may carry more than another before it hands new ones over.
 const SLACK: usize = 8;
 
-/// A timer that is due before all others makes tokio wake its own loop, by a system call. Every connection sets some, and
-/// most are due later than this.
+/// When a timer is set that is due before all others, tokio wakes its own loop by a system call. A tick that is due
+/// sooner than most timers of connections saves that.
 const TICK: Duration = Duration::from_millis(500);
 
 /// The threads.
@@ -57,7 +57,7 @@ impl Workers {
         &self.runtimes
     }
 
-    /// The worker that asks, unless another carries clearly less: staying is cheaper than being handed over.
+    /// The calling worker, unless another carries clearly less: staying is cheaper than being handed over.
     pub fn here_or_less_busy(&self) -> Handle {
         let here = Handle::current();
         let load = |runtime: &&Handle| runtime.metrics().num_alive_tasks();

@@ -21,7 +21,7 @@ use crate::wire::SessionId;
 
 const SHARDS: usize = 64;
 
-/// Boxed, because a table that grows has room for twice as many as are in it.
+/// Boxed, because a table that grows has room for twice as many entries as it holds.
 type Shard = HashMap<SessionId, Box<Session>>;
 
 /// The table.
@@ -30,7 +30,7 @@ pub struct Directory {
     shards: Vec<Mutex<Shard>>,
     hash: RandomState,
     owned: AtomicUsize,
-    /// Tells the holds of one session apart.
+    /// The next number, to tell the attachments of one session apart.
     holds: AtomicU64,
     gauge: IntGauge,
 }
@@ -62,7 +62,7 @@ enum State {
     Owned { backend: Arc<Backend>, holders: Vec<Holder>, evicting: bool },
 }
 
-/// One hold, and whom to tell when the session must leave.
+/// One attachment, and which connection to tell when the session must leave.
 #[derive(Debug)]
 struct Holder {
     number: u64,
@@ -72,7 +72,7 @@ struct Holder {
 /// What naming a session gives.
 #[derive(Debug)]
 pub enum Claim {
-    /// Nobody has it: find it a home.
+    /// Nobody has it: place it.
     Lead(PlacementGuard),
     /// It is owned, and this opening is now attached.
     Join(Attachment),
@@ -80,10 +80,10 @@ pub enum Claim {
     Wait(CancellationToken),
 }
 
-/// Whose a session is that was opened without having been claimed.
+/// What a session is that was opened on a server without a claim.
 #[derive(Debug)]
 pub enum Adopted {
-    /// Ours, on the server where it was opened.
+    /// Attached, on the server where it was opened.
     Held(Attachment),
     /// Another opening is placing it, which will find it where it is.
     Claimed,
@@ -162,7 +162,7 @@ impl Directory {
         }
     }
 
-    /// A session was opened on `backend` unclaimed: whose it is. Two names of one server are one.
+    /// A session was opened on `backend` without a claim. Two names of one server count as one.
     pub fn adopt(self: &Arc<Self>, id: &SessionId, backend: &Arc<Backend>) -> Adopted {
         match self.claim(id) {
             Claim::Lead(lead) => Adopted::Held(lead.settle(backend)),
@@ -234,12 +234,12 @@ impl Attachment {
         &self.backend
     }
 
-    /// Raised when the session must leave its backend: close the connection.
+    /// Set when the session must leave its backend: close the connection.
     pub fn stop_flag(&self) -> &Arc<StopFlag> {
         &self.stop_flag
     }
 
-    /// From now on `stop_flag` is what is set then.
+    /// Sets `stop_flag` from now on.
     pub fn set_stop_flag(&mut self, stop_flag: &Arc<StopFlag>) {
         if self.stop_flag.is_set() {
             stop_flag.set();
@@ -260,7 +260,7 @@ impl Attachment {
     }
 
     /// Makes every connection of the session close, this one included, because its backend is down and another will
-    /// take it. The token says when all have let go.
+    /// take the session. The token is cancelled when all have let go.
     pub fn evict(self) -> CancellationToken {
         let mut shard = self.directory.shard(&self.id);
         let Some(session) = shard.get_mut(&self.id) else { return CancellationToken::new() };
@@ -273,7 +273,7 @@ impl Attachment {
         session.over()
     }
 
-    /// Gives this part up before its time is over. What may come later, its drop included, does nothing.
+    /// Gives up this attachment before it is dropped, which then does nothing more.
     pub fn let_go(&self) {
         let mut shard = self.directory.shard(&self.id);
         let Some(session) = shard.get_mut(&self.id) else { return };

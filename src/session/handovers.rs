@@ -1,8 +1,9 @@
-//! Sessions that a parked link holds, and how it is told that somebody has come for one.
+//! Sessions that a parked link holds, and how it is told that a client has come back for one.
 //!
-//! What a vanished client registered with a session (its tools) stays registered while its link is attached, and servers
-//! refuse the same from anybody else. So before a session with a parked link is given to a client, a *keeper* takes the
-//! link's part: a connection that is attached with nothing of its own, so that the turn never is without one.
+//! The tools that a vanished client registered with a session stay registered while its link is attached, and servers
+//! refuse the same tools from any other connection. So before a session with a parked link is given to a client, a
+//! *keeper* takes the link's place: a connection that is attached and registers nothing, so that the running turn is never
+//! without one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,15 +35,15 @@ pub struct Keeper {
 /// Asks a parked link to leave a session.
 #[derive(Debug)]
 pub struct Handover {
-    /// Which.
+    /// Which session.
     pub session: SessionId,
-    /// Who stays in its place; `None` if somebody does already.
+    /// The connection that stays attached in its place; `None` if another one is already.
     pub keeper: Option<Keeper>,
-    /// Told when it has left, with the keeper if that was not needed.
+    /// Sent when the link has left, with the keeper if that was not needed.
     pub done: oneshot::Sender<Option<Keeper>>,
 }
 
-/// A link's entries, for as long as it may be asked.
+/// A link's entries, for as long as it may be asked to leave.
 #[derive(Debug)]
 pub struct Registered {
     all: Arc<Handovers>,
@@ -52,7 +53,7 @@ pub struct Registered {
 }
 
 impl Handovers {
-    /// Enters a link that holds these sessions.
+    /// Registers a link that holds these sessions.
     pub fn register(self: &Arc<Self>, sessions: Vec<SessionId>) -> Registered {
         let (link, asked) = mpsc::channel(WAITING_MAX);
         let mut parked = self.parked();

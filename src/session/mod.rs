@@ -1,4 +1,5 @@
-//! Sessions: who is attached to which, where each went last, and how a parked link is told that somebody comes back to one.
+//! Sessions: who is attached to which, where each went last, and how a parked link learns that a client comes back for
+//! one.
 //!
 //! What is known of servers is in `fleet`; nothing here does I/O.
 

@@ -1,7 +1,8 @@
 //! Remembered placements: where a session went when the ring alone does not say.
 //!
-//! Round-robin choices, spills and failovers are pinned. The table is bounded; the oldest pin goes first. It holds
-//! hashes of IDs, not IDs: half the memory, and nothing to read in a core dump.
+//! Sessions placed by round robin, for load, by slow start and (unless storage is shared) by failover are pinned. The
+//! table is bounded; the oldest pin goes first. It holds hashes of IDs: half the memory, and nothing to read in a core
+//! dump.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};

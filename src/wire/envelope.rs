@@ -9,7 +9,7 @@ use crate::runtime::account::{Owns, allocated};
 
 /// Longest session ID that is tracked; servers take about 200 bytes.
 pub const SESSION_ID_BYTES_MAX: usize = 256;
-/// Longest method name kept; what is longer is cut here, which no rule can mistake for another.
+/// Longest method name kept; a longer one is cut here, and no rule can mistake it for another.
 pub const METHOD_BYTES_MAX: usize = 128;
 
 /// A decoded session ID. Cheap to clone.
@@ -50,12 +50,12 @@ impl fmt::Debug for SessionId {
 /// The value of a session ID field.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Field {
-    /// Not there, `null` or empty: to a server these are one.
+    /// Not there, `null` or empty: servers treat these alike.
     #[default]
     Absent,
     /// An ID.
     Is(SessionId),
-    /// An ID over [`SESSION_ID_BYTES_MAX`], cut there: good for choosing a backend, too long to be remembered.
+    /// An ID over [`SESSION_ID_BYTES_MAX`], cut there: good enough to choose a backend, too long to be remembered.
     Long(SessionId),
 }
 
@@ -68,7 +68,7 @@ pub enum Kind {
     Resume,
     /// One that is live, by its ID.
     Attach,
-    /// Nothing that sessile can follow, or not there.
+    /// Not there, or a kind that sessile cannot follow.
     #[default]
     Other,
 }
@@ -95,9 +95,9 @@ pub enum Named {
     Untracked(SessionId),
     /// A new session that the server will name in its answer.
     Born,
-    /// A session that exists, and that only the server it goes to could name: the one it used last, say.
+    /// A session that exists, and that only the server could name: the one it used last, say.
     Unsaid,
-    /// Two sessions, and which one the server takes is not for sure.
+    /// Two sessions, and it is not certain which one the server takes.
     Two,
 }
 
@@ -128,7 +128,7 @@ pub struct Envelope {
     pub is_answer: bool,
     /// Whether an `error` member is there.
     pub is_error: bool,
-    /// `error.code`, if it is a sane number.
+    /// `error.code`, if it is an integer of 32 bits.
     pub error_code: Option<i32>,
     /// `params.id`: the request that a `$/cancelRequest` is about.
     pub cancels: Option<Id>,
@@ -141,7 +141,7 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    /// What is known of its method; nothing of an answer.
+    /// What is known of its method; `None` for an answer.
     pub fn known(&self) -> Option<&'static Method> {
         self.method.as_ref().map(Called::known)
     }
@@ -172,8 +172,8 @@ impl Envelope {
         }
     }
 
-    /// Whether this is a request of the one session that its `params.sessionId` names, and nothing else in it has a say in
-    /// where it goes: only such a one may be sent on before its end.
+    /// Whether this is a request of the one session that its `params.sessionId` names, and nothing else in it decides
+    /// where it goes: only such a request may be sent on before its end.
     pub fn is_plainly_of_a_session(&self) -> bool {
         let is_plain = |method: &Method| {
             method.way == Way::Ordinary && matches!(method.session, Where::Params | Where::ParamsOrBorn)
@@ -181,7 +181,7 @@ impl Envelope {
         self.known().is_some_and(is_plain) && self.session != Field::Absent && !self.may_mean_another()
     }
 
-    /// Whether a frame still is what was `decided` of its beginning.
+    /// Whether the frame still is what was `decided` from its beginning.
     pub fn keeps(&self, decided: &Self) -> bool {
         self.method == decided.method
             && self.is_answer == decided.is_answer
@@ -197,8 +197,8 @@ impl Envelope {
         self.known().is_some_and(create)
     }
 
-    /// The method that takes whole IDs only, to be called in place of this one because a server may take the session's ID
-    /// for the beginning of another one's; if there is one.
+    /// The method that takes whole IDs only, to be called in place of this one if there is one, because a server may
+    /// take the session's ID for the beginning of another's.
     pub fn instead_of_prefix(&self) -> Option<&'static str> {
         self.known()?.instead.filter(|_| self.may_mean_another())
     }
@@ -223,10 +223,10 @@ pub enum BodyFault {
     /// JSON, but not one object: a batch, say.
     #[error("the body is not a JSON object")]
     NotAnObject,
-    /// A key that decides the route twice in one object.
+    /// A key that decides the route is twice in one object.
     #[error("a key that decides the route stands twice")]
     Duplicate,
-    /// A request and an answer in one, or a result and an error: servers take it for either.
+    /// A request and an answer in one, or a result and an error: servers may take it for either.
     #[error("the body says two things at once: of method, result and error only one may be there")]
     Contradiction,
     /// `jsonrpc` is not "2.0", or not there.
@@ -238,11 +238,11 @@ pub enum BodyFault {
     /// A method or session ID that is no string.
     #[error("a field that decides the route has the wrong type")]
     WrongType,
-    /// A client's `params` that are neither an object nor null: the CLI 1.0.102 ends at some of them, and other servers
+    /// A client's `params` that are neither an object nor null: some of them crash the CLI 1.0.102, and other servers
     /// read an object in an array as if it were `params`.
     #[error("params must be an object")]
     Params,
-    /// Of a client, and nested deeper than [`DEPTH_MAX`](super::scan::DEPTH_MAX).
+    /// A client's body that is nested deeper than [`DEPTH_MAX`](super::scan::DEPTH_MAX).
     #[error("the body is nested too deeply")]
     TooDeep,
 }

@@ -1,7 +1,7 @@
 //! The head of a frame: header lines up to the empty one, and the length of the body they announce.
 //!
-//! Stricter than the servers on purpose. They take the last of two `Content-Length` headers and hang on bare LF; a
-//! balancer that understood such a head otherwise than the server behind it could be made to see other frames.
+//! Stricter than the servers on purpose. They take the last of two `Content-Length` headers and hang on bare LF; if the
+//! balancer understood such a head otherwise than the server behind it, the two would see different frames.
 
 /// Longest head taken; SDKs send about 25 bytes.
 pub const HEAD_BYTES_MAX: usize = 8 * 1024;
@@ -55,7 +55,7 @@ impl Head {
     }
 }
 
-/// Why bytes are no head.
+/// Why bytes are not a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeadFault {
     /// No empty line within [`HEAD_BYTES_MAX`].
@@ -70,7 +70,7 @@ pub enum HeadFault {
     /// The empty line came without a `Content-Length`.
     #[error("the head has no Content-Length")]
     NoLength,
-    /// `Content-Length` twice, be it with equal values.
+    /// `Content-Length` twice, even with equal values.
     #[error("the head has more than one Content-Length")]
     TwoLengths,
     /// Not a decimal number from 1 to [`BODY_BYTES_MAX`].

@@ -1,7 +1,7 @@
 //! Ids of requests, and which of them come back as they were sent.
 //!
-//! sessile finds a request by its id's bytes, so only ids that every server writes as they came are taken: plain integers
-//! and strings without escapes. `1.0`, `-0` and `"\u0061"` are the same to one server as something else, or nothing at all.
+//! sessile finds a request by its id's bytes, so only ids that every server sends back unchanged are accepted: plain
+//! integers and strings without escapes. Servers may send `1.0`, `-0` or `"\u0061"` back in another spelling, or as null.
 
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
@@ -14,7 +14,7 @@ pub const ID_BYTES_MAX: usize = 256;
 /// The largest integer that every peer keeps exactly, JavaScript's among them.
 const INTEGER_MAX: u64 = (1 << 53) - 1;
 
-/// A JSON-RPC id as the bytes that stood in the frame: echoed, never interpreted. Ids are equal if their bytes are.
+/// A JSON-RPC id as its bytes in the frame: echoed, never interpreted. Ids are equal if their bytes are.
 #[derive(Clone, Debug)]
 pub struct Id {
     pub(super) raw: Box<[u8]>,
@@ -53,14 +53,14 @@ impl Hash for Id {
     }
 }
 
-/// What may be done with the raw text of an id.
+/// How the raw text of an id may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Spelling {
-    /// It comes back as it is.
+    /// Servers send it back as it is.
     Plain,
-    /// It is JSON, so a refusal may echo it, but a server may write it otherwise.
+    /// It is JSON, so a refusal may echo it, but a server may send it back in another spelling.
     Odd,
-    /// It is no JSON.
+    /// It is not JSON.
     Broken,
 }
 

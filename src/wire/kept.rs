@@ -84,7 +84,7 @@ impl Scan {
         1
     }
 
-    /// A result or an error begins; one that is null beside the other says nothing.
+    /// A result or an error begins; a null one beside the other does not count.
     pub(super) fn answer(&mut self, byte: u8) {
         self.found.is_answer = true;
         if byte != b'n' {
@@ -114,7 +114,7 @@ impl Scan {
             }
             _ => {
                 let spelling = id::spelling(&self.raw);
-                // What is echoed into an answer must be JSON, whatever the client sent.
+                // Whatever is echoed in an answer must be JSON.
                 if spelling != Spelling::Broken && self.seen & TWO_IDS == 0 {
                     self.found.id = Some(raw());
                 }
@@ -125,14 +125,14 @@ impl Scan {
         }
     }
 
-    /// A request whose id is null: servers say that it is none.
+    /// A request whose id is null: servers take it for a notification.
     fn judge_id(&mut self) {
         if self.seen & NULL_ID != 0 && self.found.method.is_some() {
             self.spoil(BodyFault::BadId);
         }
     }
 
-    /// A cancellation of two requests; to any other method `params.id` is one member among others.
+    /// A cancellation of two requests; for any other method `params.id` has no meaning here.
     pub(super) fn judge_cancels(&mut self) {
         if self.seen & TWO_CANCELS != 0 && self.found.known().is_some_and(|known| known.way == Way::Cancel) {
             self.spoil(BodyFault::Duplicate);

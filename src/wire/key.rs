@@ -1,15 +1,15 @@
-//! The keys that matter to the scan, and where they do.
+//! The JSON keys that matter to the scan, and in which object each does.
 
 /// Bits of what has been seen; see [`Key::bit`].
 pub(super) const METHOD: u16 = 2;
 pub(super) const RESULT: u16 = 64;
 pub(super) const ERROR: u16 = 128;
 pub(super) const VERSION: u16 = 256;
-/// No answer can be sure of its id.
+/// Two ids: no answer can know which one is meant.
 pub(super) const TWO_IDS: u16 = 2048;
 /// The id is `null`.
 pub(super) const NULL_ID: u16 = 4096;
-/// The result is something.
+/// There is a result that is not null.
 pub(super) const RESULT_IS: u16 = 8192;
 /// Two requests are named to be cancelled.
 pub(super) const TWO_CANCELS: u16 = 32768;
@@ -75,7 +75,7 @@ impl Key {
         }
     }
 
-    /// The bit that says it has been seen, for the keys that may stand only once.
+    /// The bit that says it has been seen, for keys that may be there only once.
     pub(super) fn bit(self, place: Place) -> u16 {
         match (place, self) {
             (Place::Top, Self::Id) => 1,

@@ -1,9 +1,9 @@
 //! What sessile knows of each method: the one table. Pure.
 //!
 //! For every method it says where a request's session is named, what it does to that session, where the request goes, what
-//! its success changes, and whether a listener denies it unless its configuration says otherwise. Everything that treats a
-//! method in a way of its own reads it here. Every method of the newest SDK has a row, or is one of a family that has;
-//! `tests/sdk/methods.test.mjs` holds that against the SDK. A frame is looked up once, by its scan: see [`Called`].
+//! its success changes, and whether a listener denies it unless its configuration says otherwise. All code that treats
+//! methods differently reads it here. Every method of the newest SDK has a row, or belongs to a family that has one;
+//! `tests/sdk/methods.test.mjs` checks that against the SDK. A frame is looked up once, by its scan: see [`Called`].
 
 use std::fmt;
 use std::ops::Deref;
@@ -18,7 +18,7 @@ use server::FAMILIES;
 /// Longest session ID that a server may take for the beginning of another.
 const PREFIX_BYTES: std::ops::Range<usize> = 7..36;
 
-/// Any other method, by how its latency counts: a session that it names is respected.
+/// The rows for unknown methods, by how their latency counts: a session that they name decides where they go.
 static OTHERS: [Method; 2] = [row::unmovable(""), Method { timed: Timed::Read, ..row::unmovable("") }];
 
 /// The row for `name`, and whether it is its own.

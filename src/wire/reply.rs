@@ -1,7 +1,7 @@
 //! Frames that sessile makes itself.
 //!
-//! Clients are picky: the head is exactly `Content-Length: N`, an id keeps its JSON type and its bytes, and there is
-//! never an error without one (a null id makes two SDKs drop the connection).
+//! Clients are strict: the head is exactly `Content-Length: N`, an id keeps its JSON type and its bytes, and no error is
+//! sent without an id (a null id makes two SDKs drop the connection).
 
 use std::ops::Range;
 use std::time::Duration;
@@ -20,19 +20,19 @@ pub enum Refusal {
     NoBackend,
     /// The backend that holds the session cannot be reached.
     OwnerDown,
-    /// The home's protocol version is not the one the client was told.
+    /// The protocol version of the session's backend is not the one the client was told.
     ProtocolMismatch,
     /// Another opening of the session holds its claim for too long.
     SessionLocked,
     /// sessile is stopping.
     Draining,
-    /// A configured limit is met.
+    /// A configured limit is reached.
     Limit,
     /// The listener's policy forbids the method.
     Denied,
     /// The backend went away before it answered.
     BackendLost,
-    /// A frame that is no sound request.
+    /// A frame that is not a sound request.
     Malformed,
 }
 
@@ -133,7 +133,7 @@ pub fn of_session(method: &str, id: Option<&[u8]>, session: &SessionId) -> Vec<u
     joined(&[b"{\"jsonrpc\":\"2.0\",", &id, method.as_bytes(), params.as_bytes(), b"}"])
 }
 
-/// What stands before and behind a result of so many bytes in the frame that answers `id` with it.
+/// The bytes before and after a result of so many bytes in the frame that answers `id` with it.
 pub fn around_result(id: &Id, bytes: usize) -> (Vec<u8>, &'static [u8]) {
     around(id, b",\"result\":", bytes)
 }
@@ -152,7 +152,7 @@ fn around(id: &Id, member: &[u8], bytes: usize) -> (Vec<u8>, &'static [u8]) {
     (before, AFTER)
 }
 
-/// The frame that tells a server that nobody is there to answer its request.
+/// The frame that tells a server that its client is gone and will not answer its request.
 pub fn client_gone(id: &Id) -> Vec<u8> {
     joined(&[ANSWER_TO, id.raw(), b",\"error\":{\"code\":-32603,\"message\":\"the client has gone\"}}"])
 }
@@ -171,7 +171,7 @@ pub fn request_of(id: u64, method: &str, params: &[u8]) -> Vec<u8> {
 
 /// The `connect` of sessile's own connections, with the token they need; wiped when it has been sent.
 pub fn connect(id: u64, token: Option<&str>) -> Zeroizing<Vec<u8>> {
-    // Text always has a JSON form.
+    // Serializing text cannot fail.
     let quoted = token.map(|token| Zeroizing::new(serde_json::to_string(token).unwrap_or_default()));
     let member = quoted.map(|quoted| Zeroizing::new(format!(r#""token":{}"#, *quoted)));
     let params = member.unwrap_or_default();

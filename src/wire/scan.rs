@@ -1,14 +1,15 @@
 //! The scan that finds a body's envelope.
 //!
 //! A scan, not a parse: bytes are fed in pieces of any size, each is looked at once, and only the few values of an
-//! [`Envelope`] are kept. It is depth-aware, so a `sessionId` inside a tool schema is not one, and it decodes keys and
-//! IDs, so an escaped one is. It is no JSON validator: what it skips it only brackets. That is safe because a server
-//! refuses a body that is not JSON wherever it arrives, and on every body that is JSON this scan and the server agree
-//! (tests hold it against serde_json). Where servers take the last of two equal keys, or run the method of an answer, this
-//! refuses: a router that read one and a server that read the other could be steered apart. So no key that matters can
-//! change once it has been read, and whatever is decided before the end of a body holds, or is a fault by its end.
+//! [`Envelope`] are kept. It is depth-aware, so a `sessionId` inside a tool schema does not count, and it decodes keys
+//! and IDs, so an escaped one counts. It is not a JSON validator: in values that it skips it only matches brackets.
+//! That is safe because every server refuses a body that is not JSON, and on every body that is JSON this scan and the
+//! server agree (tests compare it with serde_json). Where servers take the last of two equal keys, or run the method of
+//! an answer, the scan refuses: else a client could make the balancer route by one value and the server act by the
+//! other. So no key that matters can change once it has been read, and whatever is decided before the end of a body
+//! holds, or is a fault by its end.
 //!
-//! What a server could not bear is refused of clients alone: servers nest as deep as they like.
+//! Some faults would harm only servers, and are refused only in clients' bodies: servers may nest as deep as they like.
 
 use crate::close::By;
 
@@ -17,7 +18,7 @@ use super::id::Id;
 use super::key::{ERROR, Key, METHOD, Place, RESULT, TWO_CANCELS, TWO_IDS, VERSION};
 use super::text::{self, Text};
 
-/// Deepest nesting taken of a client, the body's own braces counted: servers built on serde_json take no more.
+/// Deepest nesting accepted from a client, the body's own braces counted: servers built on serde_json take no more.
 pub const DEPTH_MAX: u32 = 127;
 /// Longest key that matters is `protocolVersion`.
 const KEY_BYTES_MAX: usize = 16;
@@ -156,14 +157,14 @@ impl Scan {
         self.fault.get_or_insert(fault);
     }
 
-    /// Notes what is wrong if a client has sent it: servers could not bear it, clients can.
+    /// Notes what is wrong if a client has sent it: it could crash servers, not clients.
     fn spoil_of_client(&mut self, fault: BodyFault) {
         if self.of != By::Backend {
             self.spoil(fault);
         }
     }
 
-    /// Notes what is wrong so that nothing behind it can be read.
+    /// Notes what is wrong, and that nothing after it can be read.
     pub(super) fn stop(&mut self, fault: BodyFault) {
         self.spoil(fault);
         self.mode = Mode::Void;
@@ -307,7 +308,7 @@ impl Scan {
         self.step(&[byte])
     }
 
-    /// The rest of a number or literal nobody needs.
+    /// The rest of a number or literal that is not kept.
     fn passed(&mut self, rest: &[u8]) -> usize {
         let end = rest.iter().position(|b| matches!(b, b',' | b'}' | b']' | b' ' | b'\t' | b'\r' | b'\n'));
         match end {
@@ -317,7 +318,7 @@ impl Scan {
         }
     }
 
-    /// A run inside a container nobody needs: up to its end, the next string, or the end of the bytes.
+    /// A run inside a container that is not kept: up to its end, the next string, or the end of the bytes.
     fn skip(&mut self, rest: &[u8], mut depth: u32) -> usize {
         let depth_max = DEPTH_MAX.saturating_sub(self.place.depth());
         for (at, byte) in rest.iter().enumerate() {

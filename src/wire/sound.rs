@@ -1,8 +1,9 @@
-//! Whether servers take a body for JSON at all.
+//! Whether servers accept a body as JSON at all.
 //!
-//! The scan only brackets what it passes over. A body that is broken there is refused by a server with an error that has no
-//! id, so whoever sent it waits for ever; a client's request is therefore held to the same reading before it is sent on,
-//! where it is small enough to be whole. Numbers beyond all bounds and half surrogate pairs are broken, too.
+//! The scan only matches brackets in values that it skips. A server refuses a body that is broken there with an error
+//! that has no id, so the client would wait for ever. Therefore a client's request that is small enough to be held
+//! whole is read as strictly as servers do before it is sent on. Numbers out of range and half surrogate pairs are
+//! refused, too.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! A JSON string being decoded, in pieces, into a bounded buffer.
 //!
-//! Half a surrogate pair becomes U+FFFD, as in servers that keep text as UTF-8. What does not fit is dropped and
-//! said so: nobody can make a key or an ID cost more than its bound.
+//! Half a surrogate pair becomes U+FFFD, as in servers that keep text as UTF-8. What does not fit is dropped, and
+//! [`is_over`](Text::is_over) says so: no key or ID can take more than its bound.
 
 use std::borrow::Cow;
 
@@ -55,7 +55,7 @@ impl Text {
         self.over
     }
 
-    /// The decoded text; invalid UTF-8 becomes U+FFFD. What the bound has cut through is no part of it.
+    /// The decoded text; invalid UTF-8 becomes U+FFFD. A character that the bound has cut through is left out.
     pub fn text(&self) -> Cow<'_, str> {
         let last = if self.over { self.bytes.utf8_chunks().last() } else { None };
         let cut = last.map_or(0, |chunk| chunk.invalid().len());

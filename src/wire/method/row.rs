@@ -15,24 +15,25 @@ pub enum Where {
     Several,
 }
 
-/// What a request does to its session, as far as unloading the session and bringing it back goes.
+/// What a request does to its session, with regard to unloading the session and loading it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// It concerns a server, and no session.
     Server,
-    /// It only looks, and may be called by whoever may see the session.
+    /// It only reads, and every client that may see the session may call it.
     Read,
-    /// It changes what the server keeps with the session. Said again, it would undo what was changed since.
+    /// It changes what the server stores with the session. Sent again, it would undo later changes.
     Stored,
-    /// It changes what the server forgets when it unloads the session, and can be said again: a closed list.
+    /// It changes what the server forgets when it unloads the session, and can be sent again: a closed list.
     Replayed,
-    /// It is an action: said again, it would be done again.
+    /// It is an action: sent again, it would be done again.
     Once,
-    /// It changes memory of the live session that nobody can rebuild, or may: a session that saw one stays where it is.
+    /// It changes, or may change, memory of the live session that cannot be rebuilt: a session that got one stays where
+    /// it is.
     Unmovable,
     /// It may begin a turn.
     Turn,
-    /// It speaks to the turn that runs: answers what that has asked, or aborts it.
+    /// It is for the turn that runs: it answers what the turn has asked, or aborts it.
     Answer,
     /// It opens, leaves, ends or copies sessions.
     Lifecycle,
@@ -45,7 +46,7 @@ pub enum Way {
     Ordinary,
     /// To every upstream the client has and will have; one of them answers.
     State,
-    /// To every backend, or it fails as one.
+    /// To every backend, or it fails as a whole.
     Provider,
     /// Asked of the whole fleet, and the answers merged.
     Fleet(Merge),
@@ -53,7 +54,7 @@ pub enum Way {
     Cancel,
     /// To the backend whose inference request `params.requestId` names.
     Inference,
-    /// To its session's backend, as [`Method::instead`]: what it asks for would leave the session broken there.
+    /// To its session's backend, as [`Method::instead`]: under its own name it would leave the session broken there.
     Close,
 }
 
@@ -127,7 +128,7 @@ impl Timed {
         }
     }
 
-    /// That of a method which is not treated otherwise.
+    /// That of a method by its name alone.
     const fn of(name: &str) -> Self {
         let looks = contains(name.as_bytes(), b"list") || contains(name.as_bytes(), b".get");
         if looks { Self::Read } else { Self::Other }
@@ -137,7 +138,7 @@ impl Timed {
 /// A row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Method {
-    /// The method, or the beginning of several with a `*` behind it; empty for what the table does not know.
+    /// The method, or the beginning of several with a `*` behind it; empty for methods that the table does not know.
     pub name: &'static str,
     /// Where its session is named.
     pub session: Where,
@@ -158,14 +159,14 @@ pub struct Method {
     pub instead: Option<&'static str>,
     /// Whether it carries the token, and its answer the version of the protocol.
     pub greets: bool,
-    /// Whether servers say it to every connection, whoever is attached.
+    /// Whether servers send it to every connection, whoever is attached.
     pub broadcast: bool,
     /// Whether a listener denies it by default: it binds, ends, changes or gives away a whole server.
     pub denied: bool,
 }
 
 impl Method {
-    /// Whether it brings a session back that the client has lost, or ends it: what follows is about another life.
+    /// Whether it opens a session again that the client has lost, or ends it: later requests are not about the lost one.
     pub fn revives(&self) -> bool {
         self.needs != Needs::Live && self.effect != Effect::None
     }
@@ -268,12 +269,12 @@ pub(super) const fn several(name: &'static str, class: Class) -> Method {
     method(name, Where::Several, class)
 }
 
-/// One that is the whole fleet's to answer.
+/// One that the whole fleet answers.
 pub(super) const fn fleet(merge: Merge, method: Method) -> Method {
     Method { way: Way::Fleet(merge), timed: Timed::Read, ..method }
 }
 
-/// One that changes what the client's connection is to a server.
+/// One that changes the state of the client's connection on a server.
 pub(super) const fn state(name: &'static str) -> Method {
     Method { way: Way::State, ..server(name) }
 }
@@ -283,7 +284,7 @@ pub(super) const fn provider(name: &'static str) -> Method {
     Method { way: Way::Provider, ..denied(server(name)) }
 }
 
-/// One that binds, ends, changes or gives away a whole server, be it by way of one session.
+/// One that binds, ends, changes or gives away a whole server, even if through one session.
 pub(super) const fn denied(method: Method) -> Method {
     Method { denied: true, timed: Timed::Other, ..method }
 }

@@ -1,6 +1,6 @@
 //! The rows of all methods but `session.*`: those of a server, and of sessions as a whole.
 //!
-//! Classes are chosen as in `session`. Measured: what is *read* of stored sessions loads none, and `sessions.save` only writes.
+//! Classes are chosen as in `session`. Measured: reading stored sessions loads none, and `sessions.save` only writes.
 
 use super::row::{
     Class, Merge, Method, Needs, Timed, Way, Where, denied, fleet, leaves, lifecycle, looks, of_stored, once,

@@ -1,18 +1,18 @@
 //! The rows of `session.*`.
 //!
-//! Classes were measured on both servers, or follow from what was:
+//! Classes were measured on both servers, or follow from those that were:
 //!
-//! - *read*: found to be safe for one client while another works.
+//! - *read*: safe for one client while another works.
 //! - *stored*, still there on another server: `metadata.updateClientMetadata`, `mode.set`, `model.setReasoningEffort`,
-//!   `model.switchTo`, `name.set`, `plan.update`, `schedule.add`. What changes the same thing in another way follows.
-//! - *replayed*, gone on another server and there again once said again: all of them. What takes one back
-//!   (`agent.deselect`, `eventLog.releaseInterest`) is unmovable: said again alone, the first would undo it.
-//! - *once*: `shell.exec` ran again when it was said again. Other shells, history, queue and workspaces are actions as well,
-//!   and so is what only asks, but costs, reaches out or gives something away (`completions.request`).
-//! - *turn* and *answer*: what the SDKs begin turns with and answer by. `suspend` unloads nothing, and aborts a turn.
-//! - *lifecycle*: all of them.
-//! - *unmovable*: `permissions.paths.add` is lost. **The others are those that nobody has measured**: to be wrong about one
-//!   costs its session a move, and nothing else.
+//!   `model.switchTo`, `name.set`, `plan.update`, `schedule.add`; and methods that change the same things in another way.
+//! - *replayed*, lost on another server and restored when sent again: all were measured. Methods that undo one
+//!   (`agent.deselect`, `eventLog.releaseInterest`) are unmovable: if only the first were sent again, it would come back.
+//! - *once*: `shell.exec` ran again when it was sent again. Other shells, history, queue and workspaces are actions as
+//!   well, and so are questions that cost, reach out or give something away (`completions.request`).
+//! - *turn* and *answer*: the methods by which SDKs begin turns and answer. `suspend` unloads nothing, and aborts a turn.
+//! - *lifecycle*: all were measured.
+//! - *unmovable*: `permissions.paths.add` is lost. **The others have not been measured**: if one is wrong here, its
+//!   session is not moved where it could be, and nothing worse.
 
 use super::row::{
     Merge, Method, Needs, Timed, Way, Where, answer, denied, fleet, leaves, looks, of_stored, once, opens,

@@ -1,10 +1,10 @@
 //! What a backend is asked, and over which of its two standing connections.
 //!
-//! What sessile asks on its own account ([`Question`]) has few kinds, is small, and goes over the connection that is
-//! probed: a session's placing waits for nothing else. What a client wants to know ([`Inquiry`]), what is asked about clients
-//! that have left, and questions about many sessions that nobody waits for go over a second one, few at a time. The two are
-//! different types, so that no question can come to be on the wrong connection. No backend is marked for an answer that does
-//! not come in time.
+//! Sessile's own questions ([`Question`]) have few kinds, are small, and go over the connection that is probed, so that
+//! the placing of a session waits for nothing else. Clients' questions ([`Inquiry`]), questions about clients that have
+//! left, and questions about many sessions that nobody waits for go over a second connection, few at a time. The two
+//! are different types, so that no question can get onto the wrong connection. No backend is marked for an answer that
+//! does not come in time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,23 +17,23 @@ use tokio::sync::{mpsc, oneshot};
 use super::turns::{Askers, Place, Turns};
 use crate::wire::SessionId;
 
-/// Questions of sessile's own that wait for one backend's connection; a further one waits outside.
+/// Sessile's own questions that wait for one backend's connection; the sender of a further one waits for room.
 const QUESTIONS_MAX: usize = 1024;
-/// How often a question may outlast its patience while others are answered.
+/// How many times its patience a question is waited for while others are answered.
 const PATIENCES_MAX: u32 = 8;
-/// Clients' questions that one backend has in hand at a time.
+/// Clients' questions in flight to one backend.
 const INQUIRIES_MAX: usize = 4;
-/// Sessile's own questions that may wait, and that one backend has in hand at a time: each kind has room of its own.
+/// Sessile's own questions that may wait, in flight to one backend on the clients' connection, beside clients' own.
 const TURNS_MAX: usize = 2;
 /// Parameters of a client's question.
 pub const PARAMS_BYTES_MAX: usize = 64 * 1024;
 
-/// What sessile asks on its own account.
+/// A question of sessile's own.
 #[derive(Clone, Copy, Debug)]
 pub enum Question<'a> {
-    /// Whether a session is live there.
+    /// Whether the session is live there.
     Live(&'a SessionId),
-    /// What is stored there of a session.
+    /// Whether the session is stored there, and since when unchanged.
     Stored(&'a SessionId),
 }
 
@@ -50,18 +50,18 @@ impl Question<'_> {
         json!({ "sessionId": session.as_str() })
     }
 
-    /// The question on its way.
+    /// The question as a request.
     pub fn ask(self, answer: oneshot::Sender<Answer>) -> Ask {
         Ask { method: self.method(), params: self.params(), answer }
     }
 }
 
-/// A request on its way over the connection that is probed: a [`Question`], or what follows from one.
+/// A request on the connection that is probed: a [`Question`], or what follows from one.
 #[derive(Debug)]
 pub struct Ask {
-    /// What is called.
+    /// The method.
     pub method: &'static str,
-    /// About what.
+    /// Its parameters.
     pub params: Value,
     /// Dropped without a word: no answer.
     pub answer: oneshot::Sender<Answer>,
@@ -74,7 +74,7 @@ pub enum Answer {
     Result(Value),
     /// `error`: its code, 0 if it has none, and its message.
     Error(i64, Box<str>),
-    /// More, or more deeply nested, than can be taken.
+    /// An answer that is too long or too deeply nested to be read.
     TooLong,
 }
 
@@ -82,7 +82,7 @@ impl Answer {
     /// The code of a server that does not know the method.
     pub const METHOD_NOT_FOUND: i64 = -32601;
 
-    /// What a frame answers.
+    /// The answer in a frame.
     pub fn of(mut frame: Value) -> Self {
         let Some(error) = frame.get_mut("error") else {
             return Self::Result(frame.get_mut("result").map(Value::take).unwrap_or_default());
@@ -104,7 +104,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// A question of these askers, who are told when the first backend is asked.
+    /// A question of these askers, which learn when the first backend is asked.
     pub fn new(method: &str, params: Bytes, askers: Arc<Askers>) -> Self {
         Self { method: method.into(), params, askers }
     }
@@ -120,15 +120,15 @@ impl Wanted {
 pub struct Inquiry {
     /// What is asked.
     pub wanted: Arc<Wanted>,
-    /// Without an answer by then, long after whoever asked has stopped waiting, the connection is given up.
+    /// If there is no answer by then, long after the asker has stopped waiting, the connection is given up.
     pub until: Instant,
     /// Dropped without a word: no answer.
     pub answer: oneshot::Sender<Told>,
-    /// Given back when it is answered, or will not be.
+    /// Given back when it is answered, or no answer will come.
     pub room: Place,
 }
 
-/// What came of an [`Inquiry`].
+/// The answer to an [`Inquiry`].
 #[derive(Debug)]
 pub enum Told {
     /// The body of an answer, or of an error.
@@ -137,12 +137,12 @@ pub enum Told {
     TooLong,
 }
 
-/// Nothing came of one.
+/// Why an [`Inquiry`] has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Untold {
-    /// The backend has not answered, neither this nor what was before it.
+    /// The backend has answered neither this question nor one before it.
     Silent,
-    /// The backend was busy with others' questions for so long that it was not asked.
+    /// The backend was busy with other questions for so long that it was not asked.
     Crowded,
 }
 
@@ -156,7 +156,7 @@ pub(super) struct Asks {
     answers: AtomicUsize,
 }
 
-/// The questions to one backend, for those who see to its two connections.
+/// The questions to one backend, for the tasks of its two connections.
 #[derive(Debug)]
 pub struct Asked {
     /// Sessile's own.
@@ -165,7 +165,7 @@ pub struct Asked {
     pub inquiries: mpsc::Receiver<Inquiry>,
 }
 
-/// No answer to a question of sessile's own.
+/// Why a question of sessile's own has no answer.
 #[derive(Debug, PartialEq)]
 pub(super) enum Unanswered {
     /// The connection was lost, or there is none.
@@ -179,7 +179,7 @@ pub(super) enum Unanswered {
 impl Asks {
     pub(super) fn new() -> (Self, Asked) {
         let (questions, questions_asked) = mpsc::channel(QUESTIONS_MAX);
-        // Whoever has room to ask finds room here.
+        // Whoever has a place to ask finds room in the channel.
         let (inquiries, inquiries_asked) = mpsc::channel(INQUIRIES_MAX.saturating_add(TURNS_MAX));
         let asks = Self {
             questions,
@@ -191,7 +191,7 @@ impl Asks {
         (asks, Asked { questions: questions_asked, inquiries: inquiries_asked })
     }
 
-    /// Whether anybody sees to the connection for sessile's own.
+    /// Whether the connection for sessile's own questions has a task.
     pub(super) fn is_attended(&self) -> bool {
         !self.questions.is_closed()
     }
@@ -201,8 +201,8 @@ impl Asks {
         self.answers.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A backend that answers others is merely busy, and waited for, but not for ever: it may be this question alone that
-    /// it has no answer to.
+    /// A backend that answers other questions is merely busy, and waited for, but not for ever: it may be only this
+    /// question that it does not answer.
     pub(super) async fn ask(&self, question: Question<'_>, patience: Duration) -> Result<Answer, Unanswered> {
         let asking = async {
             let (answer, answered) = oneshot::channel();
@@ -249,7 +249,7 @@ impl Asks {
         answer.ok().flatten().ok_or(Untold::Silent)
     }
 
-    /// A question of sessile's own that may wait behind others of its kind: it goes over the connection for clients' ones.
+    /// A question of sessile's own that may wait behind others of its kind: it goes over the clients' connection.
     /// `None`: no answer within `patience` once there was room.
     pub(super) async fn ask_in_turn(&self, question: Question<'_>, patience: Duration) -> Option<Answer> {
         let params = Bytes::from(question.params().to_string());

@@ -1,15 +1,16 @@
-//! What one connection remembers of backends that have failed it.
+//! The backends that have failed one connection.
 
 use std::sync::{Arc, Weak};
 
 use super::backend::Backend;
 
-/// Backends that have failed one connection, which tries them again when no other will do. Nobody else learns of it.
+/// Backends that have failed one connection, which tries them again only when no other will do. Other connections are not
+/// affected.
 #[derive(Clone, Debug, Default)]
 pub struct Avoided(Vec<Weak<Backend>>);
 
 impl Avoided {
-    /// From now on another is preferred.
+    /// From now on others are preferred to it.
     pub fn add(&mut self, backend: &Arc<Backend>) {
         if !self.has(backend) {
             self.0.push(Arc::downgrade(backend));

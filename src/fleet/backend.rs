@@ -1,10 +1,10 @@
 //! One backend: its name, the one server behind it, what probes last said, what it carries, and where to ask it something.
 //!
 //! A backend is one server at one socket address for as long as it exists: all that is known of it (health, owners, what
-//! it answered) is about that server. A name that comes to stand for another address gets another backend. A reload keeps
+//! it answered) is about that server. When a name resolves to another address, that is another backend. A reload keeps
 //! the same value for the same name and server, so health, counts and the standing connection outlast it. A removed
-//! backend is *over* when its last connection has gone: its series go then. It is probed and asked on until it is
-//! *forgotten*, which is its keeper's decision.
+//! backend is *over* when its last connection has gone: then its series are removed. It is still probed and asked until it
+//! is *forgotten*, which `control/forget` decides.
 
 mod lease;
 mod life;
@@ -34,19 +34,19 @@ pub use unanswered::UNANSWERED_TOLD;
 pub struct Standing {
     /// Up or down.
     pub health: Health,
-    /// A request without a good `connect` was answered `-32001`: who has not connected learns nothing here.
+    /// A request without a good `connect` was answered `-32001`: it answers only clients that have authenticated.
     pub demands_token: bool,
-    /// It does not take our token, or we have none: it can be probed but not asked.
+    /// It refuses sessile's token, or sessile has none: it can be probed but not asked.
     pub mute: bool,
-    /// It answers on the connections it has, and takes no other.
+    /// It answers on the connections it has, and accepts no new one.
     pub takes_no_more: bool,
-    /// As it says.
+    /// The version that it reports.
     pub version: Option<Arc<str>>,
     /// Since when it has this health; `None` before the first verdict.
     pub since: Option<Instant>,
     /// Why the last failed probe failed; `None` once a backend that is up has answered another.
     pub error: Option<Arc<str>>,
-    /// When that was.
+    /// When that probe failed.
     pub failed: Option<Instant>,
     /// How long the last answered probe took.
     pub probe: Option<Duration>,
@@ -67,7 +67,7 @@ pub struct Backend {
     server: Arc<str>,
     tls: ArcSwapOption<BackendTls>,
     series: Arc<BackendSeries>,
-    /// Who it is to its series: of two backends of one name, gauges tell of the one that was enlisted last.
+    /// Its voice in its series: of two backends of one name, gauges are about the one that was enlisted last.
     voice: AtomicU64,
     connections: AtomicUsize,
     /// 0: no bound.
@@ -75,12 +75,12 @@ pub struct Backend {
     sessions: AtomicUsize,
     standing: watch::Sender<Standing>,
     history: History,
-    /// Its server's: backends of one server share it.
+    /// Of its server: backends of one server share it.
     moved: OnceLock<Arc<Moved>>,
     up: AtomicBool,
     takes_no_more: AtomicBool,
     suspect: AtomicBool,
-    /// A number that no other process of a server has had.
+    /// A number for the server's process that no other process has.
     life: AtomicU64,
     made: Instant,
     newcomer: AtomicBool,
@@ -93,14 +93,14 @@ pub struct Backend {
     forgotten: AtomicBool,
     nudge: Notify,
     doubt: Notify,
-    /// Questions in a row.
+    /// Questions in a row without an answer.
     unanswered: AtomicUsize,
     asks: Asks,
 }
 
 impl Backend {
-    /// A backend nobody has probed, and the questions its attendants will have to answer. Its address is an IP address and a
-    /// port, or it has no server yet.
+    /// A backend that has not been probed, and the questions for the tasks of its connections. Without an IP address
+    /// and a port as its address, it has no server yet.
     pub fn new(name: &str, address: &str, series: Arc<BackendSeries>) -> (Arc<Self>, Asked) {
         Self::at(name, address, address.parse().ok(), series)
     }
@@ -161,18 +161,18 @@ impl Backend {
         self.socket
     }
 
-    /// Which server it is, in text: two backends of one server have the same.
+    /// Its server, as text: the same for two backends of one server.
     pub fn server(&self) -> &Arc<str> {
         &self.server
     }
 
-    /// The process of the server, as far as it can be told from the one before: what was learned of one process is not believed
-    /// of the next.
+    /// The process of the server, as far as it can be told from the one before: what was learned about one process does
+    /// not count for the next.
     pub fn process(&self) -> String {
         format!("{}#{}", self.server, self.life.load(Ordering::Acquire))
     }
 
-    /// Its standing connection was lost and there is another: it may be another process by now.
+    /// Its standing connection was lost and there is a new one: it may be another process by now.
     pub fn reborn(&self) {
         self.life.store(next_life(), Ordering::Release);
         self.forget_unanswered();
@@ -183,7 +183,7 @@ impl Backend {
         self.tls.load_full()
     }
 
-    /// Connections made from now on speak this; those that are there go on.
+    /// New connections use this; open ones go on as they are.
     pub fn set_tls(&self, tls: Option<Arc<BackendTls>>) {
         self.series.certificate_expires(tls.as_ref().and_then(|tls| tls.expiry()));
         self.tls.store(tls);
@@ -194,12 +194,12 @@ impl Backend {
         &self.series
     }
 
-    /// What the last probes said, now and whenever it changes; a probe that only took another time wakes nobody.
+    /// What the last probes said, now and whenever it changes. A change of the probe's duration alone wakes nobody.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.standing.subscribe()
     }
 
-    /// What the last probes took.
+    /// The durations of the last probes.
     pub fn history(&self) -> &History {
         &self.history
     }
@@ -209,7 +209,7 @@ impl Backend {
         self.moved.get_or_init(Arc::default)
     }
 
-    /// Another backend was, or is, of the same server: what is known to have moved off it is known of this one. Only before
+    /// `same` was, or is, a backend of the same server: the two share what has moved off it. To be called before
     /// anything else is asked of this one.
     pub fn shares_moved_of(&self, same: &Self) {
         if same.server == self.server {
@@ -217,7 +217,7 @@ impl Backend {
         }
     }
 
-    /// Changes what probes say.
+    /// Changes the standing.
     pub fn stand(&self, change: impl FnOnce(&mut Standing)) {
         self.standing.send_if_modified(|standing| {
             let (health, took_no_more) = (standing.health, standing.takes_no_more);
@@ -246,13 +246,13 @@ impl Backend {
         });
     }
 
-    /// Sets gauges, if they are to tell of this backend.
+    /// Sets gauges, if they are about this backend.
     pub fn as_voice(&self, set: impl FnOnce(&BackendSeries)) {
         self.series.as_voice(self.voice.load(Ordering::Acquire), set);
     }
 
-    /// It joins a fleet that is running: it warms up from its first good probe on. One that a balancer finds up at its own
-    /// start may have been warm for days.
+    /// It joins a running fleet: its slow start begins with its first good probe. A backend that is up when the
+    /// balancer starts may have been up for days, and has no slow start.
     pub fn newcomer(&self) {
         self.newcomer.store(true, Ordering::Release);
     }
@@ -304,8 +304,8 @@ impl Backend {
         self.standing.borrow().version.clone()
     }
 
-    /// Sessile itself could not reach it: nothing new is placed here until a probe is answered, if another will do. The
-    /// first time, a probe is wanted soon.
+    /// Sessile itself could not reach it: until a probe is answered, nothing new is placed here if another backend will
+    /// do. The first time this hastens the next probe.
     pub fn mark_suspect(&self, _: Unreachable) {
         if !self.suspect.swap(true, Ordering::AcqRel) {
             self.hasten_probe();
@@ -313,8 +313,8 @@ impl Backend {
         }
     }
 
-    /// Something that a client had a part in went wrong here: that is no evidence, but a reason to look soon. However
-    /// often it is called, the attendant keeps a least time between two probes.
+    /// Something went wrong here in which a client had a part: that is no evidence, but a reason to probe soon. However
+    /// often this is called, there is a minimum time between two probes.
     pub fn hasten_probe(&self) {
         self.nudge.notify_one();
     }
@@ -325,7 +325,7 @@ impl Backend {
         self.heard.store(self.age(), Ordering::Release);
     }
 
-    /// Waits until a dial has failed: its name may stand for another server by now.
+    /// Waits until a dial has failed: its name may resolve to another server by now.
     pub async fn doubted(&self) {
         self.doubt.notified().await;
     }
@@ -345,12 +345,12 @@ impl Backend {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// From now on no more links than this on clients' behalf.
+    /// Bounds the links on clients' behalf from now on.
     pub fn set_connections_max(&self, connections: Option<usize>) {
         self.connections_max.store(connections.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Whether it has as many links as it may, or takes no more by itself.
+    /// Whether it has as many links as it may, or the server accepts no more.
     pub fn is_full(&self) -> bool {
         let most = self.connections_max.load(Ordering::Relaxed);
         most > 0 && self.connections() >= most || self.takes_no_more.load(Ordering::Acquire)
@@ -373,7 +373,7 @@ impl Backend {
         self.series.sessions_active.dec();
     }
 
-    /// Whether questions can still be answered: its attendant has not gone.
+    /// Whether questions can still be answered: the task of its connection has not ended.
     pub fn is_attended(&self) -> bool {
         self.asks.is_attended()
     }

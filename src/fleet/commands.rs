@@ -1,10 +1,10 @@
-//! Operators' words: they outlive reloads until the file's own word for that backend changes. Pure.
+//! States that operators have set: they outlive reloads until the state in the file changes for that backend. Pure.
 
 use std::collections::HashMap;
 
 use crate::config::AdminState;
 
-/// What operators said, with what the file said when they did.
+/// The states set by operators, each with the state in the file at that time.
 #[derive(Debug, Default)]
 pub struct Commands(HashMap<String, (AdminState, AdminState)>);
 
@@ -14,8 +14,8 @@ impl Commands {
         self.0.insert(name.to_owned(), (state, file_state));
     }
 
-    /// The state in force for a backend of which the file says `file_state`. A command that the file has overtaken is
-    /// forgotten.
+    /// The state in force for a backend whose state in the file is `file_state`. If that has changed since the command,
+    /// the command is forgotten.
     pub fn in_force(&mut self, name: &str, file_state: AdminState) -> AdminState {
         match self.0.get(name) {
             Some((state, said)) if *said == file_state => *state,
@@ -26,12 +26,12 @@ impl Commands {
         }
     }
 
-    /// Every command: backend, state, and what the file said then.
+    /// Every command: backend, state, and the state in the file at that time.
     pub fn iter(&self) -> impl Iterator<Item = (&str, AdminState, AdminState)> {
         self.0.iter().map(|(name, (state, file_state))| (name.as_str(), *state, *file_state))
     }
 
-    /// Forgets the words about backends that have left the file.
+    /// Forgets commands about backends that have left the file.
     pub fn keep(&mut self, is_listed: impl Fn(&str) -> bool) {
         self.0.retain(|name, _| is_listed(name));
     }

@@ -7,7 +7,7 @@ use crate::fleet::ramp::WARM;
 use crate::fleet::ring::Ring;
 use crate::wire::Refusal;
 
-/// No bound on load holds below this many sessions a backend: on small numbers chance would spill.
+/// Below this many sessions a backend there is no bound on load: with small numbers sessions would spill by chance.
 pub const SPILL_SESSIONS_MIN: usize = 10;
 
 /// Why a session goes where it goes.
@@ -71,24 +71,24 @@ pub enum Found {
     Unasked,
     /// All answered; nobody has it. On shared storage it may be stored all the same.
     Nobody,
-    /// Somebody did not answer who may have it.
+    /// Some member that may have it did not answer.
     Unsure,
     /// It is live there.
     Live(usize),
-    /// It is live nowhere, and stored there (with "shared" nobody is asked for that).
+    /// It is live nowhere, and stored there (with "shared" storage this is not asked).
     Stored(usize),
 }
 
 /// All that the fleet said of one session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Heard {
-    /// The sum of it.
+    /// The result.
     pub found: Found,
     /// Members that may have it and have not said so.
     pub silent: Vec<usize>,
     /// Whether one of them is not known to be down, and the ID is not sure to be new: it may be live there.
     pub may_be_live: bool,
-    /// Members that it is stored on, in no older copy than on any other.
+    /// Members that have its newest stored copy.
     pub stored: Vec<usize>,
 }
 
@@ -101,12 +101,12 @@ pub struct Facts<'a> {
     pub must_exist: bool,
     /// Whether the backend it is attached to through this balancer is up; `None` if it is attached nowhere.
     pub owner_up: Option<bool>,
-    /// Whether so few backends are up that probes are doubted: see `fleet::panic`. Only asked of a session whose owner is
+    /// Whether so few backends are up that probes are doubted: see `fleet::panic`. Only known for a session whose owner is
     /// down.
     pub panic: bool,
     /// What the fleet said.
     pub heard: &'a Heard,
-    /// Whether a backend that is up sees what its owner has stored. Only asked of a session whose owner is down.
+    /// Whether a backend that is up sees what its owner has stored. Only known for a session whose owner is down.
     pub shared: bool,
     /// Where it is pinned.
     pub pin: Option<usize>,
@@ -118,36 +118,36 @@ pub struct Facts<'a> {
     pub load_factor: Option<f64>,
     /// Sessions owned on all backends.
     pub sessions: usize,
-    /// Whose turn it is: any counter.
+    /// The turn of round robin: any counter.
     pub turn: usize,
 }
 
-/// One member of the fleet, as far as a decision goes.
+/// One member of the fleet, as far as a decision needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// Takes new sessions: up, in state `ready`, no dial failed since the last probe.
     pub ready: bool,
-    /// Would be ready but for a failed dial: tried when nobody is.
+    /// Would be ready but for a failed dial: tried when no member is ready.
     pub suspect: bool,
-    /// Takes sessions it has: up, and not in this placement's list of failed dials.
+    /// Takes sessions that it has: up, and this placement has not failed to dial it.
     pub up: bool,
-    /// In maintenance: only what is live stays reachable.
+    /// In maintenance: only sessions that are live there stay reachable.
     pub maint: bool,
     /// Share of new sessions.
     pub weight: u32,
-    /// Percent of that share which it takes now: 100, but for a while after it came up.
+    /// Percent of that share which it takes now: less than 100 during its slow start.
     pub ramp: u32,
     /// Sessions owned now.
     pub sessions: usize,
 }
 
 impl Candidate {
-    /// A slow moment of the whole fleet must not turn everybody away: with nobody ready, a suspect will do.
+    /// A slow moment of the whole fleet must not refuse everybody: with no member ready, a suspect will do.
     fn as_last_resort(self) -> Self {
         Self { ready: self.ready || self.suspect, ..self }
     }
 
-    /// It has failed the connection that asks: for that one it is what a suspect is for all.
+    /// It has failed the connection that asks, for which it is a suspect from now on.
     pub fn avoided(self) -> Self {
         Self { ready: false, suspect: self.suspect || self.ready, ..self }
     }
@@ -180,7 +180,7 @@ pub fn decide(
 ) -> Decision {
     match facts.owner_up {
         Some(true) => return Decision::Owner,
-        // It is attached, and the silence may be ours: it is not given a second life on another backend.
+        // It is attached, and sessile may be the one that is cut off: it must not be opened on a second backend.
         Some(false) if !facts.shared || facts.panic => return Decision::Refuse(Refusal::OwnerDown),
         Some(false) => return Decision::Evict,
         None => {}
@@ -203,7 +203,7 @@ pub fn decide(
     }
     if let Some(at) = facts.pin {
         let pinned = member(at);
-        // Where each has its own storage, a pin nobody could confirm is where the session's state must be.
+        // Where each has its own storage, the session's state must be where it is pinned, though nobody could confirm it.
         let holds = facts.storage != Storage::Shared && facts.must_exist;
         if pinned.ready || holds && pinned.up && !pinned.maint {
             return Decision::At(at, Reason::Pin);
@@ -221,8 +221,9 @@ pub fn decide(
     }
 }
 
-/// Whether it matters that this member, which is down, has not said. What must exist may be anywhere; what is created is, if
-/// anywhere, where the ring would have put it or where it was put before. In turn it may have been put anywhere.
+/// Whether it matters that this member, which is down, has not answered. A session that must exist may be anywhere. One
+/// that is created is, if it exists, where the ring would have put it or where it was put before; with round robin,
+/// anywhere.
 pub fn may_have(facts: &Facts<'_>, ring: &Ring, at: usize) -> bool {
     let natural = match (facts.strategy, facts.key) {
         (Strategy::ConsistentHash, Some(key)) => ring.walk(key).next(),
@@ -236,7 +237,7 @@ fn stored(facts: &Facts<'_>, ring: &Ring, member: &impl Fn(usize) -> Candidate) 
     let (there, refused) = (&facts.heard.stored, Decision::Refuse(Refusal::OwnerDown));
     if let [only] = there.as_slice() {
         let candidate = member(*only);
-        // Like a live session, it goes to a server that drains: no other has it.
+        // Like a live session, it goes to a server even if that drains: no other has it.
         let there = candidate.up && !candidate.maint;
         return if there { Decision::At(*only, Reason::Located) } else { refused };
     }
@@ -249,14 +250,14 @@ fn stored(facts: &Facts<'_>, ring: &Ring, member: &impl Fn(usize) -> Candidate) 
             by_ring_alone(facts, ring, &draining, has)
         }),
     };
-    // What is on no ring has left the fleet.
+    // A server that is not on the ring has left the fleet.
     let left = || there.iter().find(|at| member(**at).up && !member(**at).maint);
     let chosen = chosen.or_else(|| Some((*left()?, Reason::Located)));
     chosen.map_or(refused, |(at, reason)| Decision::At(at, reason))
 }
 
 /// By the ring under any strategy, whatever the load and the ramp: balancers that are asked for one stored session at
-/// once must agree where it goes, and those differ from one to the other. Of members that have it, if not all have.
+/// once must agree where it goes, and load and ramp differ between balancers. Only members that have it, if not all do.
 fn by_ring_alone(
     facts: &Facts<'_>,
     ring: &Ring,
@@ -290,8 +291,8 @@ fn by_strategy(
     }
 }
 
-/// The first ready member on the walk that takes this key, warm enough for its lot and not over its bound; if all are,
-/// the first that is warm enough.
+/// The first ready member on the walk that takes this key now: its ramp is above the key's lot, and it is not over its
+/// bound. If all are over their bounds, the first whose ramp is above the lot.
 fn by_ring(
     facts: &Facts<'_>,
     ring: &Ring,
@@ -334,10 +335,10 @@ pub fn anyone(turn: usize, members: usize, member: impl Fn(usize) -> Candidate) 
     in_turn(turn, members, &member).or_else(|| in_turn(turn, members, &|at| member(at).as_last_resort()))
 }
 
-/// Weighted round robin over ready members: in any `weight of all` turns, each gets its weight, or of it what it is warm
-/// enough for. The stride spreads a heavy member's turns instead of giving it all of them in a row.
+/// Weighted round robin over ready members: in as many turns as all weights together, each gets as many as its weight
+/// times its ramp. The stride spreads a heavy member's turns instead of giving it all of them in a row.
 fn in_turn(turn: usize, members: usize, member: &impl Fn(usize) -> Candidate) -> Option<usize> {
-    // In percent only while it matters: the round is a hundred times as long then.
+    // Ramps count only while they differ: a round is a hundred times as long then.
     let level = Ready::of(members, member).is_level();
     let weight = |at: usize| {
         let candidate = member(at);
@@ -356,7 +357,7 @@ fn in_turn(turn: usize, members: usize, member: &impl Fn(usize) -> Candidate) ->
     None
 }
 
-/// A step near 0.618 of `all` that meets every place once: prime to it.
+/// A step near 0.618 of `all` that meets every place once: coprime to it.
 fn stride(all: usize) -> Option<usize> {
     let golden = all.saturating_mul(618).checked_div(1000)?.max(1);
     (golden..).find(|step| gcd(*step, all) == 1)
@@ -385,7 +386,7 @@ impl Ready {
         all
     }
 
-    /// Whether they are as warm as each other.
+    /// Whether all have the same ramp.
     const fn is_level(self) -> bool {
         self.warmest <= self.coldest
     }

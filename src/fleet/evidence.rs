@@ -1,25 +1,25 @@
 //! Which servers see each other's stored sessions, as far as their answers have shown.
 //!
-//! One that says a session is stored there, and another that says so too, of the same change, keep their sessions in one
-//! place; one that denies it has a place of its own. What nobody has shown is unknown, and treated as a place of its own:
-//! that can refuse a session for a while, but does not open it twice.
+//! Two servers that both say that a session is stored there, last changed at the same time, share their storage. If one
+//! denies it, they do not. While nothing has shown it, servers are treated as not sharing: that can refuse a session for a
+//! while, but does not open it twice.
 //!
-//! Homes that began as copies of each other, with their times kept, answer as one shared home does and are taken for one,
-//! until a session that they have in common has been used on one of them. That its time differs then proves nothing for a
-//! while: one home may be read at two moments, and a network file system may show an old time (NFS for a minute). But once
-//! the newer change is so old that no such view can last, the two are apart, and what they have in common says nothing any more.
+//! Homes that began as copies of each other, with file times kept, answer like one shared home and are taken for one,
+//! until a session that they have in common has been used on one of them. Different times prove nothing at first: one
+//! home may be read at two moments, and a network file system may show an old time (NFS for a minute). But once the
+//! newer change is older than any such delay, the two are apart, and equal answers of theirs count no more.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-/// A server that does not see a change after so long keeps its sessions elsewhere. NFS shows old times for a minute unless told
-/// otherwise, s3fs for a quarter of an hour; the rest is for clocks that differ.
+/// A server that does not see a change after so long has other storage. By default NFS shows old times for a minute, s3fs
+/// for a quarter of an hour; the rest is for clocks that differ.
 const SETTLED: Duration = Duration::from_hours(1);
-/// Pairs that are remembered; with more of them all is forgotten and learned anew.
+/// Pairs that are remembered; at one more, all are forgotten and learned anew.
 const PAIRS_MAX: usize = 65_536;
 
-/// What is known of pairs of servers, by their processes: another one at the same address may keep its sessions elsewhere.
+/// What is known of pairs of servers, by their processes: another process at the same address may have other storage.
 #[derive(Debug, Default)]
 pub struct Evidence {
     pairs: Mutex<Pairs>,
@@ -43,14 +43,14 @@ enum Seen {
 }
 
 impl Evidence {
-    /// Two servers have shown whether they see each other's sessions. The latest word counts, unless they are apart.
+    /// Two servers have shown whether they see each other's sessions. The latest counts, unless they are apart.
     pub fn note(&self, one: &str, other: &str, shared: bool) {
         let seen = if shared { Seen::Same } else { Seen::Denied };
         self.pairs.lock().unwrap_or_else(PoisonError::into_inner).note(one, other, seen);
     }
 
-    /// One has a newer copy of a session than the other. Whether that shows for the first time that they are apart: at
-    /// `now` the newer change has been made long enough ago.
+    /// One has a newer copy of a session than the other, `changed` last. True if this shows for the first time that
+    /// they are apart: at `now` the change is old enough.
     pub fn note_newer(&self, one: &str, other: &str, changed: &str, now: SystemTime) -> bool {
         let changed = humantime::parse_rfc3339(changed).ok();
         let age = changed.and_then(|changed| now.duration_since(changed).ok());
@@ -58,7 +58,7 @@ impl Evidence {
             && self.pairs.lock().unwrap_or_else(PoisonError::into_inner).note(one, other, Seen::Apart)
     }
 
-    /// These servers by their homes; one of which nothing is known stands alone.
+    /// Groups these servers by home; a server of which nothing is known is a group of its own.
     pub fn homes(&self, servers: &[String]) -> Vec<Home> {
         let pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
         let place: HashMap<&str, usize> =
@@ -87,8 +87,8 @@ impl Evidence {
         homes
     }
 
-    /// Whether two servers see each other's sessions; `None` = nobody knows. What two have in common with a third counts
-    /// where they have not been compared themselves.
+    /// Whether two servers see each other's sessions; `None` = unknown. If the two have not been compared, what each
+    /// has shown with a third one counts.
     pub fn shared(&self, one: &str, other: &str) -> Option<bool> {
         let pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
         pairs.direct(one, other).or_else(|| {
@@ -98,10 +98,10 @@ impl Evidence {
     }
 }
 
-/// Servers that keep their sessions in one place, as far as they have shown.
+/// Servers that share their storage, as far as they have shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Home {
-    /// By their places in the list that was asked about.
+    /// Their places in the list that was given.
     pub servers: Vec<usize>,
     /// Whether any of them has been compared with another of the list.
     pub compared: bool,
@@ -116,7 +116,7 @@ impl Pairs {
         self.seen(one, other).map(|seen| seen == Seen::Same)
     }
 
-    /// Whether that is news.
+    /// Whether this is new.
     fn note(&mut self, one: &str, other: &str, seen: Seen) -> bool {
         let before = self.seen(one, other);
         if one == other || before == Some(seen) || before == Some(Seen::Apart) {

@@ -1,8 +1,8 @@
-//! What servers answer to `connect`, remembered: a client that says what another has said needs no scout to answer it.
+//! What servers answer to `connect`, remembered: a client that sends the same request as another needs no scout.
 //!
-//! Such an answer depends on the server's version and on every byte of the request but its id, so it is recalled for just
-//! these. It is asked for again every now and then, in case servers of one version are started with other options. Who
-//! proves something with its `connect`, a token or a credential, is always heard by a server.
+//! The answer depends on the server's version and on every byte of the request but its id, so it is used for exactly
+//! these. A server is asked again every minute, in case servers of one version are started with other options. A `connect`
+//! with a token or a credential always goes to a server.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,13 +18,13 @@ const KNOWN_MAX: usize = 64;
 const BYTES_MAX: usize = 4096;
 /// After this long a server is asked again.
 const FRESH: Duration = Duration::from_secs(60);
-/// What may stand in the params: nothing that a server has to judge.
+/// The params that may be there: none that a server has to check.
 const HARMLESS: [&str; 3] = ["supportedTaskKinds", "clientInfo", "enableGitHubTelemetryForwarding"];
 
 /// Answers of one fleet.
 #[derive(Debug, Default)]
 pub struct Greetings {
-    /// Few, and most differ in length already.
+    /// Searched one by one: they are few, and most differ in length already.
     known: Mutex<Vec<Known>>,
 }
 
@@ -64,8 +64,8 @@ impl Greetings {
         })
     }
 
-    /// Remembers `answer`, which a server of a fleet of `version` has given to `body`; or does not, if it is not one that
-    /// every such server would have given.
+    /// Remembers `answer`, which a server of a fleet of `version` has given to `body`, if every such server would have
+    /// given it.
     pub fn learn(&self, body: &[u8], id: &Id, answer: &[u8], version: &Arc<str>, now: Instant) {
         if body.len() > BYTES_MAX || answer.len() > BYTES_MAX || !is_harmless(body) {
             return;
@@ -96,19 +96,19 @@ impl Greetings {
 }
 
 impl Known {
-    /// Whether this is of the request `body`, which has this id.
+    /// Whether this answers the request `body`, which has this id.
     fn answers(&self, body: &[u8], id: &Id) -> bool {
         around(body, id) == (&*self.before, &*self.after)
     }
 }
 
-/// What stands before and behind the id of a request.
+/// The bytes before and after the id of a request.
 fn around<'a>(body: &'a [u8], id: &Id) -> (&'a [u8], &'a [u8]) {
     let at = id.span();
     (body.get(..at.start).unwrap_or_default(), body.get(at.end..).unwrap_or_default())
 }
 
-/// Whether a request is a plain `connect`, and shows nothing that has to be looked at.
+/// Whether a request is a plain `connect`, with nothing that a server has to check.
 fn is_harmless(body: &[u8]) -> bool {
     let Ok(Value::Object(request)) = serde_json::from_slice(body) else { return false };
     let params = match request.get("params") {

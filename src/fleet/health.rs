@@ -23,8 +23,9 @@ impl Health {
     }
 }
 
-/// Counts results in a row. The first good one of all decides at once: a start must not wait for `rise`. A bad one does not:
-/// what is taken for down is taken to have nothing live, and one lost second must not say that of a server.
+/// Counts results in a row. If the very first result is good, the backend is up at once: a start must not wait for `rise`.
+/// If it is bad, it is not down at once: a server that is down counts as having nothing live, and one lost second must not
+/// decide that.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Judge {
     health: Health,

@@ -1,5 +1,4 @@
-//! What the last probes of a backend took, and how its last restart went: a short memory for whoever opens the status page
-//! when it is too late to have watched.
+//! How long the last probes of a backend took, and how its last restart ended: recent history for the status page.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -51,7 +50,7 @@ impl History {
         restarts.last = Some((Instant::now(), "running"));
     }
 
-    /// That restart is over, and ended so.
+    /// That restart has ended, with this result.
     pub fn restart_ended(&self, result: &'static str) {
         let mut restarts = self.restarts.lock().unwrap_or_else(PoisonError::into_inner);
         restarts.last = Some((Instant::now(), result));

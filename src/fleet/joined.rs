@@ -1,10 +1,10 @@
 //! Equal questions of several clients, asked once.
 //!
-//! A client whose question equals one that waits to be asked gets the answer to that one. If the equal one has been asked
-//! already, its answer may be older than what the client has just done: the client's question is asked as well, but not before
-//! that answer has come. So of equal questions, however many clients have them, one is being asked and one waits. Unequal ones
-//! are bounded, and one address may have no more of them than there is still room for: those of others find room, however many
-//! it has.
+//! A client whose question equals one that waits to be asked gets the answer to that one. If the equal one has been
+//! asked already, its answer may be older than what the client has just done: the client's question is asked as well,
+//! but not before that answer has come. So of equal questions, however many clients have them, one is in flight and one
+//! waits. Unequal ones are bounded, and one address may have no more of them than there is still room for, so that
+//! others always find room.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -45,7 +45,7 @@ impl<T: Clone> Default for Joined<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Joined<T> {
-    /// The answer to a question of `who`, which `ask` asks once it is its turn, on behalf of the askers that it is given.
+    /// The answer to a question of `who`. `ask` asks it when its turn comes, for the askers that it is given.
     /// `None`: too many others are waiting.
     pub fn join<F: Future<Output = T> + Send + 'static>(
         &self,
@@ -59,7 +59,7 @@ impl<T: Clone + Send + Sync + 'static> Joined<T> {
         let (key, by) = ((method.into(), params.clone()), network(who));
         let before = known.get(&key).and_then(|latest| Some((latest.answer.upgrade()?, &latest.askers)));
         if let Some((answer, askers)) = &before {
-            // One that is being asked is waited for, so it is everybody's who waits.
+            // It waits for the equal one in flight, so everybody who waits shares it.
             askers.join(who);
             if !askers.has_begun() {
                 return Some(answer.clone());
@@ -84,7 +84,7 @@ impl<T: Clone + Send + Sync + 'static> Joined<T> {
         Some(answer)
     }
 
-    /// Whether `by` may have one more question: with it, it has no more than the room that is left then.
+    /// Whether `by` may have one more question: then it still has no more than the room that is left.
     fn has_room(known: &HashMap<QuestionKey, Latest<T>>, by: IpAddr, bytes: usize) -> bool {
         let (mut all, mut own) = ((1_usize, bytes), (1_usize, bytes));
         for ((_, params), latest) in known {

@@ -1,6 +1,6 @@
 //! The fleet: what is known of each backend, and the rules that turn it into a decision.
 //!
-//! Nothing here does I/O. [`decide`] is where every rule of placement stands, as one pure function.
+//! Nothing here does I/O. [`decide`] holds every rule of placement, as one pure function.
 
 pub mod turns;
 pub mod asks;

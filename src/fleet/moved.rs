@@ -1,12 +1,13 @@
 //! Sessions that went on elsewhere while a server was not up.
 //!
-//! A server that was cut off may hold them still, in the state they had then, by connections whose end it has not seen.
-//! Whoever was sent there would find a session without its newest turns. So the server is told to let go of them before it
-//! counts as up again. What a frozen server had not read yet, it reads then: a session may be opened there *after* that
-//! closing. So a session stays in the list, the server is asked about it, and it leaves when it was denied twice in a row.
+//! A server that was cut off may still hold them, in the state they had then, through connections whose end it has not
+//! seen. A client that was sent there would find a session without its newest turns. So the server is told to close
+//! them before it counts as up again. A frozen server then reads what it had not read yet: a session may be opened
+//! there *after* that closing. So a session stays in the list, the server is asked about it, and it leaves when it was
+//! denied twice in a row.
 //!
 //! A session that is placed on this server again leaves the list, and no closing of it begins from then on. One that has
-//! been sent may still overtake what the client sends, so a placement waits for its answer.
+//! been sent may still overtake what the client sends, so the placement waits for its answer.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,11 +21,11 @@ const BYTES_MAX: usize = 256 * 1024;
 /// What an ID costs beside its text.
 const ENTRY_BYTES: usize = 28;
 
-/// Those of one server.
+/// The sessions that moved off one server.
 #[derive(Debug, Default)]
 pub struct Moved {
     known: Mutex<Known>,
-    /// No closing of some session is on its way any more.
+    /// Notified when no closing of some session is in flight any more.
     settled: Notify,
 }
 
@@ -32,15 +33,15 @@ pub struct Moved {
 struct Known {
     sessions: HashMap<SessionId, Entry>,
     bytes: usize,
-    /// How many there was no room for.
+    /// How many sessions were left out for lack of room.
     left_out: usize,
-    /// How often some were to be asked about.
+    /// How often the server was asked about some of them.
     rounds: u32,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
-    /// The server was told to close it since it was placed elsewhere last.
+    /// The server was told to close it after it was last placed elsewhere.
     told: bool,
     /// A closing of it was sent and may not have run.
     closing: bool,
@@ -51,8 +52,8 @@ struct Entry {
 }
 
 impl Moved {
-    /// A session was placed on another server while this one was not up. When there is no room, those that the server was
-    /// told to close make room. The others stay: they went first, and are the likeliest to be here still.
+    /// A session was placed on another server while this one was not up. If there is no room, those that the server was
+    /// told to close are dropped. The others stay: they moved first, and are the likeliest to be still here.
     pub fn note(&self, session: &SessionId) {
         let mut known = self.known();
         if let Some(entry) = known.sessions.get_mut(session) {
@@ -65,8 +66,8 @@ impl Moved {
         }
     }
 
-    /// A session is being placed on this server: its copy will be the one that counts. Waits until no closing of it is on
-    /// its way, which is for as long as the server does not answer.
+    /// A session is being placed on this server: its copy will be the valid one. Waits until no closing of it is in
+    /// flight, that is, until the server has answered.
     pub async fn came_back(&self, session: &SessionId) {
         loop {
             let settled = self.settled.notified();
@@ -92,7 +93,7 @@ impl Moved {
         begun.collect()
     }
 
-    /// Begins the closing of one that is here though the server was told to close it; false: it is not to be closed, for
+    /// Begins to close one that is here although the server was told to close it. False: it must not be closed, because
     /// it was placed here again.
     pub fn close_again(&self, session: &SessionId) -> bool {
         let mut known = self.known();
@@ -116,7 +117,7 @@ impl Moved {
         }
     }
 
-    /// The connection was lost, and with it every answer that was due.
+    /// The connection was lost, and every answer that was due with it.
     pub fn lost(&self) {
         for entry in self.known().sessions.values_mut() {
             entry.told &= !entry.closing;
@@ -124,7 +125,7 @@ impl Moved {
         }
     }
 
-    /// Closings have had no answer in time, and are not waited for any longer. They count as told, and may run yet.
+    /// Closings had no answer in time, and are not waited for any longer. They count as told, and may still run.
     pub fn give_up_closing(&self) {
         for entry in self.known().sessions.values_mut().filter(|entry| entry.closing) {
             entry.told = true;
@@ -147,8 +148,8 @@ impl Moved {
         asked.collect()
     }
 
-    /// What came of asking about one. Denied twice in a row it leaves; an answer that does not deny it, or none, breaks the
-    /// row.
+    /// The server's answer about one. Denied twice in a row, it leaves the list; any other answer, or none, starts the
+    /// count anew.
     pub fn heard(&self, session: &SessionId, denied: bool) {
         let mut known = self.known();
         let Some(entry) = known.sessions.get_mut(session).filter(|entry| entry.told) else { return };
@@ -197,7 +198,7 @@ impl Known {
             self.bytes = self.bytes.saturating_sub(cost(session));
         }
         if self.sessions.is_empty() {
-            // Once they were many, the table would stay large.
+            // A table that once was large would stay large.
             self.sessions = HashMap::new();
         }
     }

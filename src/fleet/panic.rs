@@ -1,14 +1,14 @@
 //! Panic: so few backends are up that the probes are doubted rather than the backends. Pure.
 //!
-//! A balancer that sees most of its fleet down at once is more likely cut off than right, and the sessions it believes
-//! lost may well be live. What it would do on the word of probes alone, and could not take back, it then leaves undone:
+//! A balancer that sees most of its fleet down at once is probably cut off itself, and the sessions it believes
+//! lost may well be live. So it does nothing that cannot be undone because of probes alone:
 //! it takes no session from a backend it is attached to, closes no connection, and restarts nothing. New sessions go to
-//! what answers, as ever: no session is ever sent to a backend that does not.
+//! backends that answer, as always: no session is ever sent to a backend that does not.
 
 use super::health::Health;
 
-/// Whether fewer than `threshold` (a share from 0 to 1; `None` = never) of a fleet is up. Backends in maintenance are no
-/// part of it, and those that have not been probed yet count for nothing.
+/// Whether less than `threshold` (a share from 0 to 1; `None` = never) of a fleet is up. `fleet` must not hold backends in
+/// maintenance; those that have not been probed yet do not count.
 pub fn is_panic(fleet: impl IntoIterator<Item = Health>, threshold: Option<f64>) -> bool {
     let Some(threshold) = threshold else { return false };
     let (mut up, mut probed) = (0_u32, 0_u32);

@@ -1,17 +1,17 @@
-//! How far a backend that came up has warmed up. Pure.
+//! Slow start: the part of its share that a backend takes some time after it came up. Pure.
 //!
-//! Shares are compared, never taken alone: a fleet that came up as one is as good as warm from its first moment.
+//! Shares are only compared with each other: backends that came up together share as if there were no slow start.
 
 use std::time::Duration;
 
-/// Percent of its share that a backend takes when it has warmed up.
+/// Percent of its share that a backend takes after its slow start.
 pub const WARM: u32 = 100;
 
-/// What it takes in its first moment: not nothing, so that what comes is what warms it.
+/// Percent it takes at first: not zero, since a backend warms up by its sessions.
 pub const COLD: u32 = 10;
 
-/// Percent of its share that a backend takes which came up `since` ago (`None` = it was always there), if warming up
-/// takes `slow_start`.
+/// Percent of its share that a backend takes which came up `since` ago (`None` = it was always there), with this
+/// `slow_start`.
 pub fn ramp(since: Option<Duration>, slow_start: Option<Duration>) -> u32 {
     let (Some(since), Some(slow_start)) = (since, slow_start) else { return WARM };
     let percent = since.as_millis().saturating_mul(u128::from(WARM)).checked_div(slow_start.as_millis());

@@ -1,7 +1,8 @@
 //! Restarts: which backend that stays down is due for one. Pure.
 //!
-//! A restart cannot be taken back, and may end turns that still run. So every doubt counts against it: a panic begins all
-//! waits anew, one restart is given its time before the next, and a backend that does not come up is tried less and less.
+//! A restart cannot be undone, and may end turns that still run. So every doubt counts against it: a panic begins all
+//! waits anew, the next restart waits for the one before to take effect, and a backend that does not come up is tried
+//! less often.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,14 +18,14 @@ const WAIT_MAX: Duration = Duration::from_hours(1);
 pub struct Outage {
     /// Its name.
     pub name: Arc<str>,
-    /// Since when it is down, without a doubt; `None`: nothing is to be done about it.
+    /// Since when it is down for certain; `None`: it is not to be restarted.
     pub down_since: Option<Instant>,
 }
 
 /// What was restarted, and when.
 #[derive(Debug, Default)]
 pub struct Restarts {
-    /// By name: a backend that leaves and comes again is not tried sooner for that.
+    /// By name: a backend that leaves the fleet and comes back is not tried sooner.
     tries: HashMap<Arc<str>, Try>,
     /// The last one, and since when it is over.
     last: Option<(Arc<str>, Instant)>,
@@ -34,7 +35,7 @@ pub struct Restarts {
 #[derive(Clone, Copy, Debug)]
 struct Try {
     at: Instant,
-    /// Tries before it that were in vain.
+    /// Tries before it that failed.
     vain: u32,
 }
 
@@ -61,7 +62,7 @@ impl Restarts {
         all.min().filter(|(due, _)| *due <= now).map(|(_, at)| at)
     }
 
-    /// So few are up that nothing is believed.
+    /// So few are up that probes are doubted.
     pub fn panicked(&mut self, now: Instant) {
         self.panicked = Some(now);
     }
@@ -82,7 +83,7 @@ impl Restarts {
     }
 }
 
-/// From one try to the next, after so many in vain before it.
+/// The time from one try to the next, after so many that failed.
 fn wait(interval: Duration, vain: u32) -> Duration {
     let doubled = interval.saturating_mul(1_u32 << vain.min(16));
     doubled.min(WAIT_MAX.max(interval))

@@ -2,11 +2,11 @@
 //!
 //! The same names, weights and key make the same ring on every machine and version: only bytes are hashed (the
 //! standard library's `Hash` of strings and arrays is not portable), with a keyed SipHash-2-4. hashring is given
-//! positions, and finds the first point at or after one; what comes after it is read from `order`, because its own way of
-//! walking copies the ring.
+//! positions, and finds the first point at or after one; the points after it are read from `order`, because hashring's own
+//! iteration copies the ring.
 //!
-//! A thousand backends are a million points, and connections want the same processors: a ring is made in small steps, and
-//! after each the processor is offered to whoever waits for it.
+//! A thousand backends are a million points, and connections need the same processors: a ring is made in small steps, and
+//! the thread yields after each.
 
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::thread::yield_now;
@@ -24,13 +24,13 @@ pub struct Ring {
     /// The member of each point, in ring order.
     order: Vec<u32>,
     members: usize,
-    /// Gives keys their positions.
+    /// Hashes keys to positions.
     keyed: Keyed,
-    /// Draws lots: not the hash of the ring itself.
+    /// Draws lots, independently of the positions.
     lots: Keyed,
 }
 
-/// A point knows where in `order` it stands.
+/// A point knows its place in `order`.
 #[derive(Clone, Debug)]
 struct Point {
     position: u64,
@@ -43,7 +43,7 @@ impl Hash for Point {
     }
 }
 
-/// What hashring hashes with: a position is a hash already.
+/// The hasher for hashring: a position is a hash already.
 #[derive(Default)]
 struct AsIs(u64);
 
@@ -101,12 +101,12 @@ impl Ring {
     /// The ring of `members`, each a name and a weight.
     pub fn new<'a>(members: impl IntoIterator<Item = (&'a str, u32)>, key: &str) -> Self {
         let keyed = Keyed::new(key);
-        // By the first byte of their positions, which are even: each part is sorted by itself.
+        // Divided by the first byte of their positions, which are evenly spread: each part is sorted by itself.
         let mut parts = [const { Vec::new() }; 1 << u8::BITS];
         let mut count = 0u32;
         for (name, weight) in members {
             let mut named = keyed.build_hasher();
-            // 0xff is in no UTF-8 text: no name and number run into another name's.
+            // 0xff is in no UTF-8 text, so a name with a number cannot equal another name.
             named.write(name.as_bytes());
             named.write(&[0xff]);
             for number in 0..weight.saturating_mul(POINTS_PER_WEIGHT) {
@@ -140,7 +140,7 @@ impl Ring {
         Self { ring, order, members: usize::try_from(count).unwrap_or(usize::MAX), keyed, lots }
     }
 
-    /// Which of `lots` lots a key has drawn: even over keys, and of no relation to a key's place on the ring.
+    /// Which of `lots` lots a key has drawn: evenly spread over keys, and independent of a key's place on the ring.
     pub fn lot(&self, key: &[u8], lots: u32) -> u32 {
         let drawn = self.lots.hash_one(HashedBytes(key)).checked_rem(u64::from(lots));
         drawn.and_then(|lot| u32::try_from(lot).ok()).unwrap_or(0)
@@ -161,7 +161,7 @@ impl Ring {
     }
 }
 
-/// Which members a walk has passed; the first costs nothing, as most walks end there.
+/// Which members a walk has passed; the first takes no allocation, as most walks end there.
 #[derive(Default)]
 struct Seen {
     first: Option<usize>,

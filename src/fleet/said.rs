@@ -1,14 +1,14 @@
-//! What a server's answer says of a session. Every rule that goes by such an answer goes by this.
+//! What a server's answer says of a session. Every rule that depends on such an answer uses this.
 //!
-//! Only the words with which servers deny a session deny it. Whatever else comes (another error, an empty result, one of
-//! another shape) says nothing, and is to be taken like silence: a server out of descriptors, or one that is shutting
-//! down, may have the session all the same. The words are those of runtime 1.0.85 and CLI 1.0.102, which agree.
+//! Only the exact messages with which servers deny a session deny it. Any other answer (another error, an empty result,
+//! one of another shape) says nothing, and counts like silence: a server out of descriptors, or one that is shutting
+//! down, may have the session all the same. The messages are those of runtime 1.0.85 and CLI 1.0.102, which are equal.
 
 use serde_json::{Value, json};
 
 use super::asks::{Answer, Question};
 
-/// The code of every error that a method of the server gives.
+/// The code of every error that a server's method returns.
 const FAILED: i64 = -32603;
 
 /// What an answer to a [`Question`] says.
@@ -21,7 +21,7 @@ pub enum Said {
     },
     /// It is stored there, changed last at this time, in a form that sorts; empty if the time is not known.
     Stored(String),
-    /// It is not.
+    /// It is not live, or not stored, there.
     Not,
     /// Nothing: the server may have it or not.
     Nothing,
@@ -34,7 +34,7 @@ impl Said {
             (Question::Live(session), Answer::Error(FAILED, words)) => {
                 denied(words, "Session not found for sessionId: ", session.as_str())
             }
-            // It can have none stored under such a name.
+            // A server can have nothing stored under a name that it calls invalid.
             (Question::Stored(session), Answer::Error(FAILED, words)) => {
                 denied(words, "Invalid sessionId: ", &json!(session.as_str()).to_string())
             }
@@ -47,14 +47,14 @@ impl Said {
                 None if result.is_empty() => Self::Not,
                 _ => Self::Nothing,
             },
-            // Only what is stored can be long.
+            // Only the answer for a stored session can be long.
             (Question::Stored(_), Answer::TooLong) => Self::Stored(String::new()),
             (_, Answer::Error(..) | Answer::Result(_) | Answer::TooLong) => Self::Nothing,
         }
     }
 }
 
-/// Servers put "Request … failed with message: " before the words, and nothing after them.
+/// Servers put "Request … failed with message: " before the message, and nothing after it.
 fn denied(message: &str, words: &str, session: &str) -> Said {
     let rest = message.strip_suffix(session);
     if rest.is_some_and(|rest| rest.ends_with(words)) { Said::Not } else { Said::Nothing }

@@ -1,5 +1,6 @@
-//! Places for clients' questions, given in turn by who asks: whoever was served longest ago is next, and of several the one
-//! that has waited longest. So one client with many questions holds up others by one turn, and not by all that it has.
+//! Places for clients' questions, given in turn by client address: the address that was served longest ago is next, and
+//! of several the one that has waited longest. So a client with many questions holds up others by one turn, not by all
+//! of them.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// Of those who want one answer, so many have a say in when it is asked for.
+/// Of the clients that want one answer, so many count when its turn is decided.
 const ASKERS_MAX: usize = 32;
-/// Of so many it is known when they were served.
+/// For so many addresses it is known when they were served.
 const SERVED_MAX: usize = 1024;
 
-/// Who wants the answer to one question, and whether anybody has been asked.
+/// The clients that want the answer to one question, and whether a backend has been asked.
 #[derive(Debug, Default)]
 pub struct Askers {
     begun: AtomicBool,
@@ -21,14 +22,14 @@ pub struct Askers {
 }
 
 impl Askers {
-    /// One; nobody has been asked.
+    /// One asker; no backend has been asked.
     pub fn new(who: IpAddr) -> Arc<Self> {
         let askers = Arc::<Self>::default();
         askers.join(who);
         askers
     }
 
-    /// One more.
+    /// One more asker.
     pub fn join(&self, who: IpAddr) {
         let (who, mut askers) = (network(who), self.who());
         if askers.len() < ASKERS_MAX && !askers.contains(&who) {
@@ -36,12 +37,12 @@ impl Askers {
         }
     }
 
-    /// Somebody is being asked.
+    /// A backend is being asked.
     pub fn begin(&self) {
         self.begun.store(true, Ordering::Release);
     }
 
-    /// Whether anybody has been asked.
+    /// Whether a backend has been asked.
     pub fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
     }
@@ -51,7 +52,7 @@ impl Askers {
     }
 }
 
-/// Whose an address is: who has one of IPv6 has them all, up to the 64 bits that it chooses itself.
+/// The network that counts as one client: of an IPv6 address the /64, since a client chooses the other bits itself.
 pub(super) fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -68,10 +69,10 @@ struct State {
     free: usize,
     /// In the order in which they came.
     waiting: Vec<Waiter>,
-    /// In which turn somebody was served last.
+    /// In which turn an address was served last.
     served: HashMap<IpAddr, u64>,
     turn: u64,
-    /// How many questions were answered, whether anybody still waited or not.
+    /// How many questions were answered, even if nobody waited any more.
     answered: usize,
 }
 
@@ -91,7 +92,7 @@ impl Turns {
         Arc::new(Self(Mutex::new(State { free: places, ..State::default() })))
     }
 
-    /// Waits for a place. Who stops waiting leaves nothing behind.
+    /// Waits for a place. Cancel safe.
     pub async fn take(self: &Arc<Self>, askers: &Arc<Askers>) -> Option<Place> {
         let place = {
             let mut state = self.state();
@@ -123,7 +124,7 @@ impl Turns {
         while let Some(next) = state.next() {
             match next.place.send(Place(Some(Arc::clone(self)))) {
                 Ok(()) => return,
-                // It has stopped waiting; the place is still in hand.
+                // The waiter has given up; the place is still here.
                 Err(mut place) => place.0 = None,
             }
         }
@@ -145,7 +146,7 @@ impl Place {
 impl State {
     fn next(&mut self) -> Option<Waiter> {
         let last = |who: &IpAddr| self.served.get(who).copied().unwrap_or_default();
-        // Whose turn it would be, and when that one was served.
+        // The asker whose turn would come first, and when it was served.
         let turn = |waiter: &Waiter| {
             let askers = waiter.askers.who();
             let who = askers.iter().min_by_key(|who| last(who)).copied();

@@ -1,4 +1,4 @@
-//! The counted use of a backend: who holds one keeps it from being over.
+//! The counted use of a backend: while one is held, the backend is not over.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::Backend;
 use crate::net::{self, Stream};
 use crate::runtime::descriptors::Purpose;
 
-/// So long a server that does not close its side keeps the place of a connection that has ended here.
+/// How long a connection that has ended here keeps its place if the server does not close its side.
 const PARTING_MAX: Duration = Duration::from_secs(5);
 
 /// A counted use of a backend: every open link holds one.
@@ -30,7 +30,7 @@ impl Lease {
     pub fn within_bound(backend: &Arc<Backend>) -> Option<Self> {
         let most = backend.connections_max.load(Ordering::Relaxed);
         let lease = Self::new(backend);
-        // Counted first: of two that come at once, none slips by.
+        // Counted first, so that two at once cannot both exceed the bound.
         (most == 0 || backend.connections() <= most).then_some(lease)
     }
 
@@ -49,9 +49,9 @@ impl Drop for Lease {
     }
 }
 
-/// An open connection to a backend, and its lease. Dropped, it is closed in order, and counts until the server has closed its
-/// side too: until then it has one of the server's places, and whatever bounds those must know of it. One that is reset counts no
-/// longer than it is here.
+/// An open connection to a backend, and its lease. Dropped, it is closed in order, and counts until the server has
+/// closed its side too: until then it has one of the server's places, and whatever bounds those must know of it. One
+/// that is reset counts no longer than it is here.
 #[derive(Debug)]
 pub struct Leased(Option<(Stream, Lease)>);
 

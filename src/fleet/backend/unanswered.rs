@@ -1,7 +1,8 @@
 //! Questions to a backend, and how many about sessions it leaves unanswered.
 //!
-//! A server that answers probes and nothing else is up, and what it may have is refused for as long: elsewhere it could be
-//! live twice. So it is told of, and that is all: clients have a part in what is asked, so no placement goes by it.
+//! A server that answers probes and nothing else is up, and sessions that it may have are refused meanwhile: elsewhere
+//! they could be live twice. This is reported, and nothing else: clients have a part in what is asked, so no placement
+//! goes by it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,14 +12,14 @@ use super::super::asks::{Question, Told, Unanswered, Untold, Wanted};
 use super::super::said::Said;
 use super::Backend;
 
-/// So many in a row are told of.
+/// So many in a row are reported.
 pub const UNANSWERED_TOLD: usize = 3;
 
 impl Backend {
-    /// Asks what a client wants to know, for which it may wait `within` for its turn, and then for an answer within `patience`.
+    /// Asks a client's question: waits for its turn at most `within`, and then for an answer at most `patience`.
     ///
     /// # Errors
-    /// Why it was told nothing.
+    /// Why there is no answer.
     pub async fn inquire(
         &self,
         wanted: &Arc<Wanted>,
@@ -34,9 +35,10 @@ impl Backend {
         answer.map_or(Said::Nothing, |answer| Said::of(question, &answer))
     }
 
-    /// Asks something of sessile's own. `None` = no answer will come: the connection is lost, or nothing at all was
-    /// answered for as long as `patience`, or this was not, while others were. That marks nobody; but a backend that
-    /// answers nothing is probed soon. An answer that says nothing of the session answers no question.
+    /// Asks a question of sessile's own. `None` = no answer will come: the connection is lost, or no question at all
+    /// was answered within `patience`, or others were and this one was not. That does not mark the backend as suspect;
+    /// but one that answers nothing is probed soon. An answer that says nothing of the session does not count as
+    /// answered.
     pub async fn ask(&self, question: Question<'_>, patience: Duration) -> Option<Said> {
         match self.asks.ask(question, patience).await {
             Ok(answer) => {
@@ -79,7 +81,7 @@ impl Backend {
         self.unanswered.load(Ordering::Acquire)
     }
 
-    /// It has answered one, or is down, or another process by now.
+    /// It has answered one, is down, or is another process by now.
     pub(super) fn forget_unanswered(&self) {
         if self.unanswered() == 0 {
             return;

@@ -1,7 +1,7 @@
-//! One lookup of a name: which records are asked for, what answers and silence mean, and how long it holds.
+//! One lookup of a name: which records are asked for, what answers and silence mean, and how long the result holds.
 //!
-//! A resolver is made for every lookup, so that changes of `/etc/resolv.conf` count, and nothing is cached but here. A
-//! lookup as a whole is bounded in time, and in what it may ask.
+//! A resolver is made for every lookup, so that changes of `/etc/resolv.conf` count and it caches nothing. A
+//! lookup as a whole is bounded in time and in the number of its questions.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -26,11 +26,11 @@ const AT_A_TIME: usize = 16;
 pub struct Answer {
     /// Never empty.
     pub found: Vec<Found>,
-    /// How long the records hold, as they say.
+    /// The time to live of the records.
     pub ttl: Duration,
 }
 
-/// Why a lookup found nothing to go by.
+/// Why a lookup has no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum LookupFault {
     /// There is no such name.
@@ -62,16 +62,16 @@ impl LookupFault {
         }
     }
 
-    /// Whether it is an answer: the server knows, and says nobody.
+    /// Whether it is an answer: there is nobody of that name.
     const fn is_nobody(self) -> bool {
         matches!(self, Self::Nxdomain | Self::Empty)
     }
 }
 
-/// Looks `spec` up. `known` is what was found before: it fills in for the part of an answer that does not come.
+/// Looks `spec` up. `known` is what was found before: it stands in for a part of the answer that does not come.
 ///
 /// # Errors
-/// Why there is nothing to go by.
+/// Why there is no result.
 pub async fn look_up(
     spec: &BackendSpec,
     discovery: &Discovery,
@@ -106,7 +106,7 @@ fn resolver(discovery: &Discovery) -> Result<TokioResolver, NetError> {
         builder
     };
     let options = builder.options_mut();
-    // Two tries within the bound of the whole.
+    // Two tries within the timeout.
     options.timeout = discovery.timeout.checked_div(2).unwrap_or(discovery.timeout);
     options.attempts = 1;
     options.cache_size = 0;
@@ -121,7 +121,7 @@ fn nameserver(address: &SocketAddr) -> NameServerConfig {
     NameServerConfig::new(address.ip(), true, connections.into())
 }
 
-/// The addresses of a host. Either family may fail while the other answers: what was known of it then holds on.
+/// The addresses of a host. If one family fails while the other answers, what was known of the former holds on.
 async fn addresses(
     resolver: &TokioResolver,
     host: &str,
@@ -169,7 +169,7 @@ async fn services(
 ) -> Result<Answer, LookupFault> {
     let (records, mut ttl) = records(resolver, name, RecordType::SRV).await?;
     let mut services: Vec<Service> = records.into_iter().filter_map(service).collect();
-    // In an order that is the same everywhere, since there may be too many.
+    // Sorted, so that all balancers take the same ones if there are too many.
     services.sort_unstable_by(|a, b| {
         (a.priority, &a.target, a.port, a.weight).cmp(&(b.priority, &b.target, b.port, b.weight))
     });
@@ -222,7 +222,7 @@ fn service(data: RData) -> Option<Service> {
     is_name(&target).then_some(Service { priority, weight, port, target, addresses: Vec::new() })
 }
 
-/// The records of one kind, never none of them, and how long they hold.
+/// The records of one kind, at least one, and how long they hold.
 async fn records(
     resolver: &TokioResolver,
     name: &str,

@@ -1,9 +1,9 @@
-//! Backends that DNS names: asking for them, and what the answers mean. Who asks when, and what becomes of it, is the
-//! server's.
+//! Backends that DNS names: the lookups, and what their answers mean. `control/lookups` decides when to look up, and what
+//! follows.
 //!
 //! A fleet never vanishes by DNS: an answer that names nobody, or no answer, leaves the last one in force. Servers that
-//! are really gone are found out by probes, and cost nothing but these; those that a resolver merely lost go on. Where
-//! answers name a few of many, they are united.
+//! are really gone fail their probes, which is all they cost; those that a resolver merely lost go on. If answers name a
+//! few of many, they are united.
 
 mod records;
 mod lookup;

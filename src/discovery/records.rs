@@ -1,8 +1,8 @@
-//! From records to servers, and from a file and what was found to the fleet. Pure: the same answers, the same fleet, on
-//! every balancer.
+//! From records to servers, and from the file and the servers found to the fleet. Pure: the same answers make the same
+//! fleet on every balancer.
 //!
 //! A server's name is what the ring hashes, so it must not depend on the order of an answer: it is the SRV target, else
-//! the address. Answers come from outside: names are checked as those of the file are, and the fleet has a bound.
+//! the address. Answers are not trusted: names are checked like those in the file, and the fleet has a bound.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -10,19 +10,19 @@ use std::sync::Arc;
 
 use crate::config::{BackendSpec, Config, Resolve};
 
-/// A name in DNS has no more.
+/// The longest name in DNS.
 const NAME_BYTES_MAX: usize = 253;
-/// The weights of the file, to which those of SRV records are brought.
+/// The largest weight in the file, to which those of SRV records are scaled down.
 const WEIGHT_MAX: u32 = 100;
 
 /// One server that DNS names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// What the ring, metrics and commands call it.
+    /// Its name in the ring, metrics and commands.
     pub name: String,
     /// IP address and port.
     pub address: SocketAddr,
-    /// By its SRV record; `None` = the file says it.
+    /// From its SRV record; `None` = the file's weight.
     pub weight: Option<u32>,
 }
 
@@ -37,7 +37,7 @@ pub struct Service {
     pub port: u16,
     /// In lower case, without the dot at the end.
     pub target: String,
-    /// Where that is.
+    /// The addresses of the target.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -48,7 +48,7 @@ pub struct Spec {
     pub backend: BackendSpec,
     /// The name in the file for which it was found.
     pub source: Option<Arc<str>>,
-    /// The server that it is; `None`: its name has not been resolved.
+    /// The address of the server; `None`: its name has not been resolved.
     pub at: Option<SocketAddr>,
 }
 
@@ -78,7 +78,7 @@ pub fn of_services(services: Vec<Service>, known: &[Found]) -> Vec<Found> {
     let mut found: Vec<Found> = Vec::new();
     let mut before: Option<String> = None;
     for ((target, port), service) in by_place {
-        // The first port of a target has its name to itself.
+        // The first port of a target gets the bare name.
         let name = if before.as_ref() == Some(&target) { format!("{target}:{port}") } else { target.clone() };
         before = Some(target);
         let mut sockets: Vec<_> =
@@ -92,9 +92,9 @@ pub fn of_services(services: Vec<Service>, known: &[Found]) -> Vec<Found> {
     found
 }
 
-/// The fleet: what the file names itself, with the server that its address stands for, and in place of each name of many
-/// what was found for it. Where two of those have one name or one address, the first is meant; what is found beyond `discovery.backends` is left out, by name, and
-/// counted.
+/// The fleet: the backends of the file, each with the server that its address stands for, and in place of each name of
+/// many the servers found for it. If two of those have the same name or address, the first counts. Servers beyond
+/// `discovery.backends` are left out, the last by name first, and counted.
 pub fn fleet<'a>(config: &Config, found: impl Fn(&BackendSpec) -> &'a [Found]) -> (Vec<Spec>, usize) {
     let fixed = config.backends.iter().filter(|spec| spec.resolve == Resolve::Dial);
     let mut names: HashSet<String> = fixed.clone().map(|spec| spec.name.clone()).collect();
@@ -132,7 +132,7 @@ pub fn fleet<'a>(config: &Config, found: impl Fn(&BackendSpec) -> &'a [Found]) -
     (specs, left_out)
 }
 
-/// Whether a target may be a backend's name: what has other letters is no host.
+/// Whether a target may be a backend's name.
 pub fn is_name(target: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&target.len())
         && target.starts_with(|c: char| c.is_ascii_alphanumeric())

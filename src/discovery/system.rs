@@ -1,5 +1,5 @@
-//! One lookup of a host by the system: `/etc/hosts`, the name service and whatever else it is set up with, for names
-//! that stand for one server.
+//! One lookup of a host by the system's resolver (`/etc/hosts`, name service and so on), for names that stand for one
+//! server.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -10,15 +10,15 @@ use tokio::sync::Semaphore;
 
 use super::lookup::LookupFault;
 
-/// Lookups under way in the whole process. A slow resolver holds on to a thread for each, long after whoever wanted to know
-/// has given up.
+/// Lookups in flight in the whole process. Each holds a thread until the resolver answers, even after nobody waits for it
+/// any more.
 const LOOKUPS_MAX: usize = 32;
-/// Addresses of one host that are looked at.
+/// Addresses of one host that are used.
 const ADDRESSES_MAX: usize = 16;
 
 static ROOM: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(LOOKUPS_MAX)));
 
-/// The addresses of `host:port` in the order to try them: the resolver's, but with the two families by turns.
+/// The addresses of `host:port` in the order to try them: the resolver's, but with the two families alternating.
 ///
 /// # Errors
 /// Why there is none.
@@ -53,8 +53,8 @@ fn by_turns(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     all
 }
 
-/// Looks up on a thread of its own once there is room, which is given back when that thread has ended and not when
-/// somebody stops waiting for it: however slow a resolver is, its threads are few.
+/// Looks up on a thread of its own once there is room. The room is given back when the thread ends, not when
+/// nobody waits for it any more: however slow the resolver is, its threads are few.
 async fn bounded<T: Send + 'static>(
     room: &Arc<Semaphore>,
     look_up: impl FnOnce() -> io::Result<T> + Send + 'static,

@@ -1,8 +1,9 @@
-//! Name servers that answer with a few of many: a random three over UDP, eight of all. No such answer is the fleet.
+//! Name servers that answer with a few of many servers: a random three over UDP, say, or eight. No such answer is the
+//! fleet.
 //!
-//! It shows when the same question, asked again at once, gets another answer. As long as a name was seen to do that, what
-//! any of its answers had is taken together, and a server leaves when none has had it for `discovery.forget`. Of every
-//! other name the newest answer counts, whole, at once: a server that is taken out gets nothing new from then on.
+//! It shows when the same question, asked again at once, gets another answer. If a name has done that, all its answers are
+//! united, and a server leaves when no answer has had it for `discovery.forget`. For every other name the newest answer
+//! alone counts, at once: a server that is taken out of DNS gets nothing new from then on.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,33 +12,33 @@ use super::lookup::{Answer, LookupFault, look_up};
 use super::records::Found;
 use crate::config::{BackendSpec, Discovery};
 
-/// Records that hold longer than this come from a cache, which says the same again.
+/// Records that hold longer than this come from a cache, which would only repeat its answer.
 const ASKED_AGAIN_BELOW: Duration = Duration::from_secs(10);
-/// After so many equal answers a name is taken for one whose answers name all servers.
+/// After so many equal answers, an answer is taken to name all servers.
 const SAME_MIN: usize = 3;
-/// After so many answers in a row that name nobody new, all servers are taken to be known.
+/// After so many answers in a row without a new server, all servers are taken to be known.
 const NOTHING_NEW_MIN: usize = 12;
 /// Answers asked for at once, at most.
 const ANSWERS_MAX: usize = 64;
 /// Servers of one name that are remembered.
 const SEEN_MAX: usize = 4096;
 
-/// What the answers for one name came to.
+/// The servers of one name, from all its answers.
 #[derive(Debug, Default)]
 pub struct United {
     found: Vec<Found>,
     /// Every server an answer has had, by name, and when that was.
     seen: BTreeMap<String, (Found, Instant)>,
-    /// When its answers were last seen to differ from one moment to the next.
+    /// When two answers that came one right after the other last differed.
     varied: Option<Instant>,
 }
 
-/// What a name was answered with, the question being repeated if that was worth it.
+/// The answers for a name; the question was repeated if that could show more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
     /// The first answer.
     pub answer: Answer,
-    /// The answers to the repetitions, which came at once.
+    /// The answers to the repeated question.
     pub more: Vec<Answer>,
 }
 
@@ -80,7 +81,7 @@ impl United {
         &self.found
     }
 
-    /// Whether `answer` lacks somebody, so that it is worth asking again.
+    /// Whether `answer` lacks a known server, so that sessile asks again.
     pub fn is_less(&self, answer: &Answer) -> bool {
         !self.found.iter().all(|found| answer.found.iter().any(|new| new.name == found.name))
     }
@@ -90,7 +91,7 @@ impl United {
         self.varied.is_some_and(|varied| varied.elapsed() < forget)
     }
 
-    /// Takes what was answered; whether the servers are others now.
+    /// Takes the answers. True if the servers have changed.
     pub fn take(&mut self, asked: &Asked, forget: Duration) -> bool {
         let now = Instant::now();
         if asked.more.iter().any(|next| next.found != asked.answer.found) {
@@ -121,7 +122,7 @@ impl Asked {
     }
 }
 
-/// What came of asking, as the one result that is counted.
+/// The result of a lookup, which is counted once.
 pub type Result = std::result::Result<Asked, LookupFault>;
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
-//! Whole frames on a socket, read and written in one way by whoever talks with a peer itself: greeting, probes and questions
+//! Reads and writes whole frames on a socket, for all code that talks with a peer itself: greeting, probes and questions
 //! on standing connections, the scout of an opening, the demo's client.
 //!
-//! [`Pieces`] finds where frames end in what has come, without a socket. Beside it, what differs is whose frames they are:
+//! [`Pieces`] finds the ends of frames in received bytes, without a socket. On top of it there are three ways to read:
 //! [`next_body`] is for a conversation in which each answer is awaited, and a frame that is too long ends it;
-//! [`next_envelope`] is for one in which nothing but the envelope of an answer matters, and holds no frame; a [`Reader`] is for a standing connection, which no frame may end by its length; a scout forwards pieces as they come. Two look into
-//! a frame before it is whole, to decide about it or refuse it, and so read on their own: `proxy/opening/client` and
-//! `proxy/inlet`.
+//! [`next_envelope`] is for answers of which only the envelope matters, and holds no frame; a [`Reader`] is for a standing
+//! connection, which no frame may end by its length. A scout forwards pieces as they come. `proxy/opening/client` and
+//! `proxy/inlet` look into a frame before it is whole, to decide about it or refuse it, and so read on their own.
 
 mod pieces;
 mod reader;
@@ -25,7 +25,7 @@ pub use reader::{Came, Reader};
 
 /// Longest frame taken whole; most answers have a few hundred bytes, lists of sessions more.
 const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Read at once of frames that are not kept: what of it is behind the last of them is nobody's yet.
+/// Bytes per read of frames that are not kept: bytes of later frames may be among them.
 const LITTLE_BYTES: usize = 4 * 1024;
 
 /// The body of the next frame. Cancel-safe: what has been read stays in `unread`.
@@ -44,8 +44,8 @@ pub async fn next_body<R: AsyncRead + Unpin>(reader: &mut R, unread: &mut BytesM
     }
 }
 
-/// What the next frame of a backend says of itself. Nothing of its body is held, whatever its length, and little of what is behind
-/// it. What has been read is lost if this is not waited for to its end.
+/// The envelope of a backend's next frame. Nothing of its body is held, whatever its length, and little of what comes
+/// after it. Not cancel-safe: what has been read is lost.
 ///
 /// # Errors
 /// The socket's, `UnexpectedEof` at its end, `InvalidData` for what is no frame or no message.
@@ -61,13 +61,13 @@ pub async fn next_envelope<R: AsyncRead + Unpin>(
                 return scan.finish().map_err(|(fault, _)| io::Error::new(io::ErrorKind::InvalidData, fault));
             }
         }
-        // It is waited for without a hold on what was read before.
+        // Copied out, so that the wait does not keep the larger buffer.
         *unread = BytesMut::from(&**unread);
         some(net::fill(reader, unread, LITTLE_BYTES).await?)?;
     }
 }
 
-/// Reads once, behind what is in `unread`. Cancel-safe.
+/// Reads once, appending to `unread`. Cancel-safe.
 ///
 /// # Errors
 /// The reader's, `UnexpectedEof` at its end.
@@ -75,7 +75,8 @@ async fn more<R: AsyncRead + Unpin>(reader: &mut R, unread: &mut BytesMut) -> io
     some(net::fill(reader, unread, READ_BYTES_MAX).await?)
 }
 
-/// The same of a backend whose frames are passed on, so that it may hold more back: see `net/quickack`. Cancel-safe.
+/// The same for a backend whose frames are passed on, which may wait for the acknowledgement: see `net/quickack`.
+/// Cancel-safe.
 ///
 /// # Errors
 /// The socket's, `UnexpectedEof` at its end.

@@ -1,4 +1,4 @@
-//! Where frames end in what has come.
+//! Finds the ends of frames in received bytes.
 
 use std::io;
 
@@ -18,7 +18,7 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// What of it is body.
+    /// The part of it that is body.
     pub fn body(&self) -> &[u8] {
         self.bytes.get(self.head_bytes..).unwrap_or_default()
     }
@@ -42,8 +42,8 @@ impl Pieces {
         self.left
     }
 
-    /// The next piece off the front of `unread`. A frame of up to `whole_max` bytes is waited for and is one piece; of a longer
-    /// one, what is there is taken as soon as its head is. `None` means that more bytes are needed.
+    /// The next piece off the front of `unread`. A frame of up to `whole_max` bytes is waited for and is one piece; of
+    /// a longer one, what is there is taken as soon as its head is. `None` means that more bytes are needed.
     ///
     /// # Errors
     /// `InvalidData` for what is no frame.
@@ -61,7 +61,7 @@ impl Pieces {
             return Ok(None);
         }
         let bytes = head_bytes.saturating_add(self.left);
-        // To give all away costs less than to split.
+        // Taking the whole buffer costs less than splitting it.
         let bytes = if bytes < unread.len() { unread.split_to(bytes) } else { std::mem::take(unread) };
         let body = bytes.len().saturating_sub(head_bytes);
         self.left = self.left.saturating_sub(body);

@@ -1,4 +1,4 @@
-//! A standing connection's frames: short ones as they are, long ones counted, and read past where there is no room.
+//! A standing connection's frames: short ones as they are, long ones counted, or skipped where there is no room.
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::wire::{Envelope, Scan};
 /// Up to this length a frame is read together with what comes before and after it, and not counted.
 const SMALL_BYTES_MAX: usize = READ_BYTES_MAX;
 
-/// What comes on a standing connection, where no frame may end it by its length.
+/// The frames of a standing connection, which no frame may end by its length.
 #[derive(Debug, Default)]
 pub struct Reader {
     unread: BytesMut,
@@ -28,18 +28,18 @@ pub struct Reader {
 
 #[derive(Debug)]
 enum Begun {
-    /// It is taken.
+    /// It is kept.
     Kept { body: BytesMut, charge: Option<Charge> },
-    /// It is too long to be taken, and is read past.
+    /// It is too long to be kept: only its envelope is read.
     Passed { scan: Box<Scan> },
 }
 
-/// What has come.
+/// What was received.
 #[derive(Debug)]
 pub enum Came {
     /// A body. A long one is counted for as long as anything of it is held.
     Body(Bytes),
-    /// A body that was too long to be kept: what it said of itself, if that was sound.
+    /// A body that was too long to be kept: its envelope, if that was sound.
     TooLong(Option<Envelope>),
 }
 
@@ -61,12 +61,12 @@ impl Reader {
         Self { memory: Some(memory), ..Self::default() }
     }
 
-    /// Whether everything that has come has been given out.
+    /// Whether everything that was received has been returned.
     pub fn is_empty(&self) -> bool {
         self.unread.is_empty() && self.pieces.left() == 0
     }
 
-    /// The next body, or that there was one too long. Cancel-safe: what has been read stays here.
+    /// The next body, or the envelope of one that was too long. Cancel-safe: what has been read stays here.
     ///
     /// # Errors
     /// The socket's, `UnexpectedEof` at its end, `InvalidData` for what is no frame.
@@ -81,7 +81,7 @@ impl Reader {
         }
     }
 
-    /// What the next piece makes whole.
+    /// The body that this piece completes, if it does.
     fn add(&mut self, piece: Piece) -> Option<Came> {
         let mut begun = match self.begun.take() {
             Some(begun) => begun,

@@ -1,5 +1,5 @@
-//! Which of the addresses that a name has are servers'. That one takes a connection is no evidence: the kernel takes them for
-//! a process that is frozen, and whatever else listens there takes them too. Only an answer is.
+//! At which of a name's addresses a server is. An open port is no evidence: the kernel accepts connections for a frozen
+//! process, and another program may listen there. Only an answered probe is.
 
 use std::future::Future;
 use std::io;
@@ -16,11 +16,11 @@ use super::line::{Introduced, Line, OwnLine, pong};
 use crate::config::{BackendSpec, Config, Secret};
 use crate::frames::Reader;
 
-/// How long an address has to itself before the next is tried as well.
+/// How long after one address the next is tried as well.
 const TRIED_AFTER: Duration = Duration::from_millis(250);
 
-/// The first of `addresses` at which a probe is answered. They are tried side by side, each a little after the one before it
-/// or at once when that has failed (RFC 8305): one that says nothing holds nobody up.
+/// The first of `addresses` at which a probe is answered. They are tried side by side, each a little after the one
+/// before it or at once when that has failed (RFC 8305), so that a silent one does not hold up the others.
 pub async fn first_that_answers(
     addresses: &[SocketAddr],
     spec: &BackendSpec,
@@ -40,7 +40,7 @@ pub async fn those_that_answer(
     probed.into_iter().filter(|(_, answered)| answered.is_ok()).map(|(address, _)| address).collect()
 }
 
-/// What an attendant does to see whether its server is up, once, where nobody knows yet whose address it is.
+/// One probe, as an attendant does it, of an address that may not be a server's.
 async fn probe(at: SocketAddr, spec: &BackendSpec, config: &Config) -> io::Result<()> {
     let probing = async {
         let reached = reach_at(at, &spec.address, spec.tls.as_deref(), &config.timeouts).await;

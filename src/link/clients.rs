@@ -1,7 +1,7 @@
-//! The second standing connection of a backend, for what clients want to know.
+//! The second standing connection of a backend, for clients' questions.
 //!
 //! It is made when there is something to ask, and ends when nothing has been asked for a while, when it breaks, or when an
-//! answer is overdue. Whatever happens on it, nobody is marked for it: clients decide what is asked here.
+//! answer is overdue. Whatever happens on it, the backend is not marked for it: clients decide what is asked here.
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -20,9 +20,9 @@ use crate::frames::{Came, Reader, send_by};
 use crate::runtime::account::Budget;
 use crate::wire::{Scan, reply};
 
-/// How long a connection is kept on which nothing is asked.
+/// How long a connection is kept without a question.
 const IDLE_MAX: Duration = Duration::from_secs(30);
-/// After a connection that could not be made, so long none is tried: questions get no answer at once.
+/// How long no connection is tried after one that failed: meanwhile questions fail at once.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Who waits for an answer.
@@ -32,8 +32,7 @@ struct Waiting {
     place: Place,
 }
 
-/// Asks `backend` what clients want to know, until `stop`. Answers of more than a few bytes are counted against
-/// `memory`.
+/// Asks `backend` clients' questions, until `stop`. Long answers are counted against `memory`.
 pub async fn attend_clients(
     backend: Weak<Backend>,
     mut asked: mpsc::Receiver<Inquiry>,
@@ -43,7 +42,7 @@ pub async fn attend_clients(
 ) {
     let work = async {
         let mut failed: Option<Instant> = None;
-        // The sender is the backend's: this ends when nobody has the backend any more.
+        // The backend holds the sender: this ends when the backend is dropped.
         while let Some(first) = asked.recv().await {
             let Some(backend) = backend.upgrade() else { return };
             if first.answer.is_closed() || failed.is_some_and(|failed| failed.elapsed() < PAUSE) {
@@ -84,7 +83,7 @@ async fn open(backend: &Backend, config: &Config, reader: Reader) -> io::Result<
 }
 
 impl Line<Waiting> {
-    /// Carries questions and answers; says why it ended. Who waits then gets no answer.
+    /// Carries questions and answers; returns why it ended. Questions that still wait get no answer.
     async fn serve(&mut self, first: Inquiry, asked: &mut mpsc::Receiver<Inquiry>) -> io::Error {
         match self.carry(first, asked).await {
             Ok(end) => io::Error::other(end),
@@ -130,7 +129,7 @@ impl Line<Waiting> {
         send_by(&mut self.stream, &frame, Some(until)).await
     }
 
-    /// Hands an answer on; everything else is dropped. Whether it was one.
+    /// Hands an answer on; everything else is dropped. True if it was an answer.
     fn hand_on(&mut self, came: Came) -> bool {
         let (envelope, body) = match came {
             Came::Body(body) => (Scan::whole_of(By::Backend, &body).ok(), Some(body)),
@@ -141,7 +140,7 @@ impl Line<Waiting> {
         let is_answer = waiting.is_some();
         if let Some(waiting) = waiting {
             waiting.place.answered();
-            // Who asked may have stopped waiting.
+            // The asker may have stopped waiting.
             drop(waiting.answer.send(body.map_or(Told::TooLong, Told::Body)));
         }
         self.acknowledge();

@@ -1,5 +1,5 @@
-//! Dialling a backend: always the one server that it is. Names were resolved before, in one place for everything that is
-//! known of a server; which of several addresses is meant is found out by [`super::first_that_answers`].
+//! Dialling a backend: always the one server behind it. Its name was resolved before, in `control/lookups`, and
+//! [`super::first_that_answers`] chose among several addresses.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,25 +18,25 @@ use crate::runtime::descriptors::Purpose;
 /// An open connection to a backend.
 #[derive(Debug)]
 pub struct Link {
-    /// What carries its bytes, and counts it.
+    /// The connection, and its lease.
     pub stream: Leased,
     /// Bytes that came from the backend and have not been used.
     pub unread: BytesMut,
 }
 
-/// For whom a backend is dialled.
+/// On whose behalf a backend is dialled.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum For {
-    /// A client, which is refused when few descriptors are left.
+    /// A client's: refused when few descriptors are left.
     Client,
-    /// What sessile itself wants to know, which goes on then.
+    /// Sessile's own: goes on when few descriptors are left.
     Itself,
 }
 
 /// Why a backend could not be dialled.
 #[derive(Debug, thiserror::Error)]
 pub enum DialFault {
-    /// Nobody listens.
+    /// Nothing listens.
     #[error("connection refused")]
     Refused,
     /// No answer in time.
@@ -45,13 +45,13 @@ pub enum DialFault {
     /// The host has no address.
     #[error("the name has no address")]
     Unresolved,
-    /// This machine has no descriptor or memory left: that says nothing of the backend, nor would another do better.
+    /// This machine has no descriptor or memory left: the backend is not at fault, and dialling another would fail too.
     #[error("{0}")]
     Local(io::Error),
-    /// This machine has no port left towards it, which says nothing of the backend; towards another there may be many.
+    /// This machine has no local port left for it: the backend is not at fault; for another backend there may be ports.
     #[error("no port is left towards it: {0}")]
     Ports(io::Error),
-    /// It has no certificate that is good, or takes none of ours, or speaks no TLS.
+    /// Its certificate is not good, or it refuses sessile's, or it does not speak TLS.
     #[error("TLS handshake failed: {0}")]
     Tls(io::Error),
     /// Anything else.
@@ -83,7 +83,7 @@ impl DialFault {
     }
 }
 
-/// Whether the other side has closed the connection: what a server does at once with one that is too many for it.
+/// Whether the other side has closed the connection: a server that has too many does so at once.
 pub fn hung_up(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
@@ -99,7 +99,7 @@ pub async fn dial(lease: Lease, timeouts: &Timeouts) -> Result<Link, DialFault> 
     Ok(Link { stream: Leased::new(stream, lease), unread: BytesMut::new() })
 }
 
-/// Connects to a backend; a failure of its own is counted, and keeps new sessions away until a probe is answered.
+/// Connects to a backend. A failure of the backend's own is counted, and marks it as suspect until a probe is answered.
 ///
 /// # Errors
 /// See [`DialFault`].
@@ -114,7 +114,7 @@ fn mark(backend: &Backend, reached: Result<Stream, DialFault>) -> Result<Stream,
     reached
 }
 
-/// The same for what a client alone wants: a failure is counted, and marks nobody.
+/// The same for a client's question: a failure is counted, and does not mark the backend.
 ///
 /// # Errors
 /// See [`DialFault`].
@@ -138,7 +138,7 @@ async fn reached(backend: &Backend, timeouts: &Timeouts, whom: For) -> Result<St
     }
 }
 
-/// Connects, and shakes hands where the backend speaks TLS.
+/// Connects, with a handshake where the backend speaks TLS.
 async fn handshaken(backend: &Backend, timeouts: &Timeouts, whom: For) -> Result<Stream, DialFault> {
     let socket = connect(backend, timeouts, whom).await?;
     sealed(socket, backend.address(), backend.tls().as_deref()).await
@@ -161,8 +161,8 @@ async fn connect(backend: &Backend, timeouts: &Timeouts, whom: For) -> Result<Tc
     connect_by(socket, address, timeouts).await.map_err(DialFault::of)
 }
 
-/// Connects to the server at `at`, which may have no backend yet. `address` is what it was looked up by: with TLS it must prove
-/// that name.
+/// Connects to the server at `at`, which may have no backend yet. `address` is the name that was looked up: with TLS the
+/// server must prove it.
 ///
 /// # Errors
 /// See [`DialFault`].
@@ -183,7 +183,7 @@ fn socket_for(address: SocketAddr) -> io::Result<TcpSocket> {
 async fn connect_by(socket: TcpSocket, address: SocketAddr, timeouts: &Timeouts) -> io::Result<TcpStream> {
     let options = SockRef::from(&socket);
     net::prepare(&options, timeouts)?;
-    // Whoever connects has something to say at once: the last step of the handshake can ride on it.
+    // The first bytes are sent at once after connecting, and can carry the last acknowledgement of the TCP handshake.
     options.set_tcp_quickack(false)?;
     socket.connect(address).await
 }

@@ -8,7 +8,7 @@ use super::state::StateFrame;
 use crate::frames::{next_envelope, send_by};
 use crate::wire::{Envelope, SessionId, reply};
 
-/// Replays `frames`. The backend must answer with the protocol version that is `expected`, if both say one.
+/// Replays `frames`. The backend must answer with the protocol version that is `expected`, if both name one.
 ///
 /// # Errors
 /// See [`GreetFault`].
@@ -20,13 +20,13 @@ pub async fn greet(
     let mut replay = Replay::new(frames);
     while let Some(frame) = replay.next() {
         send_by(&mut link.stream, &frame, None).await?;
-        // Nothing is gathered: see `answer`.
+        // Answers are not held: see `answer`.
         while !replay.hear(&next_envelope(&mut *link.stream, &mut link.unread).await?)? {}
     }
     replay.finish(expected)
 }
 
-/// Attaches to a session that is live there, without a word to anybody else and with nothing of its own.
+/// Attaches to a session that is live there, without an event for its other clients and without tools of its own.
 ///
 /// # Errors
 /// See [`GreetFault`].
@@ -37,8 +37,8 @@ pub async fn attach(link: &mut Link, session: &SessionId) -> Result<(), GreetFau
     if answer.is_error { Err(GreetFault::Unattached) } else { Ok(()) }
 }
 
-/// The answer to the request with this id; what else comes meanwhile is dropped. Nothing is gathered, for it may be as long as a
-/// server likes, and be waited for on as many links at once as clients like.
+/// The answer to the request with this id; everything else is dropped. No body is held: servers decide how long an answer
+/// is, and clients on how many links at once one is awaited.
 async fn answer(link: &mut Link, id: &[u8]) -> Result<Envelope, GreetFault> {
     loop {
         let answer = next_envelope(&mut *link.stream, &mut link.unread).await?;

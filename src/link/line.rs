@@ -1,4 +1,4 @@
-//! A standing connection to a backend: questions by their ids, and whose answer has come.
+//! A standing connection to a backend: requests by id, and who waits for the answer of each.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,16 +13,16 @@ use crate::frames::{Came, Reader, send_by};
 use crate::net::{self, Stream};
 use crate::wire::{Envelope, Scan, reply};
 
-/// JSON-RPC errors of servers that mean something to a probe.
+/// Error codes of servers that matter to a probe.
 const AUTHENTICATION_REQUIRED: i64 = -32001;
 const AUTHENTICATION_FAILED: i64 = -32002;
-/// What a server says of itself when it is shutting down.
+/// The error of a server that is shutting down.
 const SHUTTING_DOWN: i64 = -32000;
 const SHUTS_DOWN: &str = "the server is shutting down";
-/// What a server answers to a token though it has none.
+/// The answer of a server without a token to a `connect` with one.
 const AUTHENTICATION_NOT_CONFIGURED: i64 = -32003;
 
-/// A standing connection, and who waits for what on it. It holds no lease and no backend: it must not keep a removed one alive.
+/// A standing connection, and who waits for which answer. It holds no lease and no backend, to keep no removed one alive.
 pub(super) struct Line<W> {
     pub(super) stream: Stream,
     pub(super) reader: Reader,
@@ -31,7 +31,7 @@ pub(super) struct Line<W> {
 }
 
 impl<W> Line<W> {
-    /// A connection on which nothing has been said. What comes on it goes by `reader`.
+    /// A connection on which nothing has been sent. `reader` reads it.
     pub(super) fn new(stream: Stream, reader: Reader) -> Self {
         Self { stream, reader, next_id: 0, pending: HashMap::new() }
     }
@@ -43,7 +43,7 @@ impl<W> Line<W> {
         id
     }
 
-    /// What is waited for may be held back behind what has come ([`net::acknowledge`]).
+    /// Acknowledges what was received: the server may hold an answer back until then ([`net::acknowledge`]).
     pub(super) fn acknowledge(&self) {
         if !self.pending.is_empty() && self.reader.is_empty() {
             net::acknowledge(&self.stream);
@@ -54,13 +54,13 @@ impl<W> Line<W> {
         send_by(&mut self.stream, frames, None).await
     }
 
-    /// What comes next. Cancel-safe.
+    /// The next frame. Cancel-safe.
     pub(super) async fn next(&mut self) -> io::Result<Came> {
         self.reader.next(&mut self.stream).await
     }
 
-    /// `connect`, with the token where one is given and the server wants one: what it answers, and whether it demands a
-    /// token. Only while nothing else is in flight.
+    /// Sends `connect`, with the token if there is one and the server wants one. Returns the answer, and whether the
+    /// server demands a token. Only while nothing else is in flight.
     pub(super) async fn introduce(&mut self, token: Option<&str>) -> io::Result<(Answer, bool)> {
         let answer = self.connect(token).await?;
         if matches!(answer, Answer::Error(AUTHENTICATION_NOT_CONFIGURED, _)) {
@@ -83,22 +83,22 @@ impl<W> Line<W> {
     }
 }
 
-/// What a server's answer to `connect` says of it.
+/// What a server's answer to `connect` says of the server.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Introduced {
-    /// It does not take our token, or we have none.
+    /// It refuses sessile's token, or sessile has none.
     pub(super) mute: bool,
     /// It wants a token.
     pub(super) demands_token: bool,
-    /// As it says.
+    /// The version that it reports.
     pub(super) version: Option<Arc<str>>,
 }
 
 impl Introduced {
-    /// Of what [`Line::introduce`] came to.
+    /// From the result of [`Line::introduce`].
     ///
     /// # Errors
-    /// Why it is none that can serve.
+    /// Why the server cannot serve.
     pub(super) fn of((answer, demands_token): (Answer, bool)) -> Result<Self, String> {
         let known = Self { mute: false, demands_token, version: None };
         match answer {
@@ -117,10 +117,10 @@ impl Introduced {
     }
 }
 
-/// Whether an answer to `ping` is one of a server that serves.
+/// Checks an answer to `ping`.
 ///
 /// # Errors
-/// Why it is not.
+/// Why the server cannot serve.
 pub(super) fn pong(answer: &Answer) -> Result<(), String> {
     match answer {
         Answer::Error(SHUTTING_DOWN, _) => Err(SHUTS_DOWN.into()),
@@ -128,7 +128,7 @@ pub(super) fn pong(answer: &Answer) -> Result<(), String> {
     }
 }
 
-/// The one that is probed.
+/// The connection that is probed.
 pub(super) type OwnLine = Line<oneshot::Sender<Answer>>;
 
 impl OwnLine {
@@ -138,7 +138,7 @@ impl OwnLine {
         (id, reply::request(id, method, params))
     }
 
-    /// The frame of a question whose answer will be handed on.
+    /// The frame of a request; its answer will be handed on.
     pub(super) fn register(&mut self, ask: Ask) -> Vec<u8> {
         let (id, frame) = self.request(ask.method, &ask.params);
         self.pending.insert(id, ask.answer);
@@ -148,13 +148,13 @@ impl OwnLine {
     pub(super) fn dispatch(&mut self, backend: &Backend, id: u64, answer: Answer) {
         if let Some(waiting) = self.pending.remove(&id) {
             backend.answered();
-            // Who asked may have stopped waiting.
+            // The asker may have stopped waiting.
             drop(waiting.send(answer));
         }
         self.acknowledge();
     }
 
-    /// The next answer to a request of ours; everything else is dropped. Cancel-safe.
+    /// The next answer to a request on this connection; everything else is dropped. Cancel-safe.
     pub(super) async fn next_answer(&mut self) -> io::Result<(u64, Answer)> {
         loop {
             match self.next().await? {
@@ -173,12 +173,12 @@ impl OwnLine {
     }
 }
 
-/// The number under which a request of ours was sent that this answers.
+/// The number of the request that this answers.
 pub(super) fn number_of(answer: &Envelope) -> Option<u64> {
     str::from_utf8(answer.id.as_ref()?.raw()).ok()?.parse().ok()
 }
 
-/// An answer to a request of ours, if `body` is one.
+/// The number and the answer, if `body` answers a request.
 fn read(body: &[u8]) -> io::Result<Option<(u64, Answer)>> {
     let frame: Value = match serde_json::from_slice(body) {
         Ok(frame) => frame,
@@ -191,15 +191,15 @@ fn read(body: &[u8]) -> io::Result<Option<(u64, Answer)>> {
     Ok(Some((id, Answer::of(frame))))
 }
 
-/// What comes of a body that cannot be parsed (it is nested too deeply, say) and yet has an envelope: it costs the question
-/// that it answers, not the connection. `None` if it has none.
+/// The answer in a body that cannot be parsed (it is nested too deeply, say) and yet has an envelope: only the question
+/// that it answers fails, not the connection. `None` if it has no envelope.
 fn beyond(body: &[u8]) -> Option<Option<(u64, Answer)>> {
     let envelope = Scan::whole_of(By::Backend, body).ok()?;
     let answered = number_of(&envelope).filter(|_| envelope.method.is_none());
     Some(answered.map(|id| (id, without_body(&envelope))))
 }
 
-/// What an answer says of which there is only the envelope.
+/// The answer, where only the envelope is known.
 fn without_body(envelope: &Envelope) -> Answer {
     if envelope.is_error {
         Answer::Error(envelope.error_code.map(i64::from).unwrap_or_default(), Box::default())

@@ -1,7 +1,7 @@
 //! Links: connections to backends, dialled and greeted, each counted by a lease.
 //!
-//! Whatever sessile does with a backend it does over one of these: a scout, a home, the two standing connections, one for
-//! sessile's own questions (`query`) and one for those that clients have (`clients`).
+//! Everything sessile does with a backend goes over one of these: a scout, a session's backend, and the two standing
+//! connections, one for sessile's own questions (`query`) and one for clients' (`clients`).
 
 mod candidates;
 mod clients;

@@ -1,12 +1,13 @@
-//! The attendant of a backend: the standing connection over which it is probed and asked where sessions are. What is asked
-//! for clients goes over another one (`clients`).
+//! The attendant of a backend: the task of the standing connection over which it is probed and asked where sessions are.
+//! Clients' questions go over another connection (`clients`).
 //!
 //! One task per backend. It keeps one connection, greets it with `connect` (and the configured token), pings it, and
-//! lets questions about sessions ride along. A connection ends when it breaks or its backend is down, and every tenth
-//! probe makes a new one on purpose, before the old one is given up: a server that talks but takes no more connections is
-//! found out, and is not down for it. Broadcast events arrive here all the time; they are read and dropped.
+//! sends questions about sessions between pings. A connection ends when it breaks or its backend is down, and every tenth
+//! probe makes a new one on purpose, before the old one is given up: this finds a server that answers but accepts no more
+//! connections, which does not count as down. Broadcast events arrive here all the time; they are read and dropped.
 //!
-//! What went on elsewhere while the server was not up is closed before it counts as up, and asked about on later probes (`stale`).
+//! Sessions that went on elsewhere while the server was not up are closed before it counts as up, and asked about at later
+//! probes (`stale`).
 
 mod fresh;
 mod stale;
@@ -31,9 +32,9 @@ use stale::MovedRequest;
 
 /// Questions in flight on one standing connection; further ones wait in the queue.
 const IN_FLIGHT_MAX: usize = 256;
-/// A fresh connection is made for every so manyth probe.
+/// One in so many probes makes a fresh connection.
 const FRESH_EVERY: u32 = 10;
-/// A probe that is wanted soon comes so long after the last one, or a quarter of the interval if that is less.
+/// A hastened probe comes so long after the last one, or a quarter of the interval if that is less.
 const SOON: Duration = Duration::from_millis(500);
 
 /// The fault of a probe whose answer did not come in time.
@@ -79,7 +80,7 @@ pub async fn attend(
             attendant.moved_requests.clear();
             attendant.backend.moved().lost();
             tracing::debug!(backend = %attendant.backend.name(), end, "standing connection ended");
-            // Whether that was the server's end or just this connection's, a new one will tell at once; but not in a
+            // A new connection shows at once whether the server or only this connection has ended; but not in a
             // tight loop with a server that greets and hangs up.
             let lived = started.elapsed() >= interval;
             wait = if lived { Duration::ZERO } else { interval.checked_div(4).unwrap_or(interval) };
@@ -93,12 +94,12 @@ struct Attendant {
     asked: mpsc::Receiver<Ask>,
     judge: Judge,
     warned: bool,
-    /// The next probe was wanted soon, because something went wrong.
+    /// The next probe was hastened, because something went wrong.
     hastened: bool,
-    /// The last connection ended by itself: what answers next may be another process.
+    /// The last connection was lost: the next one may be to another process.
     lost: bool,
     owner: Owner,
-    /// What is due of sessions that went on elsewhere; when the connection is lost, that comes of it.
+    /// Requests in flight about sessions that went on elsewhere; when the connection is lost, each says so.
     moved_requests: FuturesUnordered<MovedRequest>,
 }
 
@@ -116,15 +117,15 @@ impl Attendant {
         }
     }
 
-    /// Waits while nobody can be asked: questions to a backend that is down get no answer at once. Else they stay in the
-    /// queue, for the connection that is made next.
+    /// Waits while there is no connection. Questions to a backend that is down fail at once; otherwise they stay in the
+    /// queue for the next connection.
     async fn pause(&mut self, wait: Duration) {
         if wait.is_zero() {
             return;
         }
         let now = tokio::time::Instant::now();
         let Some(until) = now.checked_add(wait) else { return };
-        // A nudge may shorten the wait, but not to nothing: clients' dials must not become a storm of probes.
+        // A hastened probe may shorten the wait, but not to nothing: clients' dials must not become a storm of probes.
         let soonest = now.checked_add(soon(wait));
         loop {
             tokio::select! {
@@ -134,14 +135,14 @@ impl Attendant {
                     if let Some(soonest) = soonest { sleep_until(soonest).await; }
                     return;
                 }
-                // Whoever asks one that is not down waits for its next connection.
+                // A question to a backend that is not down waits for its next connection.
                 ask = self.asked.recv(), if self.backend.health() == Health::Down => drop(ask),
             }
         }
     }
 
-    /// Uses the line until it has served its number of probes, or a new one is to be tried before: because something went
-    /// wrong, or the last one could not be had.
+    /// Uses the line until it has served its number of probes, or a new one is to be tried sooner: because something went
+    /// wrong, or the last new one could not be made.
     ///
     /// # Errors
     /// Why it ended.
@@ -161,7 +162,7 @@ impl Attendant {
             match self.probe(line, current.health.timeout).await {
                 Ok(()) => {
                     let took = started.elapsed();
-                    // Some went on elsewhere just as it came up.
+                    // Sessions may have moved off it just as it came up.
                     self.close_moved(line, &current).await.map_err(|error| error.to_string())?;
                     self.answered(took, &current);
                     self.ask_moved(line).await.map_err(|error| error.to_string())?;
@@ -171,7 +172,7 @@ impl Attendant {
                 }
                 Err(fault) => {
                     self.failed(&fault, true, &current);
-                    // A late answer is no broken connection: those who asked something else wait on, until the backend
+                    // A late answer does not mean a broken connection: other questions still wait, until the backend
                     // is down.
                     if fault != LATE || !self.backend.is_up() {
                         return Err(fault);
@@ -183,7 +184,7 @@ impl Attendant {
         self.ride(line, stretched(config().health.interval, 900, 1100)).await
     }
 
-    /// Waits for the answers that are still due, so that a connection replaced on purpose loses nobody's question.
+    /// Waits for the answers that are still due, so that no question is lost when a connection is replaced on purpose.
     async fn finish(&mut self, line: &mut OwnLine, within: Duration) {
         let rest = async {
             while !line.pending.is_empty() {
@@ -197,8 +198,8 @@ impl Attendant {
         }
     }
 
-    /// Carries questions and answers until the next probe is due: sooner if somebody hastens it, but not at once, because
-    /// what clients do must not become a storm of probes.
+    /// Carries questions and answers until the next probe is due: sooner if it is hastened, but not at once, because
+    /// clients must not be able to cause a storm of probes.
     async fn ride(&mut self, line: &mut OwnLine, interval: Duration) -> Result<(), String> {
         let began = tokio::time::Instant::now();
         let Some(mut due) = began.checked_add(interval) else { return Ok(()) };
@@ -229,7 +230,7 @@ impl Attendant {
         }
     }
 
-    /// Sends a question, and with it those that wait behind it.
+    /// Sends a question, together with those that wait behind it.
     async fn forward(&mut self, line: &mut OwnLine, first: Ask) -> io::Result<()> {
         let mut frames = line.register(first);
         while line.pending.len() < IN_FLIGHT_MAX
@@ -240,7 +241,7 @@ impl Attendant {
         line.write(&frames).await
     }
 
-    /// One `ping`, with questions riding along.
+    /// One `ping`; questions go on meanwhile.
     async fn probe(&mut self, line: &mut OwnLine, within: Duration) -> Result<(), String> {
         let (id, frame) = line.request("ping", &json!({}));
         let (sender, mut pong) = oneshot::channel();
@@ -284,7 +285,7 @@ impl Attendant {
             if let Some(health) = change {
                 standing.health = health;
             }
-            // While it is on its way up, why it was down still matters; and why it takes no more connections.
+            // Until it is up again, why it was down still matters; and why it takes no more connections.
             if standing.health == Health::Up && !standing.takes_no_more {
                 (standing.error, standing.failed) = (None, None);
             }
@@ -305,12 +306,12 @@ impl Attendant {
         self.warned = mute;
     }
 
-    /// Notes a failed probe. The first of all decides if it is `sure` that nobody serves there: that a connection was
-    /// refused, say, and not that nothing was heard in time.
+    /// Notes a failed probe. The very first one counts as down at once if it is `sure` that no server is there: a
+    /// connection was refused, say, and did not merely time out.
     fn failed(&mut self, fault: &str, sure: bool, config: &Config) {
         let backend = &self.backend;
-        // A probe that comes late stops no placement by itself: one slow second of a busy machine would turn everybody
-        // away. This one was made because something else had gone wrong as well.
+        // A late probe alone does not stop placement: one slow second of a busy machine would refuse everybody.
+        // A hastened probe was made because something else had gone wrong as well.
         if std::mem::take(&mut self.hastened) {
             backend.mark_suspect(Unreachable::witnessed());
         }

@@ -1,4 +1,4 @@
-//! What a further server is told on a client's behalf before anything of the client's own, without a socket.
+//! The state frames that a further server gets on a client's behalf before any frame of the client's, without a socket.
 
 use super::state::StateFrame;
 use crate::wire::{Envelope, reply};
@@ -20,10 +20,10 @@ pub enum GreetFault {
     Unattached,
 }
 
-/// What a further server is told: frames that others have taken, each after the answer to the one before, because servers
-/// handle requests concurrently. What belongs to none of them is dropped: before its first session nothing on that link
-/// concerns the client. Only a refused `connect` is fatal: `plugins.builtin.set` is refused by every server on which any
-/// session is live, and those servers have been told before.
+/// Sends a further server the frames that others have taken, each after the answer to the one before, because servers
+/// handle requests concurrently. Frames of the server that answer none of them are dropped: before its first session
+/// nothing on that link concerns the client. Only a refused `connect` is fatal: `plugins.builtin.set` is refused by every
+/// server on which any session is live, and those servers have been told before.
 #[derive(Debug)]
 pub struct Replay<'a> {
     left: &'a [StateFrame],
@@ -32,7 +32,7 @@ pub struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    /// Nothing has been said.
+    /// Nothing has been sent.
     pub fn new(frames: &'a [StateFrame]) -> Self {
         Self { left: frames, said: 0, version: None }
     }
@@ -41,13 +41,13 @@ impl<'a> Replay<'a> {
         format!("\"sessile-{}\"", self.said)
     }
 
-    /// What is to be sent now; `None` when everything has been said and answered.
+    /// The frame to send now; `None` when all have been sent and answered.
     pub fn next(&self) -> Option<Vec<u8>> {
         let frame = self.left.first()?;
         Some(reply::with_id(frame.body(), frame.id().span(), self.id().as_bytes()))
     }
 
-    /// The server has sent this; whether it is the answer that was waited for.
+    /// Takes a frame of the server; true if it is the answer that was awaited.
     ///
     /// # Errors
     /// [`GreetFault::Refused`].
@@ -66,10 +66,10 @@ impl<'a> Replay<'a> {
         Ok(true)
     }
 
-    /// Everything has been said.
+    /// All frames have been sent and answered.
     ///
     /// # Errors
-    /// [`GreetFault::Version`], if the server and the client's others say different ones.
+    /// [`GreetFault::Version`], if the server names another version than the client's other servers.
     pub fn finish(self, expected: Option<&[u8]>) -> Result<(), GreetFault> {
         match (self.version.as_deref(), expected) {
             (Some(version), Some(expected)) if version != expected => Err(GreetFault::Version),

@@ -1,11 +1,11 @@
-//! What a client has told servers of itself: its state frames, kept to be replayed verbatim, within bounds in bytes.
+//! A client's state frames, kept to be replayed verbatim, within bounds in bytes.
 
 use crate::runtime::account::{Account, Held, Owns, allocated};
 use crate::wire::Id;
 
 /// Longest body of a `connect`.
 pub const CONNECT_BYTES_MAX: usize = 64 * 1024;
-/// What all state frames of one connection may take.
+/// Bytes of all state frames of one connection.
 pub const STATE_BYTES_MAX: usize = 128 * 1024;
 
 /// A client's frame that changes its connection's state on a server, kept to be replayed verbatim.
@@ -20,7 +20,7 @@ pub struct StateFrame {
 #[derive(Clone, Debug, Default)]
 pub struct State(Vec<StateFrame>);
 
-/// Why a state frame is not taken, for the client to read.
+/// Why a state frame is refused, as a message for the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateFault {
     /// Longer than [`CONNECT_BYTES_MAX`].
@@ -35,7 +35,7 @@ pub enum StateFault {
 }
 
 impl StateFrame {
-    /// Keeps the frame of `body`, a request with this id that is a `connect` or another, beside what is kept in `state`.
+    /// A frame from `body`, a request with this id that is a `connect` or not, to be kept beside those in `state`.
     ///
     /// # Errors
     /// See [`StateFault`].
@@ -89,7 +89,7 @@ impl State {
         self.0.push(frame);
     }
 
-    /// Whether the client has told nothing yet.
+    /// Whether there is none yet.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

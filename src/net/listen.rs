@@ -8,13 +8,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::stream::prepare;
 use crate::config::{Families, Timeouts};
 
-/// Connections the kernel keeps for us between two accepts.
+/// Connections the kernel keeps between two accepts.
 const BACKLOG: i32 = 4096;
 
-/// Binds and listens. Accepted sockets inherit what is set here. Where there is no IPv6, what takes both families takes IPv4.
+/// Binds and listens. Accepted sockets inherit the options set here. Without IPv6, a socket of both families takes IPv4
+/// only.
 ///
 /// # Errors
-/// Whatever the kernel says: the address is in use, is not this machine's, or needs privileges.
+/// The kernel's: the address is in use, is not this machine's, or needs privileges.
 pub fn listen(address: SocketAddr, families: Families, timeouts: &Timeouts) -> io::Result<TcpListener> {
     match bind(address, families, timeouts) {
         Err(error) if families == Families::Both && lacks_v6(&error) => {
@@ -30,7 +31,7 @@ fn bind(address: SocketAddr, families: Families, timeouts: &Timeouts) -> io::Res
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
-        // Said in either case: what holds otherwise is a setting of the machine.
+        // Set in either case: the default depends on the machine.
         socket.set_only_v6(families == Families::Own)?;
     }
     prepare(&socket, timeouts)?;
@@ -40,7 +41,7 @@ fn bind(address: SocketAddr, families: Families, timeouts: &Timeouts) -> io::Res
     Ok(socket.into())
 }
 
-/// A kernel without IPv6, or one in which it is switched off.
+/// The kernel has no IPv6, or it is switched off.
 fn lacks_v6(error: &io::Error) -> bool {
     let number = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
     matches!(number, Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL))

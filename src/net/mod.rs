@@ -1,4 +1,4 @@
-//! Sockets: how they are bound, and what carries a connection's bytes, be it plain or sealed by TLS.
+//! Sockets: how they are bound, and the streams of connections, plain or under TLS.
 
 mod shared_buffer;
 mod listen;

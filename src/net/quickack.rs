@@ -1,11 +1,11 @@
 //! Prompt acknowledgements, for peers that wait for them.
 //!
-//! Most SDKs and servers leave Nagle's algorithm on: what they write while something of theirs is unacknowledged waits in
-//! their kernel, and ours puts an acknowledgement off for 40 ms, hoping for bytes to ride on. So the body waits that is
-//! written after its head, and the answer that is written after an event. What comes is therefore acknowledged at once,
-//! unless it is all there is to say before the other side speaks: then the acknowledgement rides on what that one says.
+//! Most SDKs and servers leave Nagle's algorithm on: what they write while earlier bytes are unacknowledged waits in
+//! their kernel, and this machine's kernel delays an acknowledgement by 40 ms, to send it with other bytes. So a body that
+//! is written after its head waits, and so does an answer that is written after an event. Received bytes are therefore
+//! acknowledged at once, unless the other side speaks next: then the acknowledgement goes with its bytes.
 //!
-//! Where several requests are in flight on one connection that is not so: the second answer waits behind the first.
+//! With several requests in flight on one connection this is not enough: the second answer waits behind the first.
 
 use std::future::poll_fn;
 use std::io;
@@ -19,12 +19,12 @@ use super::stream::Stream;
 use crate::close::By;
 use crate::wire::Head;
 
-/// Where the method of a call stands, if there is one: servers put it before the parameters. Of one that does not, events
-/// are acknowledged late, as ever.
+/// The method of a call is within so many bytes, since servers put it before the parameters. If one does not, its events
+/// are acknowledged late.
 const METHOD_WITHIN_BYTES: usize = 64;
 const METHOD: &[u8] = b"\"method\"";
 
-/// Reads as [`fill`](super::fill) does, and acknowledges what came if that may be waited for. Cancel-safe.
+/// Reads as [`fill`](super::fill) does, and acknowledges the bytes if the peer may wait for that. Cancel-safe.
 ///
 /// # Errors
 /// The socket's.
@@ -51,22 +51,22 @@ pub fn poll_read_and_ack(
     Poll::Ready(Ok(read))
 }
 
-/// Acknowledges what one read of `stream` brought, if whoever sent it may wait for that.
+/// Acknowledges the bytes of one read of `stream`, if the peer may wait for that.
 pub fn acknowledge_read(of: By, stream: &Stream, bytes: &[u8]) {
     if may_wait(of, bytes) {
         acknowledge(stream);
     }
 }
 
-/// Acknowledges whatever has come.
+/// Acknowledges everything received.
 pub fn acknowledge(stream: &Stream) {
     if let Err(error) = SockRef::from(stream.socket()).set_tcp_quickack(true) {
         tracing::debug!(%error, "what came could not be acknowledged at once");
     }
 }
 
-/// Whether more may be held back behind `bytes`. Not after a whole request, which is answered, nor after a whole answer,
-/// which the next request follows; and a read that was filled up is followed by another at once.
+/// Whether the peer may hold back more until `bytes` are acknowledged. Not after a whole request, which is answered, nor
+/// after a whole answer, which the next request follows; and a read that filled the buffer is followed by another at once.
 fn may_wait(of: By, bytes: &[u8]) -> bool {
     if bytes.is_empty() || bytes.len() >= READ_BYTES_MAX {
         return false;

@@ -1,7 +1,7 @@
-//! The buffer that a thread lends to whoever has bytes to read, for as long as the read takes.
+//! A read buffer that each thread has, and lends for the time of one read.
 //!
-//! Nothing that waits holds a buffer, and what is kept is as long as what came. A read that does not fill the buffer tells
-//! the runtime that the socket is empty, which saves asking it once more.
+//! Nothing that waits holds a buffer, and kept bytes take no more room than they need. A read that does not fill the
+//! buffer tells the runtime that the socket is empty, which saves a system call.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -12,19 +12,19 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// What one read may bring.
+/// Bytes of one read.
 pub const READ_BYTES_MAX: usize = 64 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MAX].into());
 }
 
-/// Lends the buffer; `with` must not ask for it again.
+/// Lends the buffer; `with` must not borrow it again.
 pub fn lend<T>(with: impl FnOnce(&mut [u8]) -> T) -> T {
     BUFFER.with_borrow_mut(|buffer| with(buffer))
 }
 
-/// Reads once, `most` bytes at most, and puts behind `into` what came; 0 at the end. Cancel-safe.
+/// Reads once, `most` bytes at most, and appends them to `into`; 0 at the end. Cancel-safe.
 ///
 /// # Errors
 /// The reader's.

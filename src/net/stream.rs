@@ -1,4 +1,4 @@
-//! What carries a connection's bytes, plain or sealed, and what its socket is set to.
+//! The stream of a connection, plain or under TLS, and its socket options.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,9 +15,9 @@ use crate::config::Timeouts;
 /// Unanswered keepalive probes after which a peer is gone, where `timeouts.user_timeout` does not say so.
 const KEEPALIVE_PROBES: u32 = 6;
 
-/// How long a client that has been told why may take to close its side, and what it may still send.
-const FAREWELL: Duration = Duration::from_secs(2);
-const FAREWELL_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// How long a peer may take to close its side after the last answer.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+const CLOSE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// One side of a connection.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// The socket beneath, for its options.
+    /// The underlying socket, for its options.
     pub fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
@@ -37,7 +37,7 @@ impl Stream {
         }
     }
 
-    /// Writes all of `bytes` and sees them off: what is written into TLS alone may stay there.
+    /// Writes all of `bytes` and flushes: otherwise TLS may keep some.
     ///
     /// # Errors
     /// The peer is gone.
@@ -49,7 +49,7 @@ impl Stream {
         }
     }
 
-    /// Whether some of what was written is still here and wants a flush.
+    /// Whether written bytes are still here and need a flush.
     pub fn has_unsent(&self) -> bool {
         match self {
             Self::Plain(_) => false,
@@ -58,7 +58,7 @@ impl Stream {
     }
 }
 
-/// The same call of whichever it is.
+/// The same call on either variant.
 macro_rules! either {
     ($stream:expr, $inner:ident => $call:expr) => {
         match $stream {
@@ -106,8 +106,8 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// Sets what both sides of a connection need: small frames leave at once, and dead peers are noticed. A listening socket
-/// hands it on to those it accepts.
+/// Sets the options that both sides of a connection need: small frames are sent at once, and dead peers are noticed.
+/// Accepted sockets inherit them from the listening socket.
 ///
 /// # Errors
 /// If the peer is gone already.
@@ -117,7 +117,7 @@ pub fn prepare(socket: &Socket, timeouts: &Timeouts) -> io::Result<()> {
         Some(idle) => {
             let interval = idle.checked_div(KEEPALIVE_PROBES).unwrap_or(idle).max(Duration::from_secs(1));
             let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval);
-            // With a user timeout the kernel goes by that, and counts no probes.
+            // With a user timeout the kernel uses that, and does not count probes.
             socket.set_tcp_keepalive(&match timeouts.user_timeout {
                 Some(_) => keepalive,
                 None => keepalive.with_retries(KEEPALIVE_PROBES),
@@ -133,20 +133,19 @@ pub fn prepare(socket: &Socket, timeouts: &Timeouts) -> io::Result<()> {
 pub async fn close_in_order(mut stream: Stream) {
     let parting = async {
         stream.shutdown().await?;
-        tokio::io::copy(&mut (&mut stream).take(FAREWELL_BYTES_MAX), &mut tokio::io::sink()).await
+        tokio::io::copy(&mut (&mut stream).take(CLOSE_BYTES_MAX), &mut tokio::io::sink()).await
     };
-    if !matches!(tokio::time::timeout(FAREWELL, parting).await, Ok(Ok(_))) {
+    if !matches!(tokio::time::timeout(CLOSE_MAX, parting).await, Ok(Ok(_))) {
         tracing::debug!("a peer did not close its side in time");
     }
 }
 
-/// Closes in order: FIN, and the end of the peer's side is waited for, `within` which it must come. What it still says is
-/// passed over.
+/// Closes in order: FIN, then waits `within` which the peer must close its side. Bytes that still come are dropped.
 pub async fn part(mut stream: Stream, within: Duration) {
     let parting = async {
         stream.shutdown().await?;
         let mut passed_over = [0; 1024];
-        let mut left = FAREWELL_BYTES_MAX;
+        let mut left = CLOSE_BYTES_MAX;
         let socket = stream.socket();
         while left > 0 {
             socket.readable().await?;
@@ -164,8 +163,8 @@ pub async fn part(mut stream: Stream, within: Duration) {
     }
 }
 
-/// Whether there is nothing to wait for when this is closed: the peer has closed its side, or will get an RST. The bytes of one
-/// that is not are good for nothing more.
+/// Whether there is nothing to wait for when this is closed: the peer has closed its side, or will get an RST. May drop
+/// unread bytes.
 pub fn is_over(stream: &Stream) -> bool {
     let socket = stream.socket();
     let resets = matches!(SockRef::from(socket).linger(), Ok(Some(Duration::ZERO)));
@@ -176,7 +175,7 @@ pub fn is_over(stream: &Stream) -> bool {
         }
 }
 
-/// Makes the close that follows an RST instead of a FIN, as the other peer did.
+/// Makes the following close an RST instead of a FIN, as the other peer did.
 pub fn reset(stream: &mut Stream) {
     if let Stream::Sealed(sealed) = stream {
         sealed.abandon();

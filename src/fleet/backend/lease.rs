@@ -50,8 +50,8 @@ impl Drop for Lease {
 }
 
 /// An open connection to a backend, and its lease. Dropped, it is closed in order, and counts until the server has
-/// closed its side too: until then it has one of the server's places, and whatever bounds those must know of it. One
-/// that is reset counts no longer than it is here.
+/// closed its side too: until then it takes one of the server's places, and must count towards their bound. One
+/// that is reset stops counting at once.
 #[derive(Debug)]
 pub struct Leased(Option<(Stream, Lease)>);
 
@@ -100,7 +100,7 @@ impl DerefMut for Leased {
 impl Drop for Leased {
     fn drop(&mut self) {
         let Some((stream, lease)) = self.0.take() else { return };
-        // Descriptors that are running out are worth more than an exact count.
+        // When descriptors run out, freeing one matters more than an exact count.
         if net::is_over(&stream) || !Purpose::Link.has_room_for(stream.socket()) {
             return;
         }

@@ -1,7 +1,7 @@
-//! A backend's way out: in the configuration, retired, over, forgotten.
+//! How a backend leaves: in the configuration, retired, over, forgotten.
 //!
-//! Retired, it has left the configuration and keeps what it carries. Over, it carries nothing and its series are gone. It
-//! is still probed and asked then, for it may have sessions that others brought there, until it is forgotten.
+//! Retired, it has left the configuration and keeps its connections. Over, it has none and its series are gone. It
+//! is still probed and asked then, since it may have sessions of other balancers, until it is forgotten.
 
 use std::sync::atomic::Ordering;
 
@@ -38,14 +38,15 @@ impl Backend {
         self.over.load(Ordering::Acquire)
     }
 
-    /// It need not be asked any more once it is over: it holds nothing, has been silent for long, or has a successor.
+    /// From now on it is not asked any more once it is over: it holds no session, has been silent for long, or has a
+    /// successor.
     pub fn forget(&self) {
         self.forgotten.store(true, Ordering::Release);
         self.nudge.notify_one();
     }
 
-    /// Whether nothing will be asked of it any more: its attendant may go. One that is over may be carrying again what was
-    /// located there.
+    /// Whether nothing will be asked of it any more: its attendant may end. A backend that is over may have connections
+    /// again, for sessions that were located there.
     pub fn is_forgotten(&self) -> bool {
         self.is_over() && self.forgotten.load(Ordering::Acquire) && self.connections() == 0
     }

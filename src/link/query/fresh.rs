@@ -1,4 +1,4 @@
-//! New connections for the attendant: dialled, greeted, and what it means where none can be had.
+//! New connections for the attendant: dialled, greeted, and what a failure means.
 
 use std::fmt;
 use std::io;
@@ -22,7 +22,7 @@ enum Miss {
 }
 
 impl Miss {
-    /// Whether it may mean no more than that the server has as many connections as it can.
+    /// Whether it may only mean that the server has all the connections it can take.
     fn is_too_many(&self) -> bool {
         match self {
             Self::Dial(fault) => matches!(fault, DialFault::Refused),
@@ -44,7 +44,7 @@ impl fmt::Display for Miss {
 }
 
 impl From<io::Error> for Miss {
-    /// What became of a greeting: whoever answers something else than frames, such as HTTP, is no server of ours.
+    /// From the error of a greeting: a peer that answers something other than frames, such as HTTP, is not a CLI server.
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::InvalidData => Self::Said(format!("answers, but is no JSON-RPC server: {error}")),
@@ -79,8 +79,8 @@ impl Attendant {
         }
     }
 
-    /// A new connection, greeted within the time of a probe, and how long that took. Before it counts, the server lets go
-    /// of what went on elsewhere.
+    /// A new connection, greeted within the time of a probe, and how long that took. Before it counts, the server is
+    /// told to close the sessions that went on elsewhere.
     async fn fresh(&mut self, config: &Config) -> Result<(OwnLine, Duration), Miss> {
         let started = Instant::now();
         let greeting = async {
@@ -96,7 +96,7 @@ impl Attendant {
             made = Err(Miss::Lost(error));
         }
         match &made {
-            // A failed dial has been counted as such.
+            // A failed dial has been counted already.
             Ok(_) | Err(Miss::Dial(_) | Miss::Said(_)) => {}
             Err(Miss::Lost(_)) => self.backend.series().connect_failed("silent"),
             Err(Miss::Late) => self.backend.series().connect_failed("timeout"),
@@ -104,7 +104,7 @@ impl Attendant {
         made.map(|line| (line, took))
     }
 
-    /// Notes that the server takes connections, or why it does not though it answers.
+    /// Notes that the server accepts connections, or why it does not although it answers.
     fn takes_more(&self, missed: Option<&Miss>) {
         let changed = self.backend.standing().borrow().takes_no_more != missed.is_some();
         self.backend.stand(|standing| {
@@ -127,7 +127,7 @@ impl Attendant {
 
     fn missed(&mut self, miss: &Miss, config: &Config) {
         match miss {
-            // Nothing was learned of the backend.
+            // The fault is on this machine, and says nothing about the backend.
             Miss::Dial(DialFault::Local(error) | DialFault::Ports(error)) => {
                 tracing::warn!(backend = %self.backend.name(), %error, "backend cannot be probed from here");
             }
@@ -138,8 +138,8 @@ impl Attendant {
         }
     }
 
-    /// Replaces `line` by a new connection: that is a probe. Where none can be had the old one counts, if it answers: a
-    /// server that has as many connections as it can is not down.
+    /// Replaces `line` by a new connection, which counts as a probe. If that fails, the old one decides, if it answers: a
+    /// server that has all the connections it can take is not down.
     pub(super) async fn renew(
         &mut self,
         line: &mut OwnLine,
@@ -163,7 +163,7 @@ impl Attendant {
                     self.answered(started.elapsed(), config);
                     return Ok(None);
                 }
-                // A late answer is no broken connection, and there is no other to be had.
+                // A late answer does not mean a broken connection, and no new one can be made.
                 Err(fault) if fault == LATE => {
                     self.failed(&fault, true, config);
                     return if self.backend.is_up() { Ok(None) } else { Err(fault) };
@@ -176,7 +176,7 @@ impl Attendant {
         Err(miss.to_string())
     }
 
-    /// `connect`, with the token if there is one; what the answer says decides whether sessions can be asked for.
+    /// Sends `connect`, with the token if there is one; the answer decides whether the server can be asked about sessions.
     async fn greet(&mut self, line: &mut OwnLine, config: &Config) -> Result<(), Miss> {
         let token = config.upstream.connection_token.as_ref().map(Secret::reveal);
         let introduced = line.introduce(token).await?;

@@ -1,8 +1,9 @@
-//! What a server that comes back is told first: to let go of the sessions that went on elsewhere meanwhile. Later it is
-//! asked about them, for one may have been opened there after that.
+//! A server that comes back is first told to close the sessions that went on elsewhere meanwhile. Later it is asked about
+//! them, since one may have been opened there after that.
 //!
-//! It is told again only while this balancer has the session attached on another server that is up: then it is live twice.
-//! Live here alone, somebody else may have brought it, another balancer say: servers keep no session that nobody is attached to.
+//! It is told to close one again only while this balancer has the session attached on another server that is up: then
+//! it is live twice. If it is live here alone, another balancer may have placed it: servers keep no session without a
+//! client.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,10 +21,10 @@ use crate::fleet::{Answer, Ask, Question, Said};
 use crate::link::line::OwnLine;
 use crate::wire::SessionId;
 
-/// About so many it is asked at a probe: the line has room for others' questions as well.
+/// It is asked about so many at a probe: the connection must have room for other questions as well.
 const ASKED_MAX: usize = 64;
 
-/// What comes of a request about a session that went on elsewhere.
+/// A request about a session that went on elsewhere, until its answer.
 pub(super) type MovedRequest = BoxFuture<'static, MovedAnswer>;
 
 pub(super) struct MovedAnswer {
@@ -40,13 +41,13 @@ enum Request {
 }
 
 impl Attendant {
-    /// Closes them, within `timeouts.rehome`: one that the server cannot close must not keep it from coming back.
+    /// Closes them, within `timeouts.rehome`: a session that the server cannot close must not keep the server down.
     ///
     /// # Errors
     /// The connection was lost. What has not been closed is remembered.
     pub(super) async fn close_moved(&mut self, line: &mut OwnLine, config: &Config) -> io::Result<()> {
         let moved = Arc::clone(self.backend.moved());
-        // Whoever may not ask may not close.
+        // A server that cannot be asked cannot be told to close, either.
         if !moved.has_untold() || self.is_mute() {
             return Ok(());
         }
@@ -80,7 +81,7 @@ impl Attendant {
         end.unwrap_or(Ok(()))
     }
 
-    /// Closes these in one go; how many the server says it has.
+    /// Closes these with one write. Returns how many the server says it has closed.
     async fn close_all(&mut self, line: &mut OwnLine, sessions: Vec<SessionId>) -> io::Result<usize> {
         let (mut frames, mut due, mut closed) = (Vec::new(), HashMap::new(), 0_usize);
         for session in sessions {
@@ -99,7 +100,7 @@ impl Attendant {
         Ok(closed)
     }
 
-    /// The server has answered that it was to close a session; whether it has.
+    /// The server has answered a close; true if it succeeded.
     fn closed(&self, session: &SessionId, answer: &Answer) -> bool {
         self.backend.moved().closed(session);
         let closed = matches!(answer, Answer::Result(_));
@@ -109,7 +110,7 @@ impl Attendant {
         closed
     }
 
-    /// Asks about some of those that it was told to close, unless it owes answers still. What comes of it is waited for
+    /// Asks about some of those that it was told to close, unless it still owes answers. The answers are awaited
     /// beside everything else.
     ///
     /// # Errors
@@ -133,7 +134,7 @@ impl Attendant {
         self.moved_requests.push(word.boxed());
     }
 
-    /// What came of a request about one of them.
+    /// The answer to a request about one of them.
     ///
     /// # Errors
     /// The connection was lost.
@@ -144,7 +145,7 @@ impl Attendant {
             (Request::Close, Some(answer)) => drop(self.closed(&session, &answer)),
             (Request::IsLive, None) => moved.heard(&session, false),
             (Request::IsLive, Some(answer)) => match Said::of(Question::Live(&session), &answer) {
-                // In this order: it may be placed here meanwhile.
+                // `close_again` comes last: the session may be placed here meanwhile.
                 Said::Live { .. } if self.is_elsewhere(&session) && moved.close_again(&session) => {
                     let backend = self.backend.name();
                     tracing::warn!(%session, %backend, "a session that went on elsewhere was opened on a backend that came back; it is closed there");

@@ -1,8 +1,8 @@
-//! Names of one server (`resolve = "dial"`): which of their addresses is meant.
+//! Names of one server (`resolve = "dial"`): which of their addresses is used.
 //!
-//! One at a time, chosen by an answered probe, and kept while the name has it and its probes are answered. One whose probes
-//! have failed `health.fall` times is tried last from then on. Moving on is what it is when a name moves in DNS: another
-//! backend, and the one before is retired, with whatever is live there.
+//! One at a time, chosen by an answered probe, and kept while the name has it and its probes are answered. An address
+//! whose probes have failed `health.fall` times is tried last from then on. Another address is another backend, as when
+//! a record changes in DNS; the one before is retired, with the sessions that are live there.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,25 +14,25 @@ use crate::discovery::{self, Answer, Asked, Found, look_up_by_system};
 use crate::fleet::{Backend, Health};
 use crate::link::{first_that_answers, those_that_answer};
 
-/// The system does not say how long an address holds.
+/// How long an address holds: the system's resolver gives no time to live.
 const SYSTEM_TTL: Duration = Duration::from_secs(5);
-/// Whether several addresses are servers' is looked at again after this time.
+/// How often it is checked whether servers answer at several addresses.
 const COUNTED_AGAIN: Duration = Duration::from_mins(1);
 
-/// What is remembered of one name from lookup to lookup.
+/// The memory of one name between lookups.
 #[derive(Debug, Default)]
 pub(super) struct Choice {
-    /// Those of the last lookup, in the order to try them.
+    /// The addresses of the last lookup, in the order to try them.
     addresses: Vec<SocketAddr>,
-    /// Of these, the ones that were chosen and went down since, the one that did so last at the end.
+    /// Those of them that were chosen and went down since, the latest at the end.
     failed: Vec<SocketAddr>,
-    /// At which of them servers were counted last, and when.
+    /// The addresses that were last checked for several servers, and when.
     counted: Option<(Vec<SocketAddr>, Instant)>,
 }
 
 impl Choice {
-    /// The one server that `spec` stands for: that of before while the name still has it and it is up, else the first at which
-    /// a server answers.
+    /// The address of the one server that `spec` stands for: the current one while the name still has it and it is up,
+    /// else the first at which a server answers.
     pub(super) async fn look_up(
         &mut self,
         balancer: &Balancer,
@@ -49,25 +49,25 @@ impl Choice {
         let ordered = self.in_order(still, health);
         let chosen = match (still.filter(|_| was_up), ordered.as_slice()) {
             (Some(stays), _) => Some(stays),
-            // There is no choice, and probes will say how it is.
+            // There is no choice, and probes will show its health.
             (None, [only]) if !was_up => Some(*only),
             (None, several) => first_that_answers(several, spec, config).await,
         };
-        // It may have come up meanwhile.
+        // The current one may have come up meanwhile.
         let chosen = still.filter(|_| is_up()).or(chosen);
-        // One that is up goes on while nobody else can be had; of those that are all down, one is as good as another.
+        // If no server answers, one that is up is kept; if all are down, any will do.
         let otherwise = before_at.filter(|_| was_up).or(still);
         let chosen = chosen.or(otherwise).or_else(|| self.addresses.first().copied());
         let named = |address| Found { name: spec.name.clone(), address, weight: None };
         let ttl = match was_up || before_at.is_none() {
             true => SYSTEM_TTL,
-            // Its name may stand for another by now.
+            // Its name may resolve to another address by now.
             false => SYSTEM_TTL.min(config.health.interval),
         };
         Ok(Asked::once(Answer { found: chosen.into_iter().map(named).collect(), ttl }))
     }
 
-    /// The addresses in the order to try them. `chosen` is that of before, and `health` how it is.
+    /// The addresses in the order to try them. `chosen` is the current one, with its `health`.
     fn in_order(&mut self, chosen: Option<SocketAddr>, health: Health) -> Vec<SocketAddr> {
         let addresses = &self.addresses;
         self.failed.retain(|failed| addresses.contains(failed) && Some(*failed) != chosen);
@@ -76,7 +76,7 @@ impl Choice {
         }
         let rank = |address: &SocketAddr| match self.failed.iter().position(|failed| failed == address) {
             Some(at) => at.saturating_add(2),
-            // Its probes are under way.
+            // It is being probed.
             None => usize::from(Some(*address) != chosen),
         };
         let mut ordered = addresses.clone();
@@ -84,8 +84,8 @@ impl Choice {
         ordered
     }
 
-    /// Tells at how many of the addresses servers answer, if that is to be looked at, and never returns. One server often has
-    /// an address of each family: only several of one family are counted.
+    /// Reports at which of the addresses servers answer, if that is due, and never returns. One server often has
+    /// an address of each family: only several of one family count.
     pub(super) async fn count_servers(
         &mut self,
         spec: &BackendSpec,

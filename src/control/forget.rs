@@ -1,8 +1,8 @@
-//! How long servers that have left the fleet are asked, and how a successor learns of them.
+//! How long servers that have left the fleet are still asked, and how the next process learns of them.
 //!
-//! That a server has left the file, or an answer of DNS, says nothing of the sessions that are live there, perhaps through
-//! another balancer. So it is probed and asked on, until it has held nothing for `discovery.forget`, or has been silent for
-//! so long. What is live there is joined there; what is stored there counts where DNS left it out and each server has its
+//! A server that has left the file, or an answer of DNS, may still have live sessions, perhaps through another
+//! balancer. So it is probed and asked until it has held nothing, or has been silent, for `discovery.forget`. Sessions
+//! that are live there are joined there; sessions stored there count if only DNS left it out and each server has its
 //! own storage.
 
 use std::collections::HashMap;
@@ -51,7 +51,7 @@ pub(super) async fn forget_in_time(reloader: Arc<Reloader>) {
         }
         drop(gone);
         let pause = forget.checked_div(4).unwrap_or(forget);
-        // A shorter time counts from the next reload on.
+        // A new `discovery.forget` counts from the next reload on.
         let mut generation = reloader.generation();
         generation.mark_unchanged();
         drop(tokio::time::timeout(pause, generation.changed()).await);
@@ -68,14 +68,14 @@ async fn holds(member: &Member, config: &Config) -> bool {
         return false;
     }
     let patience = config.timeouts.connect;
-    // `session.list` does not heed the limit.
+    // `session.list` ignores the limit.
     let params = Bytes::from_static(br#"{"metadataLimit":0}"#);
     let wanted = Arc::new(Wanted::new("sessions.list", params, Arc::default()));
     let Ok(Told::Body(body)) = backend.inquire(&wanted, patience, patience).await else { return true };
     let Ok(answer) = serde_json::from_slice::<Value>(&body).map(Answer::of) else { return true };
     let sessions = match &answer {
         Answer::Result(listed) => listed.get("sessions").and_then(Value::as_array),
-        // One that cannot tell is kept no longer than one that is not there.
+        // A server that does not know the method is not kept longer than one that holds nothing.
         Answer::Error(Answer::METHOD_NOT_FOUND, _) => return false,
         Answer::Error(..) | Answer::TooLong => None,
     };
@@ -115,7 +115,7 @@ impl Reloader {
         drop(inner);
     }
 
-    /// Every server that may have sessions, for a successor.
+    /// Every server that may have sessions, for the next process.
     pub fn seen(&self) -> Vec<Seen> {
         let now = self.balancer().now();
         let seen = |member: &Member| {
@@ -131,8 +131,8 @@ impl Reloader {
         now.retired.iter().chain(&now.members).filter_map(seen).collect()
     }
 
-    /// Takes over those servers that a process before has seen and that are in the fleet no more. The first lookups are
-    /// over.
+    /// Takes over the servers that the process before has seen and that are not in the fleet any more. To be called
+    /// after the first lookups.
     pub(super) async fn recall(&self) {
         let turn = self.turn().await;
         let inner = &mut *self.inner.lock().await;
@@ -149,7 +149,7 @@ impl Reloader {
             if tls && own.is_none() {
                 tracing::warn!(
                     backend = name,
-                    "a server that left cannot be asked: nothing says how it is trusted"
+                    "a server that left cannot be asked: the configuration has no TLS for it"
                 );
                 continue;
             }

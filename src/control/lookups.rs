@@ -1,8 +1,8 @@
-//! Who looks up the names in the file, when, and how an answer comes into force.
+//! Looks up the names in the file, and puts the answers in force.
 //!
-//! One task a name. An answer goes the way of a reload, through prepare and commit; that of a name which has left the file
-//! meanwhile goes nowhere. A name of one server (`resolve = "dial"`) is resolved here and nowhere else, so that dials,
-//! probes, questions and owners can never mean different servers by it.
+//! One task for each name. An answer is put in force like a reload, by prepare and commit; an answer for a name that
+//! has left the file meanwhile is dropped. A name of one server (`resolve = "dial"`) is resolved here only, so that
+//! dials, probes, questions and owners can never mean different servers by it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::discovery::{self, Answer, Asked, Found, LookupFault, ask_again, look_
 use crate::fleet::Health;
 
 impl Reloader {
-    /// Has every name that is new looked up from now on.
+    /// Starts a task for every new name.
     pub(super) fn seek(self: &Arc<Self>, inner: &mut Inner, config: &Config) {
         for (spec, stop) in inner.groups.adopt(config, &self.stop) {
             let seeking = seek(Arc::clone(self), spec);
@@ -30,18 +30,18 @@ impl Reloader {
         self.inner.lock().await.groups.found(key)
     }
 
-    /// Whether more is to be asked before `answer` is believed.
+    /// Whether to ask again before `answer` counts.
     pub(super) async fn is_doubtful(&self, key: &NameKey, answer: &Answer) -> bool {
         let forget = self.balancer().now().config.discovery.forget;
         self.inner.lock().await.groups.is_doubtful(key, answer, forget)
     }
 
-    /// Takes where servers answer for a name of one.
+    /// Notes the addresses at which servers answer for a name of one server.
     pub(super) async fn answer(&self, key: &NameKey, servers: Vec<SocketAddr>) {
         self.inner.lock().await.groups.answer(key, servers);
     }
 
-    /// What of the names should not stay so, one sentence each.
+    /// Warnings about names, one sentence each.
     pub async fn name_warnings(&self) -> Vec<String> {
         self.inner.lock().await.groups.warnings()
     }
@@ -51,7 +51,7 @@ impl Reloader {
         self.inner.lock().await.groups.names()
     }
 
-    /// Takes what a lookup found: the fleet of the configuration in force, made anew.
+    /// Puts the result of a lookup in force: builds the fleet of the configuration in force anew.
     pub(super) async fn discovered(&self, key: &NameKey, result: &discovery::Result) {
         let turn = self.turn.lock().await;
         let label = result.as_ref().map_or_else(|fault| fault.label(), |_| "success");
@@ -64,7 +64,7 @@ impl Reloader {
                     let generation = self.balancer().now().generation;
                     self.install(inner, fleet, generation);
                 }
-                Err(error) => tracing::error!(%error, "what was found could not be put in force"),
+                Err(error) => tracing::error!(%error, "servers found by DNS could not be put in force"),
             }
         }
         if let Err(fault) = result
@@ -76,7 +76,7 @@ impl Reloader {
         drop(turn);
     }
 
-    /// A backend whose name has never been resolved is down. Of one that has been, probes say how it is.
+    /// A backend whose name has never been resolved is down. Once it has been resolved, probes decide.
     fn unresolved(&self, name: &str, fault: LookupFault) {
         let now = self.balancer().now();
         let Some(member) = now.named(name).and_then(|at| now.members.get(at)) else { return };
@@ -104,7 +104,7 @@ pub(super) async fn seek(reloader: Arc<Reloader>, spec: BackendSpec) {
     let mut choice = Choice::default();
     loop {
         let config = Arc::clone(&reloader.balancer().now().config);
-        // How it is reached may have changed since.
+        // Its settings may have changed since.
         let spec = config.backends.iter().find(|now| NameKey::of(now) == key).unwrap_or(&spec);
         let started = Instant::now();
         let result = match spec.resolve {
@@ -125,7 +125,7 @@ pub(super) async fn seek(reloader: Arc<Reloader>, spec: BackendSpec) {
         tokio::select! {
             () = tokio::time::sleep(again) => {}
             () = is_lost(reloader.balancer(), spec) => {
-                // Whatever clients' dials do, a name is not looked up more often than this.
+                // Failed dials of clients cannot cause more lookups than this.
                 let soonest = config.discovery.ttl_min.saturating_sub(started.elapsed());
                 tokio::time::sleep(soonest).await;
             }
@@ -134,7 +134,7 @@ pub(super) async fn seek(reloader: Arc<Reloader>, spec: BackendSpec) {
     }
 }
 
-/// Until the next lookup: as long as the records hold, or after `misses` failures in a row longer each time.
+/// The time until the next lookup: as long as the records hold, or longer after each of `misses` failures in a row.
 fn wait(discovery: &Discovery, result: &discovery::Result, misses: u32) -> Duration {
     let (ttl_min, ttl_max) = (discovery.ttl_min, discovery.ttl_max);
     let holds = match result {

@@ -1,4 +1,4 @@
-//! From a configuration and what was found to the members of the fleet: what reloads and discovery have in common.
+//! From a configuration and the servers found by DNS to the members of the fleet, for reloads and lookups.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -23,10 +23,10 @@ pub(super) struct Fleet {
 }
 
 impl Reloader {
-    /// The fleet of `config` and of what was found so far, with its ring.
+    /// The fleet of `config` and of the servers found so far, with its ring.
     ///
     /// # Errors
-    /// A thread that cannot be had.
+    /// No thread could be started.
     pub(super) async fn fleet(&self, config: Arc<Config>) -> Result<Fleet, StartFault> {
         let now = self.balancer().snapshot();
         let (specs, left_out) = self.inner.lock().await.groups.fleet(&config);
@@ -43,7 +43,7 @@ impl Reloader {
             Arc::clone(&now.ring)
         } else {
             let config = Arc::clone(&config);
-            // A thousand backends are a million points: not for a thread that carries bytes.
+            // A thousand backends are a million points: too much work for the thread of a connection.
             let built = tokio::task::spawn_blocking(move || {
                 let names = names.iter().map(|(name, weight)| (name.as_str(), *weight));
                 Ring::new(names, config.placement.hash_key.reveal())
@@ -60,7 +60,7 @@ impl Reloader {
         inner.backends.retain(|backend| backend.strong_count() > 0);
         let living: Vec<_> = inner.backends.iter().filter_map(Weak::upgrade).collect();
         let identity = |known: &Arc<Backend>| (known.name().to_string(), known.socket());
-        // The last one wins: of two alike, the one before is over.
+        // The last one counts: of two with the same name and server, the older is over.
         let known: HashMap<_, _> = living.iter().map(|known| (identity(known), known)).collect();
         let member = |spec: &Spec| {
             let known = known.get(&(spec.backend.name.clone(), spec.at));
@@ -82,7 +82,7 @@ impl Reloader {
         self.balancer().commit(Snapshot { generation, config, members, retired, ring });
     }
 
-    /// The member that `spec` describes: the backend `known` by this name and server goes on being itself.
+    /// The member that `spec` describes; it keeps `known`, the backend with this name and server, if there is one.
     fn member(&self, inner: &mut Inner, spec: &Spec, known: Option<&Arc<Backend>>) -> Member {
         let Spec { backend: spec, source, at } = spec;
         let BackendSpec { name, address, weight, state, connections, tls, resolve: _ } = spec;
@@ -95,8 +95,8 @@ impl Reloader {
         Member { backend, weight: *weight, state: state_now, file_state: *state, source: source.clone() }
     }
 
-    /// A new backend, probed from now on if it is known where it is. `tls` is set before: whoever is first to dial must not
-    /// speak in the clear, least of all a token.
+    /// A new backend, probed from now on if its address is known. `tls` is set first: not even the first dial may be in
+    /// the clear, or send a token so.
     pub(super) fn make(
         &self,
         inner: &mut Inner,
@@ -108,7 +108,7 @@ impl Reloader {
         let series = self.balancer().metrics.backend(&name.into());
         let (backend, asked) = Backend::at(name, address, at, series);
         backend.set_tls(tls);
-        // A server that got another name, or comes back, may still hold what went on elsewhere.
+        // A server that got another name, or comes back, may still hold sessions that went on elsewhere.
         let mut living = inner.backends.iter().rev().filter_map(Weak::upgrade);
         if let Some(same) = living.find(|known| at.is_some() && known.socket() == at) {
             backend.shares_moved_of(&same);

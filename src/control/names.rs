@@ -1,4 +1,4 @@
-//! The names in the file that are looked up, and what was found for each so far. Nothing here asks anybody.
+//! The names in the file that are looked up, and the servers found for each so far. Nothing here does a lookup.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{BackendSpec, Config, Resolve};
 use crate::discovery::{self, Answer, Found, Spec, United, fleet};
 
-/// What a name is looked up for: another of these is another name.
+/// What identifies a name that is looked up.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct NameKey {
     name: String,
@@ -30,7 +30,7 @@ struct Group {
     asked: CancellationToken,
     united: United,
     result: Option<&'static str>,
-    /// Where servers answer for a name of one, if there are several.
+    /// For a name of one server: the addresses at which servers answer, if there are several.
     rivals: Vec<SocketAddr>,
 }
 
@@ -79,8 +79,8 @@ impl Groups {
         fleet(config, |spec| self.known.get(&NameKey::of(spec)).map_or(&[], |group| group.united.found()))
     }
 
-    /// Makes the names those of `config`: the tasks of others end. Returns those that are new, with the word that ends
-    /// their task.
+    /// Makes the names those of `config`: the tasks of others end. Returns the new ones, each with the token that ends
+    /// its task.
     pub(super) fn adopt(
         &mut self,
         config: &Config,
@@ -111,13 +111,13 @@ impl Groups {
         new
     }
 
-    /// What was found.
+    /// The servers found.
     pub(super) fn found(&self, key: &NameKey) -> Vec<Found> {
         self.known.get(key).map(|group| group.united.found().to_vec()).unwrap_or_default()
     }
 
-    /// Whether more is to be asked before `answer` is believed: it is the first, or it lacks somebody, and it is not known
-    /// yet that answers for this name name a few of many.
+    /// Whether to ask again before `answer` counts: it is the first, or it lacks a known server, and it is not known
+    /// yet that answers for this name give a few of many.
     pub(super) fn is_doubtful(&self, key: &NameKey, answer: &Answer, forget: Duration) -> bool {
         self.known.get(key).is_some_and(|group| {
             let news = !group.asked.is_cancelled() || group.united.is_less(answer);
@@ -125,7 +125,7 @@ impl Groups {
         })
     }
 
-    /// Takes a lookup's result; whether another fleet comes of it.
+    /// Takes a lookup's result. True if the fleet changes.
     pub(super) fn take(&mut self, key: &NameKey, result: &discovery::Result, forget: Duration) -> bool {
         let Some(group) = self.known.get_mut(key) else { return false };
         let before = group.result.replace(result.as_ref().map_or_else(|fault| fault.label(), |_| "success"));
@@ -154,26 +154,26 @@ impl Groups {
             }
             Err(fault) if before != group.result => {
                 let known = group.united.found().len();
-                tracing::warn!(name, %fault, known, "a lookup found nothing to go by: what is known holds on");
+                tracing::warn!(name, %fault, known, "a lookup had no result: the last answer holds on");
             }
             Err(_) => {}
         }
         false
     }
 
-    /// The first lookup of a name is over and what came of it is in force.
+    /// The first lookup of a name is over and its result is in force.
     pub(super) fn asked(&self, key: &NameKey) {
         if let Some(group) = self.known.get(key) {
             group.asked.cancel();
         }
     }
 
-    /// The ends of the first lookups.
+    /// Tokens that are cancelled when the first lookups are over.
     pub(super) fn first_lookups(&self) -> Vec<CancellationToken> {
         self.known.values().map(|group| group.asked.clone()).collect()
     }
 
-    /// Takes where servers answer for a name of one.
+    /// Notes the addresses at which servers answer for a name of one server.
     pub(super) fn answer(&mut self, key: &NameKey, servers: Vec<SocketAddr>) {
         let Some(group) = self.known.get_mut(key) else { return };
         let rivals = if servers.len() > 1 { servers } else { Vec::new() };
@@ -187,7 +187,7 @@ impl Groups {
         }
     }
 
-    /// What should not stay so, one sentence each.
+    /// Warnings about names, one sentence each.
     pub(super) fn warnings(&self) -> Vec<String> {
         let several = self.known.iter().filter(|(_, group)| !group.rivals.is_empty());
         let mut warnings: Vec<String> = several.map(|(key, group)| key.warning(&group.rivals)).collect();

@@ -1,4 +1,4 @@
-//! How starts, reloads and commands end: the words for operators, in the log, the admin API and the exit code.
+//! How starts, reloads and commands end, as operators see it in the log, the admin API and the exit code.
 
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -50,13 +50,13 @@ pub enum StartFault {
     /// A listener or an admin socket.
     #[error(transparent)]
     Bind(#[from] BindFault),
-    /// Metrics that contradict each other.
+    /// Two metrics have one name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
-    /// No threads.
+    /// Threads could not be started.
     #[error("worker threads: {0}")]
     Workers(io::Error),
-    /// No word from the process to follow.
+    /// The process to follow did not hand over.
     #[error("the process before this one goes on without it: {0}")]
     Follow(io::Error),
     /// No signals.
@@ -64,14 +64,14 @@ pub enum StartFault {
     Signals(io::Error),
 }
 
-/// What an operator should know of a configuration that is sound, at this moment.
+/// Warnings about a sound configuration, at this moment.
 pub fn warnings(config: &Config) -> Vec<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     config::warnings(config, i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
 }
 
 impl Trouble {
-    /// A problem that is nowhere in the file.
+    /// A problem without a place in the file.
     pub(super) fn plain(message: impl ToString) -> Vec<Self> {
         vec![Self { line: None, column: None, message: message.to_string(), help: None }]
     }

@@ -17,7 +17,7 @@ use crate::fleet::Health;
 use crate::sockets::{Fresh, http};
 use crate::upgrade::StartedWith;
 
-/// Reading the file may take so long: a file system over the network may not answer at all.
+/// A limit for reading the file, since a network file system may not answer.
 const READING_MAX: Duration = Duration::from_secs(10);
 const DRAINING: &str = "sessile is draining and takes no configuration any more";
 
@@ -64,7 +64,7 @@ impl Reloader {
     /// Every problem there is.
     pub async fn reload(self: &Arc<Self>, why: &str) -> Result<Applied, Vec<Trouble>> {
         let turn = self.turn.lock().await;
-        // The end of a process is not told twice: it says that it stops, and no more that it is ready.
+        // Once it stops, the process does not tell systemd that it is ready.
         let told = !self.balancer().draining.is_cancelled();
         if told {
             self.notifier().reloading();
@@ -121,14 +121,14 @@ impl Reloader {
         Ok(Applied { generation, changes })
     }
 
-    /// Everything that may fail, without anybody noticing.
+    /// Everything that may fail, without a visible effect.
     async fn prepare(&self, config: Arc<Config>) -> Result<Prepared, StartFault> {
         let fleet = self.fleet(Arc::clone(&config)).await?;
         let sockets = self.inner.lock().await.sockets.prepare(&config)?;
         Ok(Prepared { fleet, sockets })
     }
 
-    /// Makes a prepared configuration the one in force; the generation it has now.
+    /// Puts a prepared configuration in force; returns its generation.
     async fn commit(self: &Arc<Self>, prepared: Prepared) -> u64 {
         let Prepared { fleet, sockets } = prepared;
         let config = Arc::clone(&fleet.config);
@@ -178,7 +178,7 @@ impl Reloader {
             for backend in backends {
                 let mut standing = backend.standing();
                 let probed = standing.wait_for(|standing| standing.health != Health::Unknown);
-                // One that leaves the configuration meanwhile is probed no more.
+                // A backend that leaves the configuration meanwhile is not probed any more.
                 let patience = balancer.now().config.health.timeout.saturating_mul(2);
                 if tokio::time::timeout(patience, probed).await.is_err() {
                     tracing::debug!(backend = %backend.name(), "was not probed in the first round");
@@ -190,7 +190,7 @@ impl Reloader {
     }
 }
 
-/// Reads a file that was read before. A pipe gives what it has once, and holds up who reads it again.
+/// Reads a file that was read before. A pipe can be read only once, and a second read would hang.
 fn load_again(path: &Path) -> Result<Config, Vec<Trouble>> {
     if fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo()) {
         return Err(Trouble::plain("the configuration file is a pipe, which cannot be read again"));

@@ -1,6 +1,6 @@
-//! What is kept of a running process beside its snapshot: sockets, operators' states, names, backends that still live.
+//! The state of a running process beside its snapshot: sockets, operators' states, names, backends in use.
 //!
-//! Whoever changes what is in force is an `impl Reloader` in a file of its own: `reload`, `lookups`, `forget`.
+//! Everything that changes what is in force is an `impl Reloader` in a file of its own: `reload`, `lookups`, `forget`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ use crate::sockets::{Endpoint, SocketCopies, Sockets};
 use crate::systemd::Notifier;
 use crate::upgrade::{OldProcesses, Seen, StartedWith};
 
-/// What an admin socket serves; made when the socket is put in use.
+/// Makes the routes of an admin socket when it is put in use.
 pub type Pages = fn(&Arc<Reloader>, &Endpoint) -> Router;
 
 /// Keeps a process in step with its configuration file and its operators.
@@ -50,21 +50,21 @@ pub struct Reloader {
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) sockets: Sockets,
-    /// What operators said.
+    /// The states set by operators.
     pub(super) commands: Commands,
-    /// Every backend that still lives, removed ones included.
+    /// Every backend that is still in use, removed ones included.
     pub(super) backends: Vec<Weak<Backend>>,
     /// The names that are looked up.
     pub(super) groups: Groups,
-    /// Servers that a process before has seen, until it is known which of them are in the fleet.
+    /// Servers that the process before has seen, until it is known which of them are in the fleet.
     pub(super) seen: Vec<Seen>,
 }
 
 impl Reloader {
-    /// Everything is there and nothing is in force: no backend, no listener.
+    /// With no configuration in force: no backend, no listener.
     ///
     /// # Errors
-    /// Metrics that contradict each other, or no threads to be had.
+    /// Two metrics have one name, or threads could not be started.
     pub(super) fn new(
         path: &Path,
         config: &Arc<Config>,
@@ -99,12 +99,12 @@ impl Reloader {
         })
     }
 
-    /// What it keeps in step.
+    /// The balancer.
     pub fn balancer(&self) -> &Arc<Balancer> {
         &self.balancer
     }
 
-    /// What systemd is told.
+    /// The channel to systemd.
     pub fn notifier(&self) -> &Notifier {
         &self.notifier
     }
@@ -114,22 +114,22 @@ impl Reloader {
         &self.old_processes
     }
 
-    /// Keeps reloads off while it is held.
+    /// While it is held, no reload begins.
     pub async fn turn(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().await
     }
 
-    /// The file.
+    /// The configuration file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// How the last attempt went.
+    /// How the last attempt to load the file went.
     pub fn last(&self) -> Last {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Where each listener is bound, in no order; differs from the configuration where that says port 0.
+    /// Where each listener is bound, in no order; differs from the configuration if that has port 0.
     pub async fn bound(&self) -> Vec<SocketAddr> {
         self.inner.lock().await.sockets.listeners().map(|(_, bound)| bound).collect()
     }
@@ -166,7 +166,7 @@ impl Reloader {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
     }
 
-    /// Gives a backend the state an operator wants; the file's word counts again when it changes.
+    /// Gives a backend the state an operator wants, until the state in the file changes.
     ///
     /// # Errors
     /// No such backend.
@@ -187,7 +187,7 @@ impl Reloader {
         Ok(())
     }
 
-    /// Its sockets once more, for a successor.
+    /// Copies of its sockets, for the next process.
     ///
     /// # Errors
     /// No descriptor to spare.
@@ -195,15 +195,15 @@ impl Reloader {
         self.inner.lock().await.sockets.socket_copies()
     }
 
-    /// States that operators gave: backend, state, and the file's when it was given.
+    /// States that operators set: backend, state, and the state in the file at that time.
     pub async fn states(&self) -> Vec<(String, String, String)> {
         let inner = self.inner.lock().await;
         let states = inner.commands.iter();
         states.map(|(name, state, file)| (name.into(), state.label().into(), file.label().into())).collect()
     }
 
-    /// A successor serves: lets nobody in any more, closes no socket, and asks no older process anything. Reloads go on,
-    /// for the backends of the connections that are left.
+    /// The next process serves: this one accepts nothing any more, closes no socket, and asks no older process anything.
+    /// Reloads go on, for the backends of the connections that are left.
     pub async fn give_away(&self) {
         self.old_processes.give_away();
         let closed = self.inner.lock().await.sockets.give_away();

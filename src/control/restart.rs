@@ -1,8 +1,8 @@
 //! Restarts of backends that stay down, by the operator's own command.
 //!
-//! One task, so one command at a time. It begins when this process serves and ends when that drains, or with the command
-//! that runs by then: neither the new process of an upgrade that is not ready yet nor the old one begins another. Which
-//! backend is due is for `fleet/restarts` to say, and what is run for it for `config/restart`.
+//! One task, so one command at a time. It begins when this process serves, and ends when the process drains and its last
+//! command has ended: in an upgrade, neither the new process before it is ready nor the old one begins a command.
+//! `fleet/restarts` decides which backend is due, and `config/restart` what is run for it.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
@@ -20,14 +20,14 @@ use crate::config::{AdminState, Health as Rules};
 use crate::fleet::{Health, Outage, Restarts};
 use crate::snapshot::Member;
 
-/// Between two looks at the fleet, unless probes are more often.
+/// The time between two looks at the fleet, unless probes are more frequent.
 const LOOK_MAX: Duration = Duration::from_secs(1);
-/// All that a command finds in its environment; that of this process may hold tokens.
+/// The only variables that a command gets; others of this process may hold tokens.
 const ENVIRONMENT: [&str; 4] = ["PATH", "HOME", "LANG", "XDG_RUNTIME_DIR"];
-/// Of what a command says, this much is logged.
+/// So much of a command's standard error is logged.
 const SAID_BYTES_MAX: usize = 256;
 
-/// Restarts what is due, for as long as the process serves. `generation` is the configuration in force.
+/// Restarts backends that are due, for as long as the process serves. `generation` is the configuration in force.
 pub(super) async fn restart(balancer: Arc<Balancer>, mut generation: watch::Receiver<u64>) {
     balancer.until_probed().await;
     let mut restarts = Restarts::default();
@@ -48,7 +48,7 @@ pub(super) async fn restart(balancer: Arc<Balancer>, mut generation: watch::Rece
     }
 }
 
-/// Restarts the one that is due by the configuration in force, if any is.
+/// Restarts the backend that is due by the configuration in force, if there is one.
 async fn look(balancer: &Balancer, restarts: &mut Restarts) {
     let snapshot = balancer.snapshot();
     let health = &snapshot.config.health;
@@ -69,7 +69,7 @@ async fn look(balancer: &Balancer, restarts: &mut Restarts) {
     let (program, arguments) = (command.program(), command.arguments(backend.name(), backend.address()));
     restarts.begun(outage, rules, now);
     let Some(arguments) = arguments else {
-        tracing::error!(backend = %backend.name(), "not restarted: its name or address must not stand in a command");
+        tracing::error!(backend = %backend.name(), "not restarted: its name or address must not be used in a command");
         return;
     };
     let down_seconds = outage.down_since.map_or(0, |since| now.saturating_duration_since(since).as_secs());
@@ -101,8 +101,8 @@ async fn look(balancer: &Balancer, restarts: &mut Restarts) {
     backend.series().restarted(result);
 }
 
-/// What a member is to restarts: down without a doubt only if an operator wants it ready, and if its last probe, not long
-/// ago, was not answered.
+/// A member as `fleet/restarts` sees it: down for certain only if its state is "ready", and its last probe was recent and
+/// not answered.
 fn outage(member: &Member, health: &Rules) -> Outage {
     let standing = member.backend.standing();
     let standing = standing.borrow();
@@ -115,7 +115,7 @@ fn outage(member: &Member, health: &Rules) -> Outage {
 
 /// How a command ended.
 enum Ended {
-    /// By itself; the beginning of what it said.
+    /// By itself; with the beginning of its standard error.
     Exited(ExitStatus, String),
     /// It could not be run.
     NotBegun(io::Error),
@@ -147,13 +147,13 @@ async fn run(program: &str, arguments: &[String], limit: Duration) -> Ended {
         Ok(child) => child,
         Err(error) => return Ended::NotBegun(error),
     };
-    // Dropped before `child`: as long as that has not been waited for, nobody else has its number.
+    // Dropped before `child`: until that has been waited for, no other process can have its id.
     let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
     let mut said = Vec::new();
     let mut stderr = child.stderr.take();
     let end = async {
         tokio::select! {
-            // What it said before it ended is read before its end is noticed.
+            // Its output is read before its end is noticed.
             biased;
             () = listen(&mut stderr, &mut said) => child.wait().await,
             status = child.wait() => status,
@@ -180,7 +180,7 @@ async fn listen(stderr: &mut Option<ChildStderr>, said: &mut Vec<u8>) {
     }
 }
 
-/// On one line, and with nothing in it that a terminal would obey.
+/// The first line, with control characters replaced.
 fn first_line(said: &[u8]) -> String {
     let text = String::from_utf8_lossy(said);
     let plain = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };

@@ -1,4 +1,4 @@
-//! Servers that are in the fleet no more, and may have sessions still: which ones are asked on, and as what.
+//! Servers that have left the fleet and may still have sessions: which are still asked, and in which state.
 
 use std::sync::Arc;
 
@@ -6,11 +6,11 @@ use crate::config::{AdminState, BackendSpec, Config, Resolve};
 use crate::fleet::Backend;
 use crate::snapshot::{Member, Snapshot};
 
-/// Retired servers that are asked; of more, those that have been gone longest are forgotten.
+/// Retired servers that are asked; if there are more, those that left first are forgotten.
 pub(super) const RETIRED_MAX: usize = 256;
 
-/// The retired servers of the next snapshot: those of `now` and the members that have gone, but for those that are a
-/// member again, by whatever name.
+/// The retired servers of the next snapshot: those of `now` and the members that have left, without those that are
+/// members again, under any name.
 pub(super) fn retired(now: &Snapshot, members: &[Member], config: &Config) -> Vec<Member> {
     let is_member =
         |backend: &Backend| members.iter().any(|member| member.backend.server() == backend.server());
@@ -35,7 +35,7 @@ pub(super) fn retired(now: &Snapshot, members: &[Member], config: &Config) -> Ve
     retired
 }
 
-/// The state of a retired server: "drain" if the file still names it and only DNS does not, else "maint".
+/// The state of a retired server: "drain" if it has left DNS only and its name is still in the file, else "maint".
 pub(super) fn state(config: &Config, name: &str, address: &str, source: Option<&str>) -> AdminState {
     if section(config, name, address, source).is_some() { AdminState::Drain } else { AdminState::Maint }
 }

@@ -28,7 +28,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// What a socket unit calls it.
+    /// Its purpose, as a socket unit names it.
     pub fn purpose(&self) -> Purpose {
         match self {
             Self::Admin(_) => Purpose::Admin,
@@ -36,7 +36,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether TLS may be spoken here: not with scrapers, nor where the file's mode is the lock.
+    /// Whether TLS may be spoken here: not for metrics, nor on a Unix socket, which its file's mode protects.
     pub(super) fn may_be_sealed(&self) -> bool {
         matches!(self, Self::Admin(AdminAddress::Tcp(_)))
     }
@@ -59,7 +59,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// A bound socket on which nobody is served yet. Dropped, it is as if it had never been.
+/// A bound socket that is not served yet. Dropped, it leaves nothing behind.
 #[derive(Debug)]
 pub(super) struct Bound {
     socket: Socket,
@@ -81,7 +81,7 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    /// Its socket once more.
+    /// A copy of its socket.
     ///
     /// # Errors
     /// No descriptor to spare.
@@ -107,7 +107,7 @@ impl SocketFile {
         identity(path).ok().map(|identity| Self { path: path.clone(), identity })
     }
 
-    /// Another process serves there now, and removes it.
+    /// Leaves the file to the process that serves there now, which will remove it.
     pub(super) fn leave(mut self) {
         self.path = PathBuf::new();
     }
@@ -118,7 +118,7 @@ impl Drop for SocketFile {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity)
             && let Err(error) = fs::remove_file(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "the admin socket's file stays behind");
+            tracing::warn!(path = %self.path.display(), %error, "the admin socket's file could not be removed");
         }
     }
 }
@@ -127,11 +127,11 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Binds and listens. A Unix socket is this user's alone (mode 0600); a file left behind by a process that is gone is
-/// replaced, a socket on which somebody listens is not.
+/// Binds and listens. A Unix socket is for this user only (mode 0600); a file left behind by a process that is gone is
+/// replaced, a socket on which a process listens is not.
 ///
 /// # Errors
-/// Whatever the kernel says, or who has the path.
+/// The kernel's, or why the path cannot be used.
 pub(super) fn bind(address: &AdminAddress, families: impl Fn(SocketAddr) -> Families) -> io::Result<Bound> {
     match address {
         AdminAddress::Tcp(address) => {
@@ -146,7 +146,7 @@ pub(super) fn bind(address: &AdminAddress, families: impl Fn(SocketAddr) -> Fami
             socket.set_nonblocking(true)?;
             socket.bind(&SockAddr::unix(path)?)?;
             let file = SocketFile { path: path.clone(), identity: identity(path)? };
-            // Nobody can connect before `listen`, so nobody gets in before the mode is set.
+            // Nobody can connect before `listen`, and the mode is set before that.
             fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
             socket.listen(BACKLOG)?;
             let listener = UnixListener::from_std(socket.into())?;
@@ -155,7 +155,7 @@ pub(super) fn bind(address: &AdminAddress, families: impl Fn(SocketAddr) -> Fami
     }
 }
 
-/// Takes over a socket that listens already. Its file, if it has one, is not this process's yet.
+/// Takes over a socket that listens already. Its file, if it has one, still belongs to the other process.
 ///
 /// # Errors
 /// The kernel has no room to watch another socket.
@@ -192,12 +192,12 @@ fn make_way(path: &Path) -> io::Result<()> {
 }
 
 impl Bound {
-    /// Where it is bound; differs from what was asked for where that says port 0.
+    /// Where it is bound; differs from the configured address if that has port 0.
     pub(super) fn address(&self) -> &AdminAddress {
         &self.address
     }
 
-    /// Another descriptor of the same socket, for a successor.
+    /// Another descriptor of the same socket, for the next process.
     ///
     /// # Errors
     /// No descriptor to spare.
@@ -208,7 +208,7 @@ impl Bound {
         }
     }
 
-    /// The name in the file system, to be kept as long as the socket is to be found.
+    /// The name in the file system, to be kept as long as clients must find the socket.
     pub(super) fn file(&mut self) -> Option<SocketFile> {
         self.file.take()
     }
@@ -216,7 +216,7 @@ impl Bound {
     /// The next connection.
     ///
     /// # Errors
-    /// Whatever the kernel says.
+    /// The kernel's.
     pub(super) async fn accept(&self) -> io::Result<Stream> {
         match &self.socket {
             Socket::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),

@@ -1,9 +1,9 @@
 //! How HTTP is served on admin sockets, in the clear or under TLS.
 //!
-//! Everything a peer can hold is bounded: connections, the time of a handshake, the bytes of a request's head, the time it
-//! takes to send one, and the age of a connection, so that neither a slow reader nor a scraper that never hangs up keeps a
-//! place for ever; and when all places are taken, who has asked nothing makes room (see [`places`](super::places)). No route
-//! reads a body, so there is none to bound here.
+//! Everything a peer can hold is bounded: connections, the time of a handshake, the bytes of a request's head, the time
+//! to send it, and the age of a connection, so that neither a slow reader nor a scraper that never hangs up keeps a
+//! place for ever. When all places are taken, a connection without a request makes room (see
+//! [`places`](super::places)). No route reads a body, so no bound for bodies is needed.
 
 use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
@@ -33,7 +33,7 @@ use crate::net::{self, Sealed, close_in_order, handshake_fault};
 
 pub use super::places::CONNECTIONS_MAX;
 
-/// For the first byte, for a handshake, for the whole head of a request, and between two requests of a connection.
+/// A limit for the first byte, for a handshake, for the whole head of a request, and between two requests of a connection.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Head of a request; hyper takes no less than 8 KiB.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -46,21 +46,21 @@ const PAUSE: Duration = Duration::from_millis(100);
 const BUSY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n\
     {\"error\":{\"reason\":\"limit\",\"message\":\"too many connections to this admin socket\"}}";
-/// For who speaks plain HTTP where TLS is spoken.
+/// The answer to plain HTTP where TLS is spoken.
 const PLAIN: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n\
     {\"error\":{\"reason\":\"tls\",\"message\":\"this admin socket speaks TLS: ask it with https://\"}}";
 /// The first byte of every TLS connection, and of no HTTP request.
 const HANDSHAKE: u8 = 0x16;
-/// The admin port among the listeners that metrics and logs name by their addresses.
+/// The label of the admin port where metrics and logs have the addresses of listeners.
 pub const LABEL: &str = "admin";
 
 /// The TLS that a request came through; without one it came in the clear.
 #[derive(Clone, Debug)]
 pub struct Seal(pub Arc<ListenerTls>);
 
-/// Serves from `open` until `stop`; requests at hand are answered then. TLS is what `sealed` has in force when a connection
-/// begins; without it there is none.
+/// Serves from `open` until `stop`; requests that have come by then are answered. A connection uses the TLS that `sealed`
+/// holds when it begins, if any.
 pub(super) async fn serve(
     socket: Bound,
     router: Router,
@@ -84,7 +84,7 @@ pub(super) async fn serve(
         };
         let tls = sealed.as_ref().and_then(|balancer| balancer.now().config.admin.tls.clone());
         let Some(place) = room(&places, stream.copy().ok(), &stop).await else {
-            // Under TLS nobody would understand it.
+            // A TLS client would not understand it.
             if tls.is_none() {
                 turn_away(stream);
             }
@@ -105,7 +105,7 @@ pub(super) async fn serve(
                     }
                 }
                 (Stream::Unix(stream), ..) => {
-                    // That a socket is said to be readable does not mean that there is a byte.
+                    // A socket may be reported as readable without a byte to read.
                     let look = || SockRef::from(&stream).peek(&mut [MaybeUninit::uninit()]);
                     if let Some(Ok(_)) = first(stream.async_io(Interest::READABLE, look), &stop).await {
                         connection(stream, router, place, stop).await;
@@ -121,8 +121,8 @@ pub(super) async fn serve(
     }
 }
 
-/// A place for the next connection, waited for as long as it takes until one may be taken from another; `None` = a
-/// request of every other is being worked on.
+/// A place for the next connection; waits until one is free or may be taken from another connection. `None` = every other
+/// connection has a request in progress.
 async fn room(places: &Arc<Places>, mut socket: Option<OwnedFd>, stop: &CancellationToken) -> Option<Place> {
     loop {
         match places.admit(Instant::now(), &mut socket) {
@@ -137,7 +137,7 @@ async fn room(places: &Arc<Places>, mut socket: Option<OwnedFd>, stop: &Cancella
     }
 }
 
-/// Says what fits into an empty socket buffer, and waits for nothing.
+/// Writes the refusal if it fits into the socket's buffer, without waiting.
 fn turn_away(stream: Stream) {
     let said = match stream {
         Stream::Tcp(stream) => stream.into_std().and_then(|mut stream| stream.write(BUSY)),
@@ -146,9 +146,9 @@ fn turn_away(stream: Stream) {
     tracing::debug!(?said, "an admin connection over the limit was closed");
 }
 
-/// What a peer does first, if it comes in time. A connection that has just been made when the socket goes away gets a
-/// moment, as its peer has no way of knowing that it ought to ask the next process; and one that is told to end before it
-/// has a byte of a request is not answered, so that byte has to be waited for.
+/// The first thing a peer does, if it comes in time. When the socket goes away, a connection that was just made still
+/// gets a moment, since its peer cannot know that it should ask the next process. hyper does not answer a connection
+/// that is told to end before the first byte of a request, so that byte is waited for.
 async fn first<T>(what: impl Future<Output = T>, stop: &CancellationToken) -> Option<T> {
     let too_late = async {
         stop.cancelled().await;
@@ -169,7 +169,7 @@ async fn seal(
     stop: &CancellationToken,
 ) -> Option<Sealed> {
     let (client, mut byte) = (stream.peer_addr().ok().map(canonical), [0]);
-    // Whoever only tries the port, and hangs up, has not begun a handshake.
+    // A peer that only tries the port, and hangs up, has not begun a handshake.
     if !matches!(first(stream.peek(&mut byte), stop).await, Some(Ok(1))) {
         return None;
     }
@@ -186,7 +186,7 @@ async fn seal(
     balancer.metrics.tls_handshake_failures.with_label_values(&[LABEL, why]).inc();
     tracing::info!(listener = LABEL, ?client, why, %error, "TLS handshake failed");
     if let Some(left) = left {
-        // What was said must not be lost to an RST.
+        // The alert must not be lost by an RST.
         close_in_order(net::Stream::Plain(left)).await;
     }
     None
@@ -212,7 +212,7 @@ async fn connection(
         .serve_connection(TokioIo::new(stream), service);
     let mut serving = pin!(serving);
     let ended = tokio::select! {
-        // What has come is read before the connection is told to end: nothing read yet would end it unanswered.
+        // Received bytes are read before the connection is told to end: with nothing read it would end unanswered.
         biased;
         ended = serving.as_mut() => Some(ended),
         () = stop.cancelled() => None,

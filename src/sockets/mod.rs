@@ -1,8 +1,8 @@
 //! Every listening socket of the process, for clients and for operators: prepared, then committed.
 //!
-//! A socket is known by the address in the configuration. One that stays there stays open, whatever else a reload
-//! changes; what is new is bound before anything is committed, or taken over: from systemd, or from the process that this
-//! one follows. Then nobody is let in before [`Sockets::open`], since the other process still serves.
+//! A socket is identified by its address in the configuration. While that is there the socket stays open, whatever else
+//! a reload changes. A new one is bound before anything is committed, or taken over from systemd or from the process
+//! that this one follows. Then nobody is let in before [`Sockets::open`], since the other process still serves.
 
 mod endpoint;
 mod places;
@@ -30,7 +30,7 @@ use endpoint::{Bound, SocketFile};
 
 pub use endpoint::Endpoint;
 
-/// A listener or an admin socket that cannot be had.
+/// A listener or an admin socket that cannot be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {error}")]
 pub struct BindFault {
@@ -51,7 +51,7 @@ pub struct Sockets {
     admin: Vec<(Endpoint, Serving)>,
     /// The admin sockets and their connections.
     admin_tasks: TaskTracker,
-    /// A successor has them: no reload opens any again.
+    /// The next process has them: no reload opens any again.
     given_away: bool,
 }
 
@@ -66,7 +66,7 @@ pub struct Fresh {
 struct Listening {
     policy: Arc<ArcSwap<Listener>>,
     bound: SocketAddr,
-    /// For a successor. `None` = systemd's, which are at hand elsewhere.
+    /// For the next process. `None` = from systemd; `inherited` has those.
     copy: Option<OwnedFd>,
     stop: CancellationToken,
     accepting: TaskTracker,
@@ -76,18 +76,18 @@ struct Listening {
 #[derive(Debug)]
 struct Serving {
     bound: AdminAddress,
-    /// For a successor. `None` = systemd's.
+    /// For the next process. `None` = from systemd.
     copy: Option<OwnedFd>,
     file: Option<SocketFile>,
     stop: CancellationToken,
 }
 
-/// The sockets of a process as its successor gets them.
+/// The sockets of a process as the next one gets them.
 #[derive(Debug, Default)]
 pub struct SocketCopies {
-    /// What this process or one before has bound, under the addresses of the configuration.
+    /// Those that this process or one before has bound, under the addresses of the configuration.
     pub own: Vec<(Purpose, String, OwnedFd)>,
-    /// What systemd has passed, under the names of its units.
+    /// Those that systemd has passed, under the names of its units.
     pub from_systemd: Vec<(String, OwnedFd)>,
 }
 
@@ -116,7 +116,7 @@ impl Sockets {
         }
     }
 
-    /// All sockets once more.
+    /// Copies of all sockets.
     ///
     /// # Errors
     /// No descriptor to spare.
@@ -135,7 +135,8 @@ impl Sockets {
         Ok(SocketCopies { own, from_systemd: self.inherited.copies()? })
     }
 
-    /// A successor serves from now on: this process lets nobody in any more, and leaves the names of its sockets alone.
+    /// The next process serves from now on: this one accepts nothing any more, and does not remove the files of its
+    /// sockets.
     pub fn give_away(&mut self) -> Vec<TaskTracker> {
         self.given_away = true;
         for (_, mut serving) in self.admin.drain(..) {
@@ -148,7 +149,7 @@ impl Sockets {
         self.stop_listeners()
     }
 
-    /// Whether a successor has them.
+    /// Whether the next process has them.
     pub fn are_given_away(&self) -> bool {
         self.given_away
     }
@@ -163,7 +164,7 @@ impl Sockets {
         self.admin.iter().find(|(known, _)| known == endpoint).map(|(_, serving)| &serving.bound)
     }
 
-    /// Binds what `config` needs and is not there.
+    /// Binds the sockets of `config` that are not there yet.
     ///
     /// # Errors
     /// The first address that cannot be bound.
@@ -189,7 +190,7 @@ impl Sockets {
         Ok(fresh)
     }
 
-    /// Of a socket that is bound, the families cannot be changed: none is taken from it without saying so.
+    /// The address families of a bound socket cannot be changed: reports where they would have to.
     fn compare_families(&self, config: &Config) -> Result<(), BindFault> {
         let listeners = self.listeners.iter().map(|(address, listening)| (*address, &listening.copy));
         let admin = self.admin.iter().filter_map(|(endpoint, serving)| match endpoint.address() {
@@ -197,7 +198,7 @@ impl Sockets {
             AdminAddress::Unix(_) => None,
         });
         for (address, copy) in listeners.chain(admin).filter(|(address, _)| address.is_ipv6()) {
-            // Systemd's are as its unit says.
+            // systemd's unit decides for its sockets.
             let Some(only_v6) = copy.as_ref().and_then(|copy| SockRef::from(copy).only_v6().ok()) else {
                 continue;
             };
@@ -241,9 +242,9 @@ impl Sockets {
         }
     }
 
-    /// Uses the new sockets, tells the kept listeners their policy, and stops the rest. Connections that came through a
-    /// listener that goes away stay; a request on an admin socket that goes away is answered, as it may be the one that
-    /// asked for this.
+    /// Uses the new sockets, gives kept listeners their new policy, and stops the rest. Connections of a listener that
+    /// goes away stay; a request on an admin socket that goes away is answered, since it may be the one that asked for
+    /// this.
     pub fn commit(&mut self, config: &Config, fresh: Fresh, pages: impl Fn(&Endpoint) -> Router) {
         if self.given_away {
             return;
@@ -317,7 +318,7 @@ impl Sockets {
     }
 }
 
-/// A socket of one's own for a successor; without it only upgrades fail, and say so.
+/// A copy of an own socket for the next process; without it only upgrades fail, with an error.
 fn kept(origin: Origin, copy: io::Result<OwnedFd>) -> Option<OwnedFd> {
     copy.ok().filter(|_| origin == Origin::Own)
 }

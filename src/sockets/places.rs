@@ -1,8 +1,9 @@
-//! Places for connections to an admin socket, and who gives one up when all are taken.
+//! Places for connections to an admin socket, and which connection gives one up when all are taken.
 //!
 //! Nobody can shut others out by holding connections: when all places are taken, the connection that has been without a
-//! request for the longest time is closed for the new one (unless one has come and was not read yet), and then an answer that
-//! its peer does not read. A request that is being worked on is never cut off. Answers that wait for their readers are bounded in bytes, for all of a socket.
+//! request for the longest time is closed for the new one (unless a request has come and was not read yet); if there is
+//! none, one whose peer does not read its answer. A request in progress is never cut off. Answers that wait for their
+//! readers are bounded in bytes, for all connections of a socket together.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Connections served at the same time, for each socket.
 pub const CONNECTIONS_MAX: usize = 64;
-/// A connection has this long to begin before it may be closed for another: a request that was sent at once is read.
+/// A connection has this long to begin before it may be closed for another, so that a request sent at once is read.
 pub(super) const BEGIN_MIN: Duration = Duration::from_millis(100);
 /// A peer has this long to read its answer before it may be closed for another.
 pub(super) const ANSWER_MIN: Duration = Duration::from_millis(500);
@@ -52,18 +53,18 @@ struct Held {
     /// Of an answer.
     bytes: usize,
     end: CancellationToken,
-    /// Its socket once more, to see whether something has come that was not read yet.
+    /// A copy of its socket, to see whether it has unread bytes.
     socket: Option<OwnedFd>,
 }
 
-/// What a connection does.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// It has sent no whole request since it began, or since its last answer.
     Idle,
-    /// Its request is worked on.
+    /// Its request is in progress.
     Asked,
-    /// Its answer is made, and goes out as its peer reads.
+    /// Its answer is made, and is sent as its peer reads.
     Answered,
 }
 
@@ -83,13 +84,12 @@ pub(super) enum Admitted {
     Place(Place),
     /// Not before this moment, or before something changes.
     NotBefore(Instant),
-    /// A request of every other is being worked on.
+    /// Every connection has a request in progress.
     Full,
 }
 
 impl Places {
-    /// A place for one more connection, if need be that of another, which is closed.
-    /// `socket` is taken once there is one.
+    /// A place for one more connection, if need be that of another, which is closed. Takes `socket` if there is one.
     pub(super) fn admit(self: &Arc<Self>, now: Instant, socket: &mut Option<OwnedFd>) -> Admitted {
         let mut table = self.table();
         while table.held.len() >= CONNECTIONS_MAX {
@@ -119,7 +119,7 @@ impl Places {
 }
 
 impl Table {
-    /// Who gives up its place first, and when it may be told to: an idle one before any that has an answer to read.
+    /// Which connection gives up its place first, and from when on: an idle one before any with an unread answer.
     fn first_to_go(&self, now: Instant) -> Option<(u64, Instant)> {
         let oldest = |stage: Stage, least: Duration| {
             let of_stage = self.held.iter().filter(move |(_, held)| held.stage == stage);
@@ -129,14 +129,14 @@ impl Table {
         let idle = oldest(Stage::Idle, BEGIN_MIN);
         let unread = oldest(Stage::Answered, ANSWER_MIN);
         match (idle, unread) {
-            // What may go now goes before what would have to be waited for.
+            // One that may go now goes before one that may go later.
             (Some((_, later)), Some((number, when))) if later > now && when <= now => Some((number, when)),
             (None, unread) => unread,
             (idle, _) => idle,
         }
     }
 
-    /// Closes one that has to make room; but one that has asked and was not read yet, as threads may be busy, has its time anew.
+    /// Closes a connection to make room. If it has unread bytes, since threads may be busy, its time begins anew instead.
     fn close_unless_unread(&mut self, number: u64, now: Instant) {
         match self.held.get_mut(&number) {
             Some(held) if held.stage == Stage::Idle && held.has_unread() => held.since = now,
@@ -150,7 +150,7 @@ impl Table {
         }
     }
 
-    /// Closes the oldest answers that nobody reads until what is left fits; never that of `keep`.
+    /// Closes connections with unread answers, the oldest first, until the rest fits; never that of `keep`.
     fn bound(&mut self, keep: u64) {
         while self.held.values().fold(0_usize, |sum, held| sum.saturating_add(held.bytes)) > ANSWER_BYTES_MAX
         {
@@ -176,13 +176,13 @@ impl Place {
         &self.end
     }
 
-    /// A whole request has come.
+    /// A whole request was received.
     pub(super) fn asked(&self) {
         self.taken.store(false, Ordering::Relaxed);
         self.enter(Stage::Asked, 0);
     }
 
-    /// Its answer is `body`, which tells when the connection has taken it over.
+    /// Its answer is `body`, which notes when the connection has taken it over.
     pub(super) fn answered(self: &Arc<Self>, body: Body) -> Answer {
         let bytes =
             body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(usize::MAX);
@@ -190,7 +190,7 @@ impl Place {
         Answer { body, place: Arc::clone(self) }
     }
 
-    /// Everything that the connection had to write is written.
+    /// Everything was written.
     fn flushed(&self) {
         if self.taken.swap(false, Ordering::Relaxed) {
             self.enter(Stage::Idle, 0);
@@ -248,7 +248,7 @@ impl Drop for Answer {
     }
 }
 
-/// A connection that tells its place when all is written. hyper flushes only when its own buffers are empty.
+/// A connection that notes when all is written: hyper flushes only when its own buffers are empty.
 #[derive(Debug)]
 pub(super) struct Watched<S> {
     pub(super) stream: S,

@@ -1,8 +1,8 @@
 //! Sockets this process was started with: from systemd (socket activation), or from the process it follows.
 //!
-//! What systemd passed stays at hand for good, since systemd goes on holding the port: a listener that leaves the
-//! configuration and comes again finds it here. What a predecessor passed is used once, under the address by which the
-//! configuration knew it there.
+//! Sockets from systemd are kept for good, since systemd goes on holding the port: a listener that leaves the
+//! configuration and comes back finds its socket here. Sockets from the process before are used once, under their
+//! address in that process's configuration.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -13,7 +13,7 @@ use std::path::Path;
 use listenfd::ListenFd;
 use socket2::SockRef;
 
-/// What a listening socket is for; the word is its `FileDescriptorName=` in a socket unit.
+/// The purpose of a listening socket; its label is its `FileDescriptorName=` in a socket unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Purpose {
@@ -64,11 +64,11 @@ pub struct Inherited {
 struct Kept {
     name: String,
     socket: Passed,
-    /// The configured address that it was found for by its name.
+    /// The configured address that it is used for, found by its name.
     taken: Option<String>,
 }
 
-/// What this process was started with, before anybody knows what it is for.
+/// The descriptors this process was started with, not sorted yet.
 #[derive(Debug, Default)]
 pub struct Start {
     /// By their `FileDescriptorName=`, in the order in which they were passed.
@@ -76,7 +76,8 @@ pub struct Start {
 }
 
 impl Start {
-    /// Takes what the environment names. To be called once, before there is a second thread: the environment is changed.
+    /// Takes the descriptors that the environment names. To be called once, before there is a second thread: the
+    /// environment is changed.
     pub fn from_environment() -> Self {
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut names = names.split(':').map(str::to_owned);
@@ -128,7 +129,7 @@ impl Passed {
         }
     }
 
-    /// Whether it is bound to what `address` says.
+    /// Whether it is bound to `address`.
     fn is_at(&self, address: &str) -> bool {
         match self {
             Self::Tcp(socket) => {
@@ -168,8 +169,8 @@ impl Inherited {
         self.left.push((purpose, address, socket));
     }
 
-    /// The socket for `address`: left under it, or from systemd and bound to it, or from systemd under the name of the
-    /// purpose. `family` says which of the two families will do.
+    /// The socket for `address`: from the process before under this address, or from systemd and bound to it, or from
+    /// systemd under the name of the purpose. `family` says which of the two families will do.
     pub fn take(
         &mut self,
         purpose: Purpose,
@@ -196,7 +197,7 @@ impl Inherited {
         Ok(Some((kept.socket.try_clone()?, Origin::Systemd)))
     }
 
-    /// The first configuration has taken what it needs: what else a predecessor left is closed.
+    /// The first configuration has taken what it needs: the other sockets of the process before are closed.
     pub fn settle(&mut self) {
         for (_, address, _) in self.left.drain(..) {
             tracing::info!(address, "a socket of the process before is not needed any more");
@@ -210,7 +211,7 @@ impl Inherited {
         }
     }
 
-    /// What systemd passed, for a successor.
+    /// Copies of systemd's sockets, for the next process.
     ///
     /// # Errors
     /// No descriptor to spare.

@@ -1,4 +1,4 @@
-//! What systemd is told and asked for. Without systemd all of it is nothing.
+//! The protocols of systemd: notification and socket activation. Without systemd they do nothing.
 
 mod inherited;
 mod notify;

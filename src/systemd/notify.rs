@@ -1,7 +1,7 @@
-//! Words for the service manager, over the socket that `NOTIFY_SOCKET` names.
+//! Notifications to the service manager, over the socket that `NOTIFY_SOCKET` names.
 //!
-//! Only the main process of a unit is heard. One that has handed over to its successor is told to be silent, so that a
-//! unit with `NotifyAccess=all` does not hear two voices.
+//! Only the main process of a unit counts. A process that has handed over to the next one stays silent, so that a
+//! unit with `NotifyAccess=all` does not get notifications from two.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// A longer status is cut off: it is one line, and the socket takes no datagram without end.
+/// A longer status is cut off: it is one line, and datagrams have a limit.
 const STATUS_CHARS_MAX: usize = 300;
 
-/// The voice of this process.
+/// The notifications of this process.
 #[derive(Debug, Default)]
 pub struct Notifier {
     silent: AtomicBool,
@@ -39,23 +39,23 @@ impl Notifier {
         self.tell(&[NotifyState::Stopping, NotifyState::Status(&line(status))]);
     }
 
-    /// One line that a person can read.
+    /// One line for `systemctl status`.
     pub fn status(&self, status: &str) {
         self.tell(&[NotifyState::Status(&line(status))]);
     }
 
-    /// It works: said at least every [`watchdog`].
+    /// It works: to be sent at least every [`watchdog`].
     pub fn alive(&self) {
         self.tell(&[NotifyState::Watchdog]);
     }
 
-    /// Another process is heard from now on, and this one is silent.
+    /// Another process notifies from now on, and this one is silent.
     pub fn hand_over(&self, pid: u32) {
         self.tell(&[NotifyState::MainPid(pid)]);
         self.silent.store(true, Ordering::Release);
     }
 
-    /// This process is heard again.
+    /// This process notifies again.
     pub fn take_back(&self) {
         self.silent.store(false, Ordering::Release);
         self.tell(&[NotifyState::MainPid(std::process::id())]);
@@ -67,19 +67,19 @@ impl Notifier {
         }
         match sd_notify::notify(words) {
             Ok(()) => {}
-            // The manager is busy or gone: what matters is said again.
+            // The manager is busy or gone: what matters is sent again.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => tracing::debug!(%error, "systemd could not be told"),
         }
     }
 }
 
-/// By when it must have been said that this process works, if that is wanted.
+/// The interval of the watchdog, if there is one.
 pub fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero())
 }
 
-/// Names come from a file: what would end the line, or begin another word, does not get through.
+/// Names come from a file: removes everything that would end the line or begin another variable.
 fn line(text: &str) -> String {
     text.chars().filter(|letter| !letter.is_control()).take(STATUS_CHARS_MAX).collect()
 }

@@ -1,10 +1,10 @@
-//! What a process and its successor say to each other, over the one socket pair that both hold.
+//! The protocol between a process and the next one, over the socket pair that both hold.
 //!
-//! First the old one says what it passes, the new one "here" with its id and then "ready", the old one "go", the new one
-//! "serving": see `process/successor` and [`old_processes`](super::old_processes). From then on the old one answers what it is asked (metrics, status, a
-//! backend's state), a line for a question, a line and a body for an answer. An answer carries its question's tag: one
-//! that came too late for whoever asked, or in part, is passed over by whoever asks next. Whose end is closed, that
-//! process is gone.
+//! First the old one says what it passes, the new one "here" with its id and then "ready", the old one "go", the new
+//! one "serving": see `process/successor` and [`old_processes`](super::old_processes). From then on the old one answers
+//! questions (metrics, status, a backend's state): a question is a line, an answer a line and a body. An answer carries
+//! its question's tag: one that came too late, or was read in part, is skipped by the next question. When an end is
+//! closed, its process is gone.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -20,36 +20,36 @@ use tokio::net::UnixStream;
 
 use crate::systemd::Purpose;
 
-/// In the environment of a successor. Its first process only starts the second and ends, so that the one that goes on
-/// belongs to the service manager and not to the process it follows.
+/// In the environment of the next process. A first stage only starts the second and ends, so that the second becomes a
+/// child of the service manager and not of the old process.
 pub const STAGE: &str = "SESSILE_HANDOVER";
-/// The stage that starts the next.
+/// The stage that starts the second.
 pub const DETACH: &str = "detach";
-/// The stage that goes on.
+/// The stage that serves.
 pub const FOLLOW: &str = "follow";
 
-/// A greeting names every socket and every state an operator has given.
+/// A greeting names every socket and every state that an operator has set.
 const GREETING_BYTES_MAX: usize = 1 << 20;
 /// Any other line.
 const LINE_BYTES_MAX: usize = 4 << 10;
 /// An answer; a thousand backends have metrics of a few megabytes.
 const BODY_BYTES_MAX: usize = 64 << 20;
 
-/// The old process's first word.
+/// The old process's first message.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Greeting {
     /// The listening sockets, in the order of the descriptors that follow that of the channel.
     pub sockets: Vec<Named>,
-    /// The ids of processes before, whose channels follow the sockets.
+    /// The ids of older processes, whose channels follow the sockets.
     pub processes: Vec<u32>,
-    /// States that operators gave: backend, state, and the file's when it was given.
+    /// States that operators set: backend, state, and the state in the file at that time.
     pub states: Vec<(String, String, String)>,
     /// Servers that may have sessions.
     #[serde(default)]
     pub seen: Vec<Seen>,
 }
 
-/// A server that may have sessions, as one process tells the next.
+/// A server that may have sessions, as one process describes it to the next.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
     /// The name of its backend.
@@ -76,7 +76,7 @@ pub enum Named {
     },
     /// Passed by systemd, under this name.
     Systemd {
-        /// Of its unit.
+        /// The name of its unit.
         name: String,
     },
 }
@@ -87,7 +87,7 @@ pub struct Channel {
     stream: UnixStream,
     unread: BytesMut,
     asked: u64,
-    /// The head of an answer whose body has not come whole: its tag and its length.
+    /// The head of an answer whose body is not complete: its tag and its length.
     coming: Option<(String, usize)>,
 }
 
@@ -98,7 +98,7 @@ impl Channel {
         Ok(Self { stream: UnixStream::from_std(stream)?, unread: BytesMut::new(), asked: 0, coming: None })
     }
 
-    /// The same end for a successor.
+    /// A copy of this end for the next process.
     pub fn copy(&self) -> io::Result<OwnedFd> {
         self.stream.as_fd().try_clone_to_owned()
     }
@@ -112,7 +112,7 @@ impl Channel {
         }
     }
 
-    /// Says one line.
+    /// Sends one line.
     pub async fn say(&mut self, line: &str) -> io::Result<()> {
         self.stream.write_all(format!("{line}\n").as_bytes()).await
     }
@@ -129,17 +129,17 @@ impl Channel {
         rest.map(|rest| rest.trim().to_owned()).ok_or_else(|| odd("another word was expected"))
     }
 
-    /// Says what is passed.
+    /// Sends what is passed.
     pub async fn greet(&mut self, greeting: &Greeting) -> io::Result<()> {
         self.say(&serde_json::to_string(greeting)?).await
     }
 
-    /// Hears what is passed.
+    /// Receives what is passed.
     pub async fn greeted(&mut self) -> io::Result<Greeting> {
         Ok(serde_json::from_str(&self.line(GREETING_BYTES_MAX).await?)?)
     }
 
-    /// Asks, and waits for the answer. Who stops waiting leaves the channel as it has to be for the next question.
+    /// Asks, and waits for the answer. Cancel-safe: the channel can take the next question.
     pub async fn ask(&mut self, what: &str) -> io::Result<Vec<u8>> {
         self.asked = self.asked.wrapping_add(1);
         let tag = format!("{}.{}", std::process::id(), self.asked);
@@ -174,7 +174,7 @@ impl Channel {
         Ok((tag, self.unread.split_to(bytes).to_vec()))
     }
 
-    /// The next question: its tag and its words.
+    /// The next question: its tag and its text.
     pub async fn question(&mut self) -> io::Result<(String, String)> {
         let line = self.read_line().await?;
         let (tag, what) = line.split_once(' ').ok_or_else(|| odd("a question without words"))?;
@@ -209,7 +209,7 @@ impl Channel {
     }
 }
 
-/// Whether a channel fails so because the process at its other side has ended.
+/// Whether the error means that the process at the other end has ended.
 pub fn is_end(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)

@@ -1,4 +1,4 @@
-//! What processes of one service say to each other when one follows another, and what is asked of those before.
+//! How processes of one service talk to each other when one follows another, and how older ones are asked.
 
 mod channel;
 mod old_process_status;

@@ -1,10 +1,10 @@
-//! What a process before this one still carries, as it says of itself and its successor's status shows it.
+//! What a process before this one still carries: it reports that itself, and the next one's status shows it.
 //!
 //! Two versions may speak here: fields are added, never renamed or removed.
 
 use serde::{Deserialize, Serialize};
 
-/// A process that has been upgraded and carries on what it had.
+/// A process that was upgraded and still carries its connections.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OldProcessStatus {
     /// Its process id: its metrics are at `/metrics/PID`.

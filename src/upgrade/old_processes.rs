@@ -1,7 +1,7 @@
-//! The processes before this one that still carry connections: how this one came after them, and what it asks them.
+//! The processes before this one that still carry connections: how this one follows them, and what it asks them.
 //!
-//! A new process binds, probes and reads everything before it says "ready"; only when the old one says "go" does it let
-//! anybody in. So one that fails on its way has changed nothing.
+//! A new process binds, probes and reads everything before it says "ready"; it accepts connections only when the old one
+//! says "go". So a new process that fails before that has changed nothing.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,17 +19,17 @@ use crate::config::AdminState;
 use crate::fleet::Commands;
 use crate::systemd::{Inherited, Passed, Start};
 
-/// For a process to say the next word on its way. The old one's patience is `timeouts.upgrade`.
+/// How long to wait for the old process's next message. The old one waits for `timeouts.upgrade`.
 const WORD: Duration = Duration::from_secs(60);
-/// For an old process to answer. One that takes longer is asked again the next time.
+/// How long to wait for an old process's answer. One that takes longer is asked again the next time.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// What a process starts with.
+/// What a process gets at its start.
 #[derive(Debug, Default)]
 pub struct StartedWith {
     /// Listening sockets.
     pub sockets: Inherited,
-    /// States that operators gave.
+    /// States that operators set.
     pub commands: Commands,
     /// Servers that may have sessions.
     pub seen: Vec<Seen>,
@@ -48,7 +48,7 @@ struct Old {
 }
 
 impl StartedWith {
-    /// What the environment and, if there is one, the process before say.
+    /// From the environment and, if there is one, the process before.
     ///
     /// # Errors
     /// The process before is gone, or does not say what it passes.
@@ -137,7 +137,7 @@ impl OldProcesses {
         }
     }
 
-    /// Forgets those that have ended. One that is being asked is found out by that.
+    /// Forgets those that have ended. One that is being asked is left to that question.
     pub fn forget_ended(&self) {
         for old in self.all() {
             if old.channel.try_lock().is_ok_and(|channel| channel.has_ended()) {
@@ -146,12 +146,12 @@ impl OldProcesses {
         }
     }
 
-    /// Forgets one, and says so; `error` is none where it has ended.
+    /// Forgets one, and logs it; without `error` it has ended.
     fn forget(&self, old: &Arc<Old>, error: Option<&io::Error>) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = all.len();
         all.retain(|known| !Arc::ptr_eq(known, old));
-        // Another question may have found it out at the same time.
+        // Another question may have noticed it at the same time.
         match error {
             _ if all.len() == before => {}
             None => tracing::info!(pid = old.pid, "a process before this one has ended"),
@@ -161,7 +161,7 @@ impl OldProcesses {
         }
     }
 
-    /// How they are, as far as they say.
+    /// The status of those that answer.
     pub async fn status(&self) -> Vec<OldProcessStatus> {
         let answers = self.ask_all("status").await;
         answers.iter().filter_map(|(_, answer)| serde_json::from_slice(answer).ok()).collect()
@@ -172,7 +172,7 @@ impl OldProcesses {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Their channels once more, for a successor.
+    /// Copies of their channels, for the next process.
     ///
     /// # Errors
     /// No descriptor to spare.
@@ -184,7 +184,7 @@ impl OldProcesses {
         Ok(copies)
     }
 
-    /// A successor asks them from now on.
+    /// The next process asks them from now on.
     pub fn give_away(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }

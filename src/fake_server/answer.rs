@@ -1,4 +1,4 @@
-//! What a method comes to: a result and what follows it, or a refusal.
+//! The outcome of a method: a result and what follows it, or a refusal.
 
 use std::time::Duration;
 

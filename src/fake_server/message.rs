@@ -1,6 +1,6 @@
-//! What a body says: request, notification, response, or something that gets a complaint.
+//! Reads a body: a request, a notification, a response, or something that is refused.
 //!
-//! The order of the checks and the words are the real server's, as measured.
+//! The order of the checks and the messages are the real server's, as measured.
 
 use serde_json::{Map, Value};
 
@@ -14,7 +14,7 @@ pub(super) struct Request {
     pub(super) params: Value,
 }
 
-/// A body, told apart.
+/// A body by kind.
 #[derive(Debug)]
 pub(super) enum Message {
     Request(Request),
@@ -36,7 +36,7 @@ pub(super) enum Message {
 }
 
 impl Message {
-    /// Tells `body` apart. Never fails: what cannot be told apart is `Refused`.
+    /// Reads `body`. Never fails: a body of no kind is `Refused`.
     pub(super) fn parse(body: &[u8]) -> Self {
         let value: Value = match serde_json::from_slice(body) {
             Ok(value) => value,

@@ -1,13 +1,13 @@
 //! A CLI server in memory: what `sessile demo` starts when no real server is at hand, and the
 //! scriptable backend of the tests.
 //!
-//! It behaves as the real server was measured to: what it refuses, in which words, in which order, and when a session
+//! It behaves as the real server was measured to: what it refuses, with which message, in which order, and when a session
 //! ends. Two things to know before changing it. It must not share code with the data path, because it is the oracle
-//! the data path is tested against. And where the real server is racy (pipelined requests), the fake server takes the
-//! unkind side every time, so that a balancer that relies on luck fails its tests.
+//! the data path is tested against. And where the real server has a race (pipelined requests), the fake server takes the
+//! worse outcome every time, so that a balancer that relies on luck fails its tests.
 //!
-//! Bottom up: `wire` frames, `message` tells bodies apart, `session` is disk and memory, `state` is everything in one
-//! watched value, `notice` and `methods` are what the server says, `serve` is accepting and connections.
+//! Bottom up: `wire` reads frames, `message` reads bodies, `session` is disk and memory, `state` is everything in one
+//! watched value, `notice` and `methods` are what the server sends, `serve` is accepting and connections.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -44,7 +44,7 @@ use serve::Server;
 /// Connections that the kernel keeps between two accepts.
 const BACKLOG: u32 = 4096;
 
-/// What a fake server is made of. Every setting has a default; [`start`](Self::start) makes it listen.
+/// The settings of a fake server. Every one has a default; [`start`](Self::start) makes it listen.
 #[derive(Debug)]
 #[must_use]
 pub struct Builder {
@@ -72,19 +72,19 @@ impl Builder {
         self
     }
 
-    /// The version it tells. Default "1.0.102".
+    /// The version it reports. Default "1.0.102".
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.options.version = version.into();
         self
     }
 
-    /// The protocol version it tells. Default 3.
+    /// The protocol version it reports. Default 3.
     pub fn protocol_version(mut self, version: u64) -> Self {
         self.options.protocol_version = version;
         self
     }
 
-    /// What `session.create` and `session.resume` take; until then the session is denied. Default zero.
+    /// How long `session.create` and `session.resume` take; until then the session is denied. Default zero.
     pub fn create_delay(mut self, delay: Duration) -> Self {
         self.options.create_delay = delay;
         self
@@ -126,7 +126,7 @@ impl Builder {
     /// # Errors
     /// The address cannot be bound.
     pub async fn start(self) -> io::Result<FakeServer> {
-        // Bound and never listening: it keeps the port ours while the listener is closed.
+        // Bound and never listening: it reserves the port while the listener is closed.
         let reserved = reserve(self.address)?;
         let address = reserved.local_addr()?;
         let listener = listen(address)?;
@@ -141,8 +141,8 @@ impl Builder {
     }
 }
 
-/// A listener before which a crowd may wait. With the 128 that are usual, the kernel answers what is beyond with SYN cookies, and
-/// resets a connection whose cookie it takes too late.
+/// A listener with a long queue. With the usual 128, the kernel answers further connections with SYN cookies, and resets
+/// one whose cookie comes back too late.
 ///
 /// # Errors
 /// The address cannot be bound.
@@ -219,7 +219,7 @@ impl FakeServer {
         look(&self.server.state.borrow())
     }
 
-    /// Waits until the state is so, for as long as it takes. `condition` must not call the fake server.
+    /// Waits until `condition` holds, for as long as it takes. `condition` must not call the fake server.
     pub async fn wait_for(&self, condition: impl FnMut(&State) -> bool) {
         self.server.until(condition).await;
     }
@@ -262,8 +262,8 @@ impl FakeServer {
         }
     }
 
-    /// Accepts every further connection and resets it at once, as a server does that has as many as it can. Those that it
-    /// has live on.
+    /// Accepts every further connection and resets it at once, as a server does that has all the connections it can
+    /// take. Open ones go on.
     pub fn turn_away(&self, turn_away: bool) {
         self.server.change(|state| state.faults.turn_away = turn_away);
     }

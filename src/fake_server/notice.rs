@@ -1,4 +1,4 @@
-//! What a server says about sessions: events to those attached, lifecycle to everyone, and the shapes of both.
+//! What a server sends about sessions: events to attached connections, lifecycle to all, and the JSON of both.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;

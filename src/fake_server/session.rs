@@ -2,7 +2,7 @@
 //!
 //! Pure: nothing here does I/O or waits. The rules are those that make affinity matter. A log on disk is only ever
 //! appended to; memory is what a live session loaded plus its own turns. So two servers that have one session live at
-//! once (a split brain) both write one log while their memories part, and a create on top of a log starts with an empty
+//! once (a split brain) both write one log while their memories diverge, and a create on top of a log starts with an empty
 //! memory, exactly as the real server does.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -205,7 +205,7 @@ impl Session {
     }
 }
 
-/// How a session came to be live, or that it was.
+/// How a session became live, or that it was already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Loaded {
     /// It was live already.

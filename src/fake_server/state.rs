@@ -1,8 +1,8 @@
 //! Everything a fake server knows, in one value behind one `watch`: who is connected, what is live, what was received.
 //!
-//! Whatever changes here wakes those who wait for a state, which is why tests need no sleeps. Changes are short and
-//! never wait; frames leave through queues that count against an allowance, so a peer that does not read is cut off
-//! and cannot grow the process.
+//! Every change wakes those who wait for a state, which is why tests need no sleeps. Changes are short and
+//! never wait. Frames go through queues with a bound, so a peer that does not read is cut off and cannot make the
+//! process grow.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //!
 //! It shares nothing with the balancer's parser on purpose, so that each can catch the other's mistakes, and it is as
 //! lenient as the real server: header names in any case, other headers beside it, the **last** of two lengths. Only
-//! the complaints that end a connection are made here; what is wrong inside a body is `message`'s concern.
+//! errors that end a connection are made here; `message` finds what is wrong inside a body.
 
 use std::fmt::Display;
 use std::io;

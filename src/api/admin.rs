@@ -1,6 +1,6 @@
-//! The admin API: what operators, scripts and Prometheus can ask a running balancer, and what they can tell it.
+//! The admin API: what operators, scripts and Prometheus can ask a running balancer, and what they can change.
 //!
-//! Who may is `guard`'s business; here is what.
+//! `guard` decides who may; here are the routes.
 
 use std::sync::Arc;
 
@@ -81,7 +81,7 @@ async fn metrics(State(reloader): State<Arc<Reloader>>) -> Response {
     ([(CONTENT_TYPE, TEXT_FORMAT)], metrics.text()).into_response()
 }
 
-/// The metrics of a process before this one, which has no socket of its own any more.
+/// The metrics of an old process, which has no socket of its own any more.
 async fn old_metrics(
     State(reloader): State<Arc<Reloader>>,
     pid: Result<Path<u32>, PathRejection>,
@@ -212,7 +212,7 @@ fn failed(status: StatusCode, why: Failed) -> Response {
     (status, Json(why)).into_response()
 }
 
-/// Refuses bodies that nobody would read, and keeps answers out of caches.
+/// Refuses bodies, which no route reads, and keeps answers out of caches.
 async fn bound(request: Request, next: Next) -> Response {
     let small = request.body().size_hint().upper().is_some_and(|bytes| bytes <= BODY_BYTES_MAX);
     let mut response = if small {

@@ -1,11 +1,12 @@
-//! Who may use the admin socket: whoever shows the token, if there is one, through TLS that demanded a certificate, if
-//! there is that; and without both whoever can reach the socket, which is then on loopback or behind the mode of a file.
+//! Who may use the admin socket. If there is a token, a request must show it; if `tls` demands certificates, its client
+//! must have shown one. Without both, everybody who can reach the socket may, which is then on loopback or protected by
+//! the mode of a file.
 //!
-//! The one who could turn the key unseen is a web page in the operator's browser: by a form or a script that posts to
-//! loopback, or, to read as well, by a DNS name that is made to point there. So what the API is asked is refused if the
-//! request names a foreign `Origin`, or a `Host` that such a name could have come as. With a token any `Host` will do: no
-//! foreign page knows the token, and browsers never add it by themselves. Certificates they do add, but not for a name that
-//! the balancer's own certificate does not have; so under TLS any `Host` will do as well, but no `Origin` in the clear.
+//! The danger there is a web page in the operator's browser: by a form or a script that posts to loopback, or, to read
+//! as well, by a DNS name that is made to point there. So the API refuses a request with a foreign `Origin`, or with a
+//! `Host` that could be such a name. With a token any `Host` will do: a foreign page does not know the token, and
+//! browsers never add it by themselves. Browsers do add certificates, but not for a name that the balancer's own
+//! certificate does not have; so under TLS any `Host` will do as well, but no `http://` `Origin`.
 //!
 //! Token and trust are looked up for every request, so that new ones hold from their reload on.
 
@@ -25,7 +26,7 @@ use crate::config::{Admin, AdminAddress, Secret};
 use crate::control::Reloader;
 use crate::sockets::http::Seal;
 
-/// Browsers say with it whose page a request comes from, even where they leave `Origin` out.
+/// Browsers say with it from which site a request comes, even where they leave `Origin` out.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// What one admin socket checks requests against, beside what the configuration in force demands.
@@ -38,35 +39,35 @@ pub(super) struct Lock {
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Denied {
-    /// A web page from elsewhere may have sent it.
+    /// A web page of another origin may have sent it.
     Foreign,
-    /// It shows no token.
+    /// It has no token.
     NoToken,
-    /// It shows a wrong one.
+    /// It has a wrong token.
     WrongToken,
-    /// Its connection began before the TLS that is in force.
+    /// Its connection is older than the TLS in force.
     Outdated,
 }
 
-/// Who gets in now.
+/// The rules in force.
 #[derive(Clone, Copy)]
 struct Rules<'a> {
     /// Where the socket is.
     address: &'a AdminAddress,
     token: Option<&'a Secret>,
-    /// What `request` came through, if it is TLS.
+    /// The TLS that the request came through, if any.
     seal: Option<&'a Seal>,
-    /// Whether TLS demanded a certificate of it.
+    /// Whether TLS demanded a certificate from its client.
     proven: bool,
 }
 
 impl Lock {
-    /// The lock of the socket at `address`.
+    /// The guard of the socket at `address`.
     pub(super) fn new(address: AdminAddress, reloader: &Arc<Reloader>) -> Self {
         Self { address, reloader: Arc::clone(reloader) }
     }
 
-    /// Runs `check` with what is in force.
+    /// Runs `check` with the rules in force.
     fn check(
         &self,
         request: &Request,
@@ -82,7 +83,7 @@ impl Lock {
     }
 }
 
-/// Lets through who shows the token, if there is one.
+/// Lets a request through if it has the token, where there is one.
 pub(super) async fn token(State(lock): State<Arc<Lock>>, request: Request, next: Next) -> Response {
     match lock.check(&request, has_token) {
         Ok(()) => next.run(request).await,
@@ -90,7 +91,7 @@ pub(super) async fn token(State(lock): State<Arc<Lock>>, request: Request, next:
     }
 }
 
-/// Lets through who shows the token, if there is one, and is no page from elsewhere.
+/// Lets a request through if it has the token, where there is one, and no web page of another origin can have sent it.
 pub(super) async fn token_and_origin(
     State(lock): State<Arc<Lock>>,
     request: Request,
@@ -107,8 +108,8 @@ pub(super) async fn token_and_origin(
 }
 
 impl<'a> Rules<'a> {
-    /// What `admin` demands of a request that came through `seal`. One whose connection is older than the trust that is in
-    /// force has to come again: it may not get in any more.
+    /// The rules of `admin` for a request that came through `seal`. If its connection is older than the trust in force,
+    /// the client has to connect again: it might not be let in any more.
     fn of(address: &'a AdminAddress, admin: &'a Admin, seal: Option<&'a Seal>) -> Result<Self, Denied> {
         let proven = match (&admin.tls, seal) {
             (None, _) => false,
@@ -170,7 +171,7 @@ impl Denied {
 
 fn has_token(rules: Rules<'_>, request: &Request) -> Result<(), Denied> {
     let Some(token) = rules.token else {
-        // A socket that was locked until the last reload and is just being closed.
+        // A socket that had a token or certificates until the last reload, and is just being closed.
         return if rules.address.is_open() && !rules.proven { Err(Denied::NoToken) } else { Ok(()) };
     };
     let shown = match only(request.headers(), &AUTHORIZATION) {
@@ -193,16 +194,16 @@ fn is_own(rules: Rules<'_>, request: &Request) -> Result<(), Denied> {
     // In a request line, an authority outranks the header.
     let host = request.uri().authority().map(|authority| authority.as_str()).or(host);
     let same_origin = origin.is_none_or(|origin| {
-        // A page in the clear may be whose the network is, and browsers show certificates for it.
+        // A page over plain HTTP may come from whoever controls the network, and browsers send certificates for it.
         let safe = |scheme: &str| rules.seal.is_none() || scheme.eq_ignore_ascii_case("https");
         origin.split_once("://").is_some_and(|(scheme, authority)| {
             safe(scheme) && host.is_some_and(|host| host.eq_ignore_ascii_case(authority))
         })
     });
-    // "none": typed by a person.
+    // "none": the user typed the address.
     let same_site = site.is_none_or(|site| matches!(site, "same-origin" | "none"));
     let host_is_own = match rules.address {
-        // No page reaches a Unix socket, and its clients put anything there.
+        // A web page cannot reach a Unix socket, and its clients put anything there.
         AdminAddress::Unix(_) => true,
         AdminAddress::Tcp(_) => {
             rules.token.is_some() || rules.seal.is_some() || host.is_some_and(is_loopback)
@@ -211,7 +212,7 @@ fn is_own(rules: Rules<'_>, request: &Request) -> Result<(), Denied> {
     if same_origin && same_site && host_is_own { Ok(()) } else { Err(Denied::Foreign) }
 }
 
-/// The one value of a header; `None` if it is absent, an error if it is there twice or is no text.
+/// The one value of a header; `None` if it is absent, an error if it is there twice or is not text.
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ()> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {

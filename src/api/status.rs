@@ -1,4 +1,4 @@
-//! The shapes of the admin API, and the status: what runs now, in words and numbers that scripts may rely on.
+//! The JSON of the admin API, and the status: what runs now, in fields that scripts may rely on.
 //!
 //! Fields are added, never renamed or removed; what does not apply is null and not left out.
 
@@ -31,17 +31,18 @@ pub struct Status {
     pub ready: bool,
     /// Whether it is stopping.
     pub draining: bool,
-    /// Whether so few backends are up that no session is moved and no connection closed for it.
+    /// Whether so few backends are up that probes are doubted: no session is moved and no connection closed because of
+    /// them.
     pub panic: bool,
-    /// Of this process: another may have taken over since the last time of asking.
+    /// The process id: another process may have taken over since the last request.
     #[serde(default)]
     pub pid: u32,
     /// Since the start.
     pub uptime_seconds: f64,
     /// The configuration file.
     pub config: ConfigStatus,
-    /// What is in force and should not stay so, one sentence each: certificates that have expired, or soon will have,
-    /// and names of one server that have several.
+    /// Warnings about what is in force, one sentence each: certificates that have expired, or soon will, and names of one
+    /// server that have several.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// How sessions find a backend, in the words of the file.
@@ -112,7 +113,8 @@ pub struct PlacementStatus {
 pub struct HomeStatus {
     /// Their names.
     pub backends: Vec<String>,
-    /// Whether anything has been shown: of one backend alone true means a home of its own, and false that nobody knows.
+    /// Whether any of them has been compared with another: for one backend alone, true means a home of its own, false
+    /// unknown.
     pub compared: bool,
 }
 
@@ -136,7 +138,7 @@ pub struct NameStatus {
     pub address: String,
     /// "all" or "srv".
     pub resolve: String,
-    /// How many it stands for.
+    /// How many backends it stands for.
     pub backends: usize,
     /// How the last lookup went: the label of `sessile_discovery_lookups_total`; null before the first.
     pub result: Option<String>,
@@ -167,7 +169,7 @@ pub struct Reloaded {
 pub struct Failed {
     /// What went wrong.
     pub error: Failure,
-    /// Of a configuration that was refused (422).
+    /// The problems of a configuration that was refused (422).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Trouble>,
     /// What can be asked for instead (404).
@@ -244,14 +246,14 @@ impl From<Name> for NameStatus {
 }
 
 impl Failed {
-    /// An error without more to it than a word and a sentence.
+    /// An error with a reason and a message only.
     pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
         let error = Failure { reason: reason.into(), message: message.into() };
         Self { error, problems: Vec::new(), routes: Vec::new() }
     }
 }
 
-/// What this process carries, as its successor tells of it.
+/// What this process still carries, for the status of the next process.
 pub async fn carried(reloader: &Reloader) -> OldProcessStatus {
     let backends = Backends::of(reloader).await.backends.into_iter();
     let carried = |backend: BackendStatus| {

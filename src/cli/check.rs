@@ -9,7 +9,7 @@ use super::terminal::{Table, err, out, plain};
 use crate::config::{self, AdminAddress, AdminState, Config};
 use crate::control::{Trouble, warnings};
 
-/// Loads a configuration; the exit code, and everything that is wrong on standard error, if it is not sound.
+/// Loads a configuration. If it is not sound, prints every problem to standard error and returns the exit code.
 pub(super) fn load(path: &Path) -> Result<Config, ExitCode> {
     config::load(path).map_err(|problems| {
         err(&problems.render(std::io::stderr().is_terminal()));
@@ -17,7 +17,7 @@ pub(super) fn load(path: &Path) -> Result<Config, ExitCode> {
     })
 }
 
-/// Says that a file is sound, and what it comes to; or all that is wrong with it.
+/// Says that a file is sound, with a summary; or every problem.
 pub(super) fn check(path: &Path, json: bool) -> ExitCode {
     if json {
         let loaded = config::load(path);

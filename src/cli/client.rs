@@ -21,11 +21,11 @@ use super::{Credentials, sealed};
 use crate::api::status::Failed;
 use crate::config::{self, BackendTls};
 
-/// Where the admin socket is if nobody says otherwise.
+/// The default address of the admin socket.
 pub(super) const DEFAULT: &str = "http://127.0.0.1:9321";
 /// The environment variable that holds the admin token itself.
 pub(super) const TOKEN: &str = "SESSILE_ADMIN_TOKEN";
-/// The reason of who speaks TLS and is asked in the clear.
+/// The error's reason from a port that speaks TLS and got plain HTTP.
 pub(super) const PLAIN: &str = "tls";
 const TOKEN_FILE_BYTES_MAX: u64 = 64 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// An admin socket, as `--admin` says it.
+/// An admin socket, from `--admin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Admin {
     /// Host and port.
@@ -77,7 +77,7 @@ impl fmt::Display for Admin {
     }
 }
 
-/// The admin socket of one balancer, and what opens it.
+/// The admin socket of one balancer, with the credentials for it.
 #[derive(Clone, Debug)]
 pub(super) struct AdminClient {
     admin: Admin,
@@ -87,10 +87,11 @@ pub(super) struct AdminClient {
 }
 
 impl AdminClient {
-    /// The socket at `admin`. The token is in the file that `credentials` names, or else in the environment, or there is none.
+    /// The socket at `admin`. The token is in the file that `credentials` names, or else in the environment, or there
+    /// is none.
     ///
     /// # Errors
-    /// A token or a file of TLS that is named and cannot be had.
+    /// A token or a file of TLS that is named and cannot be read.
     pub(super) fn new(admin: Admin, credentials: &Credentials) -> Result<Self, String> {
         let pair = credentials.cert.as_deref().zip(credentials.key.as_deref());
         let tls =
@@ -130,9 +131,9 @@ fn read(file: &Path) -> io::Result<String> {
 /// Why there is no good answer.
 #[derive(Debug)]
 pub(super) enum AdminFault {
-    /// Nobody answers, or not HTTP.
+    /// No answer, or none over HTTP.
     Silent(String),
-    /// The balancer says no.
+    /// The balancer answered with an error.
     Refused { status: StatusCode, why: Box<Failed>, body: Bytes },
 }
 
@@ -153,10 +154,10 @@ impl fmt::Display for AdminFault {
     }
 }
 
-/// Asks and waits: for a thread of its own, not for one that runs tasks.
+/// Asks and waits for the answer. Blocks: not for a thread that runs tasks.
 ///
 /// # Errors
-/// No answer, or one that says no.
+/// No answer, or an error.
 pub(super) fn ask(admin_client: &AdminClient, method: Method, path: &str) -> Result<Bytes, AdminFault> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| AdminFault::Silent(format!("no runtime: {error}")))?;

@@ -1,7 +1,7 @@
 //! `sessile drain NAME --wait` and `sessile maint NAME --wait`: until the last session has left.
 //!
-//! Asked again and again rather than held open, so that the wait outlasts an upgrade of the balancer, and sees a state
-//! that somebody else gives.
+//! Polls instead of holding a request open, so that the wait outlasts an upgrade of the balancer, and notices a state
+//! that another operator sets.
 
 use std::process::ExitCode;
 use std::thread::sleep;
@@ -19,12 +19,12 @@ use crate::api::status::{BackendStatus, Status};
 use crate::config::AdminState;
 use crate::upgrade::OldProcessStatus;
 
-/// Between two looks.
+/// The time between two requests.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// A balancer that does not answer so often in a row is gone.
+/// A balancer that leaves so many requests in a row unanswered is gone.
 const SILENT_MAX: u32 = 20;
 
-/// What a backend still has, of all processes of the balancer.
+/// What a backend still has, through all processes of the balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Rest {
     sessions: usize,
@@ -115,7 +115,7 @@ fn look(admin_client: &AdminClient, name: &str) -> Result<(String, Rest), AdminF
     Ok(rest(&status.backends, &status.predecessors, name))
 }
 
-/// What is left on the server of this name, by whatever name it came there.
+/// What is left on the server of this name, under any name that the server has.
 fn rest(backends: &[BackendStatus], predecessors: &[OldProcessStatus], name: &str) -> (String, Rest) {
     let named = backends.iter().filter(|backend| backend.name == name && !backend.leaving);
     let servers: Vec<&String> = named.filter_map(|backend| backend.server.as_ref()).collect();
@@ -136,7 +136,7 @@ fn rest(backends: &[BackendStatus], predecessors: &[OldProcessStatus], name: &st
     (state.unwrap_or_else(|| GONE.into()), rest)
 }
 
-/// Tells people how the wait ended; `meanwhile` = somebody gave the backend another state.
+/// Prints how the wait ended; `meanwhile` = another operator gave the backend another state.
 fn finish(left: &Left<'_>, meanwhile: bool) {
     let name = plain(left.backend);
     let rest = Rest { sessions: left.sessions, connections: left.connections };

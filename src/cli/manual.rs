@@ -1,4 +1,4 @@
-//! `sessile man` and `sessile completions`: one page with every command on it, and what shells know.
+//! `sessile man` and `sessile completions`: one page with every command on it, and completion scripts.
 
 use std::io;
 
@@ -15,8 +15,10 @@ SIGHUP
 reload the configuration
 .TP
 SIGTERM, SIGINT
-drain: accept nothing more and wait for the connections that are there, at most timeouts.drain; a second one ends them
-at once
+drain: accept nothing more and wait for open connections, at most timeouts.drain; a second one ends them at once
+.TP
+SIGUSR2
+upgrade: start the binary that is now at the path of this one as the next process; this one keeps its connections
 .SH ENVIRONMENT
 .TP
 SESSILE_CONFIG
@@ -32,7 +34,7 @@ SESSILE_ADMIN_CA, SESSILE_ADMIN_CERT, SESSILE_ADMIN_KEY, SESSILE_ADMIN_NAME
 for https://, instead of \-\-ca, \-\-cert, \-\-key and \-\-name
 .TP
 SESSILE_LOG
-how much is logged: error, warn, info (the default), debug, trace or off, also for parts alone, as in
+how much is logged: error, warn, info (the default), debug, trace or off; also for parts, as in
 \(dqwarn,sessile::proxy=debug\(dq or, for the access log alone, \(dqwarn,sessile::access=info\(dq; with anything else
 \fBsessile run\fR says what is wrong with it and ends
 .SH "EXIT STATUS"
@@ -56,9 +58,9 @@ any other failure; of \fBsessile status\fR also: the balancer is not ready
 /// The manual page, in roff.
 ///
 /// # Errors
-/// None while `page` is memory.
+/// Never: it writes to memory.
 pub(super) fn man(mut command: Command) -> io::Result<Vec<u8>> {
-    // That every command explains itself needs saying once.
+    // `--help` is explained once, not for every command.
     command = command.disable_help_subcommand(true).mut_subcommands(|sub| sub.disable_help_flag(true));
     command.build();
     let mut page = Vec::new();

@@ -1,4 +1,4 @@
-//! The command line: what `sessile` can be told to do.
+//! The command line: the commands of `sessile`.
 
 mod terminal;
 mod check;
@@ -38,8 +38,8 @@ struct CommandLine {
 enum Command {
     /// Run the balancer until a signal ends it
     ///
-    /// How much is logged is for SESSILE_LOG to say: error, warn, info (the default), debug, trace or off, also for parts alone,
-    /// as in SESSILE_LOG=warn,sessile::access=info. Why it cannot start is always said.
+    /// SESSILE_LOG sets how much is logged: error, warn, info (the default), debug, trace or off. It can be set for
+    /// parts, as in SESSILE_LOG=warn,sessile::access=info. Why it cannot start is always printed.
     Run(File),
     /// Say whether a configuration file is sound, or everything that is wrong with it
     Check {
@@ -49,24 +49,25 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Say where sessions would go, and why: one line an ID, with the backend and the reason
+    /// Say where sessions would go, and why: a line for each ID, with the backend and the reason
     ///
-    /// The running balancer is asked, which knows what is live, what is stored and what is down. With --offline the file alone
-    /// answers: where new sessions go while every backend is up. Which of the two it was is said too. The balancer answers for a
-    /// session.resume; a session.create of a name that nobody has may go elsewhere while a server is down.
+    /// Asks the running balancer, which knows what is live, what is stored and what is down. With --offline the answer
+    /// comes from the file alone: where new sessions go while every backend is up. The output says which of the two it
+    /// was. The balancer answers for a session.resume; a session.create of a name that nobody has may go elsewhere
+    /// while a server is down.
     Route {
         /// The admin socket: http://HOST:PORT, https://HOST:PORT or unix:/PATH
         #[arg(long, value_name = "URL", env = "SESSILE_ADMIN", default_value = client::DEFAULT)]
         admin: Admin,
         #[command(flatten)]
         credentials: Credentials,
-        /// Ask nobody: answer from the file of --config
+        /// Do not ask the balancer: answer from the file of --config
         #[arg(long, requires = "config")]
         offline: bool,
         /// The configuration file, for --offline
         #[arg(long, value_name = "FILE", env = "SESSILE_CONFIG")]
         config: Option<PathBuf>,
-        /// Print a list of objects, one an ID
+        /// Print a list of objects, one for each ID
         #[arg(long)]
         json: bool,
         /// Session IDs
@@ -77,27 +78,27 @@ enum Command {
     Status(Remote),
     /// Make the running balancer read its file again
     Reload(Remote),
-    /// Send nothing new to a backend; what it has stays
+    /// Send nothing new to a backend; the sessions it has stay
     Drain(Leave),
     /// Let a backend take new sessions (again)
     Ready(Told),
-    /// Keep everything off a backend but the sessions that are live there
+    /// Take a backend out of use, except for sessions that are live there
     Maint(Leave),
-    /// Play with it: three servers, a balancer in front, and sessions that stay where they belong
+    /// Try it: three servers, a balancer in front, and sessions that stay where they belong
     ///
-    /// Needs nothing. Real servers are used if `copilot` or `copilot-runtime` is in PATH, without an account and without
+    /// Needs no setup. Real servers are used if `copilot` or `copilot-runtime` is in PATH, without an account and without
     /// the network; else built-in fake servers.
     Demo {
         /// The CLI server to start, instead of what is in PATH
         #[arg(long, value_name = "PATH")]
         cli: Option<PathBuf>,
-        /// End after the sample sessions; exit 1 if one of them landed wrongly
+        /// End after the sample sessions; exit 1 if one of them is in the wrong place
         #[arg(long)]
         once: bool,
     },
     /// Print a completion script, such as for `source <(sessile completions bash)`
     Completions {
-        /// For which shell
+        /// The shell
         shell: Shell,
     },
     /// Print the JSON Schema of the configuration file, for editors that complete and check TOML
@@ -130,7 +131,7 @@ struct Credentials {
     /// The file that holds the admin token, if the balancer demands one; else SESSILE_ADMIN_TOKEN is the token itself
     #[arg(long, value_name = "FILE", env = "SESSILE_ADMIN_TOKEN_FILE")]
     token_file: Option<PathBuf>,
-    /// Who must have signed the balancer's certificate, as PEM: for https://
+    /// The CA that must have signed the balancer's certificate, as PEM: for https://
     #[arg(long, value_name = "FILE", env = "SESSILE_ADMIN_CA")]
     ca: Option<PathBuf>,
     /// The certificate to show, as PEM, if the balancer demands one
@@ -146,7 +147,7 @@ struct Credentials {
 
 #[derive(Debug, Args)]
 struct Told {
-    /// The backend, as the configuration calls it
+    /// The backend, by its name in the configuration
     name: String,
     #[command(flatten)]
     remote: Remote,
@@ -156,7 +157,7 @@ struct Told {
 struct Leave {
     #[command(flatten)]
     told: Told,
-    /// Return when the last session has left it; what is still there is told meanwhile
+    /// Return when the last session has left it; prints what is still there meanwhile
     #[arg(long)]
     wait: bool,
     /// How long to wait, such as 10m; exit 75 if there are sessions left then
@@ -174,7 +175,7 @@ pub fn main() -> ExitCode {
     let line = match CommandLine::try_parse() {
         Ok(line) => line,
         Err(error) => {
-            // Where the text cannot be written, there is nobody to tell.
+            // If the text cannot be written, neither can an error.
             drop(error.print());
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
@@ -214,21 +215,19 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Does something at an admin socket, with what opens it in hand.
+/// Does something at an admin socket, with its credentials.
 fn at(
     Remote { admin, credentials, json }: Remote,
     act: impl FnOnce(&AdminClient, bool) -> ExitCode,
 ) -> ExitCode {
     let misused = match (&admin, &credentials.ca) {
-        (Admin::Tls(_), None) => {
-            "https:// needs --ca: the file of who signed the balancer's certificate".into()
-        }
-        // Who names a CA does not mean to send a token in the clear.
+        (Admin::Tls(_), None) => "https:// needs --ca: the CA that signed the balancer's certificate".into(),
+        // A user who names a CA does not want a token to be sent in the clear.
         (Admin::Tcp(authority), Some(_)) => format!("--ca is for TLS: write --admin https://{authority}"),
         _ => String::new(),
     };
     if !misused.is_empty() {
-        // As clap says it, but for the usage: which command this is for is not known here.
+        // Like clap's message, without the usage: the command is not known here.
         terminal::err(&format!("error: {misused}\n\nFor more information, try '--help'.\n"));
         return ExitCode::from(USAGE);
     }

@@ -1,4 +1,4 @@
-//! `sessile status`, `reload`, `drain`, `ready` and `maint`: asked of a running balancer.
+//! `sessile status`, `reload`, `drain`, `ready` and `maint`: requests to a running balancer.
 
 use std::process::ExitCode;
 
@@ -29,8 +29,7 @@ pub(super) fn tell(admin_client: &AdminClient, json: bool, name: &str, state: Ad
     show(admin_client, json, Method::POST, &path, shown::told, |_| true)
 }
 
-/// Asks, and prints the answer: as it came for scripts, errors included; else in words. `good` says whether the answer is one
-/// to exit with 0 for.
+/// Asks, and prints the answer: for scripts as it came, errors included; else as text. `good` says whether to exit with 0.
 fn show<T: DeserializeOwned>(
     admin_client: &AdminClient,
     json: bool,
@@ -49,7 +48,7 @@ fn show<T: DeserializeOwned>(
                     "sessile: {admin_client} answered something else: {error}\n  is it another version? --json shows all of it\n"
                 )),
             }
-            // What another version answers is passed on as it is.
+            // The answer of another version is passed on as it is.
             if answer.map_or(json, |answer| good(&answer)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(fault) => complain(&fault, json),

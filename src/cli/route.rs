@@ -51,11 +51,11 @@ struct Placement {
     session: String,
     backend: Option<String>,
     reason: String,
-    /// Who says so: "balancer" or "file".
+    /// Where the answer comes from: "balancer" or "file".
     source: &'static str,
 }
 
-/// Prints all placements, and says whether every session has one.
+/// Prints all placements; the exit code says whether every session has a backend.
 fn show(placements: &[Placement], json: bool) -> ExitCode {
     if json {
         match serde_json::to_string(placements) {
@@ -94,8 +94,8 @@ impl Plan {
         })
     }
 
-    /// Where a session goes that nobody has, while all backends are up and empty: the backend's name, and the word for
-    /// why; or for why not.
+    /// Where a session goes that nobody has, while all backends are up and empty: the backend's name, and the reason;
+    /// or the reason why nowhere.
     pub(super) fn route(&self, session: &SessionId, turn: usize) -> (Option<String>, &'static str) {
         let Snapshot { config, ring, .. } = &self.0;
         // Nobody has it, and no balancer runs: a create.

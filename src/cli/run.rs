@@ -11,7 +11,7 @@ use crate::runtime::{descriptors, logs};
 use crate::systemd::Start;
 use crate::upgrade::{DETACH, FOLLOW, STAGE};
 
-/// For all that is no connection: more than one, so that a reload, which computes, does not hold up probes.
+/// Threads for everything but connections: more than one, so that a reload, which computes, does not hold up probes.
 const THREADS: usize = 2;
 
 /// Runs the balancer; the exit code says how it ended.
@@ -27,7 +27,7 @@ pub(super) fn run(path: &Path) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    // There is one thread yet.
+    // There is only one thread so far.
     let start = Start::from_environment();
     let _logs = logs::start(&wanted);
     descriptors::raise();
@@ -37,7 +37,7 @@ pub(super) fn run(path: &Path) -> ExitCode {
             Err(error) => return cannot_start(&error),
         };
     let ended = runtime.block_on(process::run(path, config, start));
-    // A file or a resolver that does not answer must not keep the process from ending.
+    // A hanging file system or resolver must not keep the process from ending.
     runtime.shutdown_background();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,7 +45,7 @@ pub(super) fn run(path: &Path) -> ExitCode {
     }
 }
 
-/// How much is to be logged; or that `SESSILE_LOG` does not say it.
+/// How much is to be logged; an error if `SESSILE_LOG` is not valid.
 pub(super) fn wanted(level: &str) -> Result<logs::Wanted, ExitCode> {
     logs::Wanted::of_environment(level).map_err(|why| {
         err(&format!("sessile: {why}\n"));
@@ -53,7 +53,7 @@ pub(super) fn wanted(level: &str) -> Result<logs::Wanted, ExitCode> {
     })
 }
 
-/// Says why, in the log or, where the log is told to leave that out, beside it.
+/// Says why, in the log or, if errors are not logged, on standard error.
 fn cannot_start(error: &dyn Display) -> ExitCode {
     if tracing::enabled!(tracing::Level::ERROR) {
         tracing::error!(%error, "cannot start");
@@ -63,7 +63,7 @@ fn cannot_start(error: &dyn Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Starts this program again, with all that it was started with, and leaves it to whoever adopts it.
+/// Starts this program again with the same arguments and descriptors, and ends, so that the service manager adopts it.
 fn detach() -> ExitCode {
     let program = std::env::current_exe();
     let again = program.and_then(|program| {

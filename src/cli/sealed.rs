@@ -1,4 +1,4 @@
-//! TLS to an admin port: the handshake, and what to do where it fails.
+//! TLS to an admin port: the handshake, and what to do if it fails.
 
 use std::error::Error;
 use std::io;
@@ -10,7 +10,7 @@ use super::terminal::plain;
 use crate::config::BackendTls;
 use crate::net::Sealed;
 
-/// Shakes hands with who is at `authority`, a host and a port.
+/// Does the handshake with `authority`, a host and a port.
 ///
 /// # Errors
 /// Why not, as the rest of a sentence that begins with the address.
@@ -22,8 +22,8 @@ pub(super) async fn shake(tls: &BackendTls, authority: &str, socket: TcpStream) 
     sealed.map_err(|error| why(&error).unwrap_or_else(|| format!("ends the TLS handshake: {error}")))
 }
 
-/// What TLS has against it that a request failed, likewise; `None` if the reason is another. That a certificate is missing or
-/// no good is told only after the handshake.
+/// Why a request failed, if the reason is TLS, worded likewise. A server says only after the handshake that a
+/// certificate is missing or not good.
 pub(super) fn why(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -38,7 +38,7 @@ pub(super) fn why(error: &(dyn Error + 'static)) -> Option<String> {
 
 fn words(fault: &rustls::Error) -> String {
     use rustls::Error;
-    // It may quote the other side's certificate.
+    // The message may quote the other side's certificate.
     let told = plain(&fault.to_string());
     match fault {
         Error::InvalidCertificate(fault) => match fault {

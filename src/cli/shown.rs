@@ -1,4 +1,4 @@
-//! Answers of the admin API as people read them. Pure.
+//! Answers of the admin API as text. Pure.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -72,7 +72,7 @@ pub(super) fn status(status: &Status, look: Look) -> String {
     text
 }
 
-/// Whose homes are the same, as far as has been shown: " (a, b share; c has its own; d not compared yet)".
+/// Which backends share a home, as far as they have shown: " (a, b share; c has its own; d not compared yet)".
 fn homes(homes: &[HomeStatus]) -> String {
     if homes.is_empty() {
         return String::new();
@@ -119,7 +119,7 @@ fn refused_at(at: &str) -> String {
     format!("The file was refused at {} and changed nothing:", plain(at))
 }
 
-/// "40 hash, 2 owner": the most frequent first, what never happened left out.
+/// "40 hash, 2 owner": the most frequent first, without zeros.
 fn counted(counts: &BTreeMap<String, u64>) -> String {
     let mut some: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
     some.sort_by_key(|(_, count)| Reverse(**count));
@@ -195,12 +195,12 @@ fn backends(backends: &[BackendStatus], look: Look) -> String {
             table.note(&note, tone);
         }
     }
-    // The state and health of a backend, and its sessions, show on any terminal.
+    // The state, the health and the sessions of a backend are shown on any terminal.
     table.fit(look.columns, &["PROBE ms", "CONNECTIONS", "SINCE", "ADDRESS", "WEIGHT", "VERSION"]);
     table.painted("", look)
 }
 
-/// What is out of the ordinary.
+/// Remarks on a backend.
 fn notes(backend: &BackendStatus) -> Vec<(String, Tone)> {
     let mut notes = Vec::new();
     notes.extend(backend.source.as_ref().map(|name| (format!("of {name}"), Tone::Faint)));
@@ -219,7 +219,7 @@ fn notes(backend: &BackendStatus) -> Vec<(String, Tone)> {
         ));
     }
     if let Some(warmth) = backend.warmth.filter(|warmth| *warmth < WARM && backend.health == "up") {
-        notes.push((format!("warms up, takes {warmth}% of its share"), Tone::Plain));
+        notes.push((format!("slow start: takes {warmth}% of its share"), Tone::Plain));
     }
     if backend.mute {
         let demands = match backend.mute_reason.as_deref() {

@@ -1,6 +1,6 @@
-//! What is printed: aligned tables, and nothing that a terminal would obey.
+//! Output: aligned tables, without control characters.
 //!
-//! A reader that has gone (`sessile status | head -1`) is nobody to complain to, so failed writes are dropped.
+//! Failed writes are ignored: the reader may have gone (`sessile status | head -1`).
 
 use std::io::{IsTerminal as _, Write as _};
 
@@ -19,7 +19,7 @@ pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// What a word means, beside what it says: never color alone.
+/// How a word is highlighted. The text must say the same: color is never the only sign.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Tone {
     /// Nothing.
@@ -27,11 +27,11 @@ pub(super) enum Tone {
     Plain,
     /// As it should be.
     Good,
-    /// By somebody's wish, or for a while.
+    /// Intended by an operator, or temporary.
     Slow,
-    /// Somebody must look.
+    /// Needs attention.
     Bad,
-    /// Only by the way.
+    /// A side note.
     Faint,
 }
 
@@ -40,7 +40,7 @@ pub(super) enum Tone {
 pub(super) struct Look {
     /// Colors: only on a terminal, and not against `NO_COLOR`.
     pub(super) color: bool,
-    /// Columns, if there is an end to them.
+    /// The width, if it is limited.
     pub(super) columns: Option<usize>,
 }
 
@@ -75,7 +75,7 @@ impl Look {
     }
 }
 
-/// Rows of cells, the first row being the heads. Columns are as wide as they need to be; numbers stand right.
+/// Rows of cells, the first row being the heads. Columns are as wide as they need to be; numbers are aligned right.
 #[derive(Debug)]
 pub(super) struct Table(Vec<Row>);
 
@@ -133,7 +133,7 @@ impl Table {
         }
     }
 
-    /// The width of each column, and whether it stands right.
+    /// The width of each column, and whether it is aligned right.
     fn shape(&self) -> Vec<(usize, bool)> {
         let columns = self.0.iter().map(|row| row.cells.len()).max().unwrap_or(0);
         let column = |at: usize| self.0.iter().filter_map(move |row| row.cells.get(at)).map(|(cell, _)| cell);
@@ -160,7 +160,7 @@ impl Table {
             for ((cell, tone), (width, right)) in cells.iter().zip(&shape) {
                 let rest = width.saturating_sub(cell.chars().count());
                 let (before, after) = if *right { (rest, 0) } else { (0, rest) };
-                // Spaces are owed until something follows them: no line ends with one.
+                // Spaces are written only before the next cell, so that no line ends with one.
                 if !cell.is_empty() {
                     line.extend(std::iter::repeat_n(' ', gap.saturating_add(before)));
                     line.push_str(&look.paint(cell, *tone));

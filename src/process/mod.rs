@@ -1,4 +1,4 @@
-//! The running process: started, told by signals, watching its files, followed by another, ended.
+//! The running process: its start, its signals, the files it watches, the upgrade to another process, its end.
 
 mod successor;
 mod watched;

@@ -1,4 +1,4 @@
-//! The life of the process: started, told by signals, followed by another, ended.
+//! The life of the process: its start, its signals, the upgrade to another process, its end.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::control::status_line;
 use crate::systemd::Start;
 use crate::upgrade::{StartedWith, go_ahead};
 
-/// For every backend of a successor to be probed once; longer is no reason not to follow.
+/// How long a new process waits until every backend has been probed once; then it goes on in any case.
 const FIRST_ROUND: Duration = Duration::from_secs(10);
 
 /// Runs until a signal ends it, or until it has been followed by another process and carries nothing any more.
@@ -25,7 +25,7 @@ pub async fn run(path: &Path, config: Config, start: Start) -> Result<(), StartF
     let mut hangup = signal(SignalKind::hangup()).map_err(StartFault::Signals)?;
     let mut upgrade = signal(SignalKind::user_defined2()).map_err(StartFault::Signals)?;
     let mut stops = Stops::new().map_err(StartFault::Signals)?;
-    // The path as it is now: a package puts another file there.
+    // The path is read now: an upgrade of the package puts another file there.
     let program = std::env::current_exe();
     let server = serve(path, config, start).await?;
     loop {
@@ -46,7 +46,7 @@ pub async fn run(path: &Path, config: Config, start: Start) -> Result<(), StartF
                             if server.outlive(channel, stops.next()).await {
                                 server.end().await;
                             } else {
-                                // systemd says it again when the main process has ended: that is no hurry.
+                                // systemd sends SIGTERM again when the main process has ended: only SIGINT means hurry.
                                 server.drain(stops.interrupted()).await;
                             }
                             tracing::info!("stopped");
@@ -68,7 +68,7 @@ pub async fn run(path: &Path, config: Config, start: Start) -> Result<(), StartF
     Ok(())
 }
 
-/// A server that lets clients in, after the process before it if there is one.
+/// A server that accepts clients, once the process before, if there is one, has handed over.
 async fn serve(path: &Path, config: Config, start: Start) -> Result<Server, StartFault> {
     let mut started_with = StartedWith::of(start).await.map_err(StartFault::Follow)?;
     let follows = started_with.follows.take();
@@ -83,7 +83,7 @@ async fn serve(path: &Path, config: Config, start: Start) -> Result<Server, Star
         tracing::warn!("some backend has not answered yet");
     }
     let before = go_ahead(&mut channel).await.map_err(StartFault::Follow)?;
-    // Nothing that could fail follows: the process before may step back.
+    // Nothing that could fail comes after this: the process before may stop serving.
     channel.say("serving").await.map_err(StartFault::Follow)?;
     reloader.old_processes().follow(before, channel, older);
     reloader.open().await;
@@ -100,7 +100,7 @@ pub struct Stops {
 }
 
 impl Stops {
-    /// Takes them from now on: they no longer end the process by themselves.
+    /// Catches them from now on: they no longer end the process by themselves.
     ///
     /// # Errors
     /// The kernel has no room for another signal pipe.

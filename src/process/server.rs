@@ -1,7 +1,8 @@
 //! A server from its first socket to its last connection.
 //!
-//! Starting is reloading from empty. A reload is *prepare*, which may fail and is not seen, then *commit*, which cannot
-//! fail. Stopping is draining: nothing new is accepted, what is there goes on, and at a deadline the rest is closed.
+//! Starting is reloading from empty. A reload is *prepare*, which may fail without a visible effect, then *commit*,
+//! which cannot fail. Stopping is draining: nothing new is accepted, open connections go on, and at a deadline the rest
+//! is closed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -37,7 +38,7 @@ impl Server {
         Ok(server)
     }
 
-    /// The same with what a process before has left; nobody is let in yet.
+    /// The same with what the process before has passed; nothing is accepted yet.
     pub(super) async fn prepare(
         path: &Path,
         config: Config,
@@ -50,12 +51,12 @@ impl Server {
         Ok(Self { reloader, stop_watching, stop_watchdog })
     }
 
-    /// What changes it while it runs.
+    /// What changes the server while it runs.
     pub fn reloader(&self) -> &Arc<Reloader> {
         &self.reloader
     }
 
-    /// Accepts nothing more and waits for the connections that are there: until the last has gone, `timeouts.drain` has
+    /// Accepts nothing more and waits for open connections: until the last has gone, `timeouts.drain` has
     /// passed, or `hurry` returns; then those that are left are answered and closed.
     pub async fn drain(self, hurry: impl Future<Output = ()>) {
         self.stop_watching.cancel();
@@ -74,7 +75,7 @@ impl Server {
         self.end().await;
     }
 
-    /// A successor serves. Waits for the connections that are there, and answers what the successor asks: until the last
+    /// The next process serves. Waits for open connections, and answers the next process's questions: until the last
     /// has gone, `timeouts.upgrade_drain` has passed, or `stop` returns; false = they are to be drained now.
     pub(super) async fn outlive(&self, channel: Channel, stop: impl Future<Output = ()>) -> bool {
         let balancer = self.reloader.balancer();
@@ -115,7 +116,7 @@ impl Server {
         }
     }
 
-    /// Closes what is left, and ends every task.
+    /// Closes the connections that are left, and ends every task.
     pub(super) async fn end(self) {
         let balancer = self.reloader.balancer();
         self.stop_watching.cancel();
@@ -130,7 +131,7 @@ impl Server {
 }
 
 impl Drop for Server {
-    /// Whoever drops a server without draining it wants nothing to go on.
+    /// A server that is dropped without being drained ends at once.
     fn drop(&mut self) {
         self.stop_watching.cancel();
         self.stop_watchdog.cancel();

@@ -1,4 +1,4 @@
-//! The upgrade, from the old process's side: it starts the new one, and steps back when that is ready.
+//! The upgrade, from the old process's side: it starts the new one, and stops serving when that is ready.
 //!
 //! Nothing is closed before the new process serves: the listening sockets are the same sockets, and connections wait in
 //! their queues for whichever process takes them. A new process that does not become ready has changed nothing.
@@ -24,10 +24,10 @@ use crate::upgrade::{Channel, DETACH, Greeting, Named, STAGE};
 
 /// The first descriptor that is passed.
 const FIRST: i32 = 3;
-/// From "go" to "serving": nothing is left to be done that takes time.
+/// A limit from "go" to "serving": nothing that takes time is left to do.
 const TURN: Duration = Duration::from_secs(30);
 
-/// Why there is no successor.
+/// Why an upgrade failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UpgradeFault {
     #[error(
@@ -46,12 +46,12 @@ pub(super) enum UpgradeFault {
 }
 
 /// Starts `program` with the arguments of this process, and all its sockets. When this returns, the new process serves,
-/// and the old one is to let nobody in any more.
+/// and this one must accept nothing any more.
 pub(super) async fn upgrade(reloader: &Reloader, program: &Path) -> Result<Channel, UpgradeFault> {
     // No reload opens or closes sockets meanwhile.
     let _turn = reloader.turn().await;
     let config = Arc::clone(&reloader.balancer().now().config);
-    // Those that have ended are noticed only when they are asked.
+    // Old processes that have ended are noticed only when they are asked.
     reloader.old_processes().ask_all("status").await;
     if reloader.old_processes().count() >= config.limits.old_processes {
         return Err(UpgradeFault::Many(config.limits.old_processes));
@@ -61,7 +61,7 @@ pub(super) async fn upgrade(reloader: &Reloader, program: &Path) -> Result<Chann
     if begun.is_err()
         && let Some(pid) = started.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
     {
-        // It hangs, and would hold the sockets for ever.
+        // It hangs, and would keep the sockets open for ever.
         tracing::warn!(
             pid = pid.as_raw_nonzero(),
             killed = kill_process(pid, Signal::KILL).is_ok(),
@@ -89,7 +89,7 @@ pub(super) async fn upgrade(reloader: &Reloader, program: &Path) -> Result<Chann
     }
 }
 
-/// Until the new process is ready; its id.
+/// Waits until the new process is ready. Returns its id.
 async fn begin(
     reloader: &Reloader,
     program: &Path,
@@ -130,12 +130,12 @@ async fn begin(
     Ok((channel, pid))
 }
 
-/// Starts the process that starts the successor and ends.
+/// Starts the first stage, which starts the new process and ends.
 async fn start(program: &Path, passed: Vec<OwnedFd>) -> Result<(), UpgradeFault> {
     let mut command = Command::new(program);
     command.args(std::env::args_os().skip(1).collect::<Vec<OsString>>()).stdin(Stdio::null());
     command.env(STAGE, DETACH).env("LISTEN_FDS", passed.len().to_string());
-    // They name this process, and the sockets it was started with.
+    // These describe this process, and the sockets it was started with.
     for stale in ["LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
         command.env_remove(stale);
     }
@@ -143,13 +143,13 @@ async fn start(program: &Path, passed: Vec<OwnedFd>) -> Result<(), UpgradeFault>
     command.fd_mappings(mappings.collect()).map_err(|error| UpgradeFault::Start(io::Error::other(error)))?;
     let mut command = tokio::process::Command::from(command);
     let mut child = command.kill_on_drop(true).spawn().map_err(UpgradeFault::Start)?;
-    // It holds copies of what is passed: only without them is it noticed that the new process has ended.
+    // It holds copies of the passed descriptors: while they are open, the end of the new process goes unnoticed.
     drop(command);
     let ended = child.wait().await.map_err(UpgradeFault::Start)?;
     if ended.success() { Ok(()) } else { Err(UpgradeFault::Ended) }
 }
 
-/// Answers the successor's questions until nobody is there to ask any.
+/// Answers the new process's questions until that has ended.
 pub(super) async fn answer(reloader: Arc<Reloader>, mut channel: Channel) {
     while let Ok((tag, what)) = channel.question().await {
         let mut words = what.split(' ');

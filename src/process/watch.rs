@@ -1,7 +1,7 @@
 //! Watching the configuration file, and every file that it names: secrets, certificates, keys, revocation lists.
 //!
-//! Events only say "look" (see [`watched`](super::watched)); what is looked at is the content, and content that was read
-//! already is not read again. A burst of events is let pass first, so that a file written in place is not read half written.
+//! An event only causes a look at the content (see [`watched`](super::watched)); unchanged content causes no reload.
+//! The end of a burst of events is awaited first, so that a file written in place is not read half written.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -20,15 +20,15 @@ use super::watched::{Watched, WatchedPath};
 use crate::config::{self, diff};
 use crate::control::Reloader;
 
-/// A burst is over when this long nothing has happened.
+/// A burst is over when nothing has happened for this long.
 const QUIET: Duration = Duration::from_millis(50);
-/// But a file that is written all the time must not put a reload off for ever.
+/// But a file that is written all the time must not delay a reload for ever.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// A file that cannot be read is looked at so often.
+/// How often a file that cannot be read is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// A way that changes while it is looked at is looked at again, but not for ever.
+/// How often the way to a file is followed again if it changes meanwhile.
 const TRIES: usize = 10;
 
 /// Reloads whenever the file's content changes, until `stop`.
@@ -37,7 +37,7 @@ pub async fn watch(reloader: Arc<Reloader>, stop: CancellationToken) {
     let work = async {
         let (mut known, mut began, mut told) = (None, false, Vec::new());
         loop {
-            // Watched first, then looked at: what changes after the look is told.
+            // Watched before it is read, so that a later change causes an event.
             let path = reloader.path().to_owned();
             let Some((paths, watched)) = aside(move || over(&path)).await else { return };
             tell(&watched, &mut told);
@@ -51,7 +51,7 @@ pub async fn watch(reloader: Arc<Reloader>, stop: CancellationToken) {
                 known.clone_from(&now);
                 drop(reloader.reload("a file changed").await);
             }
-            // Unreadable for a reason that no event may end (too many open files), or not watched.
+            // Not watched, or not readable for a reason whose end causes no event (too many open files).
             let blind = watched.as_ref().map_or(true, |watched| !watched.missed.is_empty());
             let lacks_one = blind || now.is_none_or(|now| now.contains(&None));
             let again = async { if lacks_one { sleep(AGAIN).await } else { pending().await } };
@@ -90,7 +90,7 @@ fn over(path: &Path) -> (Vec<PathBuf>, io::Result<Watched>) {
     (paths, watched)
 }
 
-/// Says what is not watched, once.
+/// Logs which files are not watched, once.
 fn tell(watched: &io::Result<Watched>, told: &mut Vec<String>) {
     let missed = match watched {
         Ok(watched) => {
@@ -108,7 +108,7 @@ fn tell(watched: &io::Result<Watched>, told: &mut Vec<String>) {
     *told = missed;
 }
 
-/// Reads files, and a thousand backends in one, beside the threads that carry bytes.
+/// Reads files (there may be a thousand backends in one) on a thread that carries no connections.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
 }
@@ -118,7 +118,7 @@ fn digests(paths: &[PathBuf], hash: &Arc<RandomState>) -> impl FnOnce() -> Vec<O
     move || paths.iter().map(|path| content(path).map(|bytes| hash.hash_one(bytes.as_slice()))).collect()
 }
 
-/// What the file says, as far as any that is named may go. A pipe is not for looking at.
+/// The content of the file, up to the bound of the largest kind. A pipe is not read.
 fn content(path: &Path) -> Option<Zeroizing<Vec<u8>>> {
     let most = u64::try_from(config::NAMED_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
     let about = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
@@ -128,7 +128,7 @@ fn content(path: &Path) -> Option<Zeroizing<Vec<u8>>> {
     Some(bytes)
 }
 
-/// Whether the file says what is in force.
+/// Whether the content of the file is in force.
 async fn is_in_force(reloader: &Reloader) -> bool {
     let (now, path) = (reloader.balancer().snapshot(), reloader.path().to_owned());
     let same = move || config::load(&path).is_ok_and(|config| diff(&now.config, &config).is_empty());
@@ -137,7 +137,7 @@ async fn is_in_force(reloader: &Reloader) -> bool {
 
 /// The configuration file, and then the files it names.
 fn all(path: &Path) -> Vec<PathBuf> {
-    // A pipe in the file's place would be waited for.
+    // Reading a pipe would hang.
     let named = if path.is_file() { config::files(path) } else { BTreeSet::new() };
     std::iter::once(path.to_owned()).chain(named).collect()
 }

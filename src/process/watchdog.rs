@@ -1,7 +1,7 @@
-//! The watchdog of a running process: what it says of itself in one line, and that it works.
+//! The notifications of a running process to systemd: its status in one line, and the watchdog.
 //!
-//! The watchdog is fed by a task of the runtime for everything that is no connection, and only after every thread that
-//! carries connections has answered: a process that merely exists is not fed for.
+//! The watchdog is fed by a task of the runtime for everything but connections, and only after every thread that
+//! carries connections has answered: it is not enough that the process exists.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use crate::control::status_line;
 use crate::runtime::workers::Workers;
 use crate::systemd;
 
-/// Between two looks at the status; it is told when it has changed.
+/// The time between two looks at the status, which is sent when it has changed.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The watchdog is fed this many times within its limit.
 const FED_TIMES: u32 = 4;
 
-/// Tells systemd how things are, and that they work, until `stop`.
+/// Sends systemd the status, and feeds the watchdog, until `stop`.
 pub(super) async fn watchdog(reloader: Arc<Reloader>, stop: CancellationToken) {
     let watchdog = systemd::watchdog().map(|limit| limit.checked_div(FED_TIMES).unwrap_or(limit));
     let beat = watchdog.map_or(INTERVAL, |fed| fed.clamp(Duration::from_millis(1), INTERVAL));
@@ -48,7 +48,7 @@ pub(super) async fn watchdog(reloader: Arc<Reloader>, stop: CancellationToken) {
     stop.run_until_cancelled(work).await;
 }
 
-/// Tells the log and the metrics when a panic begins or ends. Whoever acts on it asks the snapshot of its moment.
+/// Logs, and sets the metric, when a panic begins or ends. Decisions use the snapshot of their moment instead.
 fn tell_panic(balancer: &Balancer, before: &mut bool) {
     let snapshot = balancer.now();
     let panics = snapshot.is_panic();

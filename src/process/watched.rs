@@ -1,9 +1,8 @@
-//! What of the file system is watched for some files: the files themselves, and the names that lead to them.
+//! Watches some files with inotify: the files themselves, and the names that lead to them.
 //!
-//! Files are replaced more often than written: editors rename, Kubernetes leads a link elsewhere. So every folder with a
-//! name in it that leads to a file is watched for names that come and go, and a name that leads nowhere near is passed
-//! over at once. What is written into another file of such a folder, a log maybe, is no event at all: the kernel is asked
-//! about the contents of the files alone.
+//! Files are replaced more often than written: editors rename, Kubernetes changes a link. So every folder with a
+//! name that leads to a file is watched for names that come and go; other names in it are ignored. Writing to another file
+//! of such a folder, such as a log, causes no event: contents are watched only of the files themselves.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -15,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use tokio::net::unix::pipe::Receiver;
 
-/// Of a folder: names, and its own.
+/// For a folder: names in it, and the folder itself.
 const NAMES: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::DELETE)
     .union(WatchFlags::MOVED_FROM)
@@ -23,7 +22,7 @@ const NAMES: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::DELETE_SELF)
     .union(WatchFlags::MOVE_SELF)
     .union(WatchFlags::ONLYDIR);
-/// Of a file: its content, and whether it may be read.
+/// For a file: its content, and its permissions.
 const CONTENT: WatchFlags = WatchFlags::MODIFY
     .union(WatchFlags::CLOSE_WRITE)
     .union(WatchFlags::ATTRIB)
@@ -36,7 +35,7 @@ const READ_BYTES: usize = 4096;
 /// A name in a folder.
 type Name = (PathBuf, OsString);
 
-/// Every name on the way to a file where the way may change: each link, and the last one that is there or is missing.
+/// The names on the way to a file that can change it: each link, and the last name, or the first one that is missing.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct WatchedPath {
     names: Vec<Name>,
@@ -73,7 +72,7 @@ impl WatchedPath {
     }
 }
 
-/// The parts of a path, each to be looked up in the folder that those before it lead to.
+/// The parts of a path, each to be looked up in the folder of those before it.
 fn parts(path: &Path) -> VecDeque<OsString> {
     let parts = path.components().filter(|part| !matches!(part, Component::CurDir));
     parts.map(|part| part.as_os_str().to_owned()).collect()
@@ -82,7 +81,7 @@ fn parts(path: &Path) -> VecDeque<OsString> {
 /// A watch over some files.
 #[derive(Debug)]
 pub(super) struct Watched {
-    /// Read like a pipe, and waited for like one.
+    /// The inotify descriptor, read like a pipe.
     events: Receiver,
     /// The names that matter, by the watch on their folder.
     names: HashMap<i32, BTreeSet<OsString>>,
@@ -92,7 +91,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Watches these ways.
+    /// Watches these paths.
     ///
     /// # Errors
     /// The kernel has no room for another watcher.
@@ -117,7 +116,7 @@ impl Watched {
         Ok(watched)
     }
 
-    /// Files may share a folder, and be one file.
+    /// Adds a watch; several paths may share a folder, or be one file.
     fn add(&self, path: &Path, flags: WatchFlags) -> io::Result<i32> {
         Ok(inotify::add_watch(&self.events, path, flags | WatchFlags::MASK_ADD)?)
     }
@@ -125,7 +124,7 @@ impl Watched {
     /// Waits until something happens that matters.
     ///
     /// # Errors
-    /// The kernel tells nothing any more.
+    /// The kernel sends no more events.
     pub(super) async fn changed(&self) -> io::Result<()> {
         loop {
             self.events.readable().await?;
@@ -136,7 +135,7 @@ impl Watched {
         }
     }
 
-    /// Reads all that has happened.
+    /// Reads all events.
     ///
     /// # Errors
     /// `WouldBlock` if none of it matters.
@@ -161,18 +160,18 @@ impl Watched {
 
     fn matters(&self, event: &Event<'_>) -> bool {
         if event.name.is_empty() {
-            // Of a folder or a file itself, or too much has happened to tell it all.
+            // About a watched folder or file itself, or the queue has overflowed.
             return !ReadFlags::from_bits_retain(event.flags).contains(ReadFlags::IGNORED);
         }
         self.names.get(&event.watch).is_some_and(|names| names.contains(OsStr::from_bytes(event.name)))
     }
 }
 
-/// What the kernel tells: `struct inotify_event`.
+/// The kernel's `struct inotify_event`.
 struct Event<'a> {
     watch: i32,
     flags: u32,
-    /// In a watched folder; empty = of what is watched itself.
+    /// The name in a watched folder; empty = the event is about the watched file or folder itself.
     name: &'a [u8],
 }
 
@@ -184,7 +183,7 @@ impl<'a> Event<'a> {
         let (_cookie, rest) = rest.split_first_chunk::<4>()?;
         let (length, rest) = rest.split_first_chunk()?;
         let (name, rest) = rest.split_at_checked(usize::try_from(u32::from_ne_bytes(*length)).ok()?)?;
-        // It is filled up with zeros.
+        // The name is padded with zeros.
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
         Some((Self { watch: i32::from_ne_bytes(*watch), flags: u32::from_ne_bytes(*flags), name }, rest))
     }

@@ -125,7 +125,7 @@ function notes(backend) {
     notes.push([tone, `restart_command run ${count(backend.restarts, "time")}, the last time: ${backend.restart_result}`, `${span(backend.restart_seconds)} ago`]);
   }
   if (backend.suspect && backend.health === "up") notes.push(["bad", "could not be dialled: nothing new goes there before it answers a probe", ""]);
-  if (backend.warmth != null && backend.warmth < 100 && backend.health === "up") notes.push(["quiet", `warms up: takes ${backend.warmth}% of its share of new sessions`, ""]);
+  if (backend.warmth != null && backend.warmth < 100 && backend.health === "up") notes.push(["quiet", `slow start: takes ${backend.warmth}% of its share of new sessions`, ""]);
   if (backend.mute) {
     const demands = backend.mute_reason === "unset" ? "demands a token, and upstream.connection_token is not set" : "demands another token than upstream.connection_token";
     notes.push(["bad", `${demands}: sessions that may be there are refused`, ""]);

@@ -1,5 +1,5 @@
-// Asks again and again, and draws what comes: one question at a time, none while nobody looks, and less often while
-// nobody answers.
+// Polls the API and shows the answers: one request at a time, none while the page is hidden, and less often while
+// there is no answer.
 
 const EVERY_MS = 2000;
 const EVERY_MS_MAX = 15000;
@@ -46,7 +46,7 @@ async function tick() {
     failures += 1;
     if (failures > 1 && error.reason !== "unauthorized") {
       $("silence").hidden = false;
-      write($("silence"), error.reason ? `sessile refuses to tell: ${error.message}` : "sessile does not answer here. What is shown is old; clients may be served all the same. Is the process running?");
+      write($("silence"), error.reason ? `sessile refuses to answer: ${error.message}` : "sessile does not answer here. What is shown is old; clients may be served all the same. Is the process running?");
     }
   } finally {
     busy = false;
@@ -193,7 +193,7 @@ $("unlock").addEventListener("submit", (event) => {
   $("locked").close();
   tick();
 });
-// Without a token there is nothing behind it.
+// Without a token there is nothing to show behind it.
 $("locked").addEventListener("cancel", (event) => event.preventDefault());
 
 $("where").addEventListener("submit", async (event) => {

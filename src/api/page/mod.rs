@@ -1,8 +1,8 @@
-//! The status page: one file that asks nobody but the socket it came from.
+//! The status page: one file that makes requests only to the socket it came from.
 //!
-//! It is put together at start from its parts beside this one. Its policy names the hashes of its own style and script, so
-//! a browser runs these and nothing else, whatever text a server, a file or a session ID smuggles in. It holds no data:
-//! everybody may load it, and what it then asks the API is guarded as for anybody else.
+//! It is put together at start from the parts in this folder. Its content security policy has the hashes of its own
+//! style and script, so a browser runs nothing else, whatever text comes from a server, a file or a session ID. It
+//! holds no data: everybody may load it, and its requests to the API are guarded like any other.
 
 use std::sync::LazyLock;
 
@@ -37,7 +37,7 @@ static PAGE: LazyLock<(String, HeaderMap)> = LazyLock::new(|| {
     ];
     let fixed = fixed.map(|(name, value)| (name, HeaderValue::from_static(value)));
     let mut headers: HeaderMap = fixed.into_iter().collect();
-    // A policy that were no header value would be a page without a lock: then let there be no page's script at all.
+    // Should the policy not be a valid header value, the page must not be served without one: then no script runs at all.
     let closed = HeaderValue::from_static("default-src 'none'");
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_str(&policy).unwrap_or(closed));
     (html, headers)

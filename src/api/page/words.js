@@ -1,6 +1,5 @@
 "use strict";
-// Numbers and words as people read them, and the one way in which elements are made: what comes from the fleet is text
-// and never markup.
+// Formats numbers and texts, and makes all elements: text from the fleet is never taken for markup.
 
 const $ = (id) => document.getElementById(id);
 
@@ -23,7 +22,7 @@ function svg(tag, attributes) {
   return made;
 }
 
-/** Writes only what has changed, so that selections, focus and readers are left in peace. */
+/** Writes only what has changed, so that selections, focus and screen readers are not disturbed. */
 function write(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -61,18 +60,18 @@ function span(seconds) {
 
 /** Why a session goes where it goes: the reasons of `sessile_placements_total`. */
 const REASONS = {
-  owner: "A client is attached to it there, through this balancer. It stays there while it lives.",
+  owner: "A client is attached to it there, through this balancer. A live session never moves.",
   located: "The fleet was asked, and that server has it: live, or stored there.",
-  pin: "It was placed there before, by turn or by overflow, and goes there again.",
+  pin: "It was placed there before, by turn or away from its place on the ring, and goes there again.",
   hash: "Live nowhere (new, or stored where several servers see it): this is its place on the ring.",
   round_robin: "Nobody has it: it is that server's turn.",
-  spill: "Live nowhere. Its place on the ring has more than its share, so the next one takes it.",
-  slow_start: "Nobody has it. Its place on the ring warms up and takes only a part of its share, so the next one takes it.",
-  failover: "Live nowhere. Its place on the ring takes nothing new now, so the next one does.",
-  blind: "Some server did not say whether it has it; chosen by strategy all the same.",
+  spill: "Live nowhere. The server at its place on the ring has more than its share, so the next one takes it.",
+  slow_start: "Nobody has it. The server at its place on the ring came up a short time ago and takes only a part of its share, so the next one takes it.",
+  failover: "Live nowhere. The server at its place on the ring takes nothing new now, so the next one does.",
+  blind: "Some server did not say whether it has it, but the ID is sure to be new: chosen by strategy.",
 };
 
-/** Whose sessions are kept in one place, as far as that has been shown. */
+/** Which backends share a home, as far as they have shown. */
 function shared(homes) {
   const alone = (compared) => homes.filter((home) => home.backends.length === 1 && home.compared === compared).map((home) => home.backends[0]);
   const [own, unknown] = [alone(true), alone(false)];
@@ -83,7 +82,7 @@ function shared(homes) {
   return parts.join("; ");
 }
 
-/** What a state means, said before it is given. */
+/** What a state means, shown before it is set. */
 const STATES = {
   ready: (name) => ({ title: `Let ${name} take new sessions?`, text: "It takes its share of new sessions again." }),
   drain: (name) => ({ title: `Drain ${name}?`, text: "Nothing new goes there. The sessions it has stay until they end." }),
@@ -93,7 +92,7 @@ const STATES = {
   }),
 };
 
-/** How a backend stands, worst first: a glyph, a word and a tone, so that color never says it alone. */
+/** The state of a backend, worst first: a glyph, a word and a tone, so that color is never the only sign. */
 function standing(backend) {
   if (backend.health === "down") return { glyph: "✕", word: "down", tone: "bad" };
   if (backend.health !== "up") return { glyph: "○", word: "not probed yet", tone: "quiet" };
@@ -104,15 +103,15 @@ function standing(backend) {
   return { glyph: "●", word: "up", tone: "good" };
 }
 
-/** The whole in one sentence. */
+/** The state of the fleet in one sentence. */
 function condition(status) {
   const fleet = status.backends.filter((backend) => !backend.leaving);
   const up = fleet.filter((backend) => backend.health === "up" && !backend.suspect);
   const taking = up.filter((backend) => backend.state === "ready");
   const of = `${up.length} of ${count(fleet.length, "backend")} up`;
   if (status.draining) return { text: `Draining: ${count(status.connections, "connection")} left.`, tone: "slow" };
-  if (up.length === 0) return { text: `No backend is up: clients are turned away.`, tone: "bad" };
-  if (status.panic) return { text: `Panic: only ${of}. Nothing is closed or moved on the word of probes.`, tone: "bad" };
+  if (up.length === 0) return { text: `No backend is up: clients are refused.`, tone: "bad" };
+  if (status.panic) return { text: `Panic: only ${of}. Nothing is closed or moved because of probes.`, tone: "bad" };
   if (taking.length === 0) return { text: `Nothing new is taken: ${of}, none of them ready.`, tone: "bad" };
   if (up.length < fleet.length) return { text: `${of}.`, tone: "bad" };
   const off = fleet.length - taking.length;

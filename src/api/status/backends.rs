@@ -1,4 +1,4 @@
-//! The fleet's part of the admin API: each backend as it stands, and what its last probes took.
+//! The fleet's part of the admin API: the state of each backend, and the durations of its last probes.
 
 use std::sync::Arc;
 
@@ -22,18 +22,18 @@ pub struct BackendStatus {
     pub source: Option<String>,
     /// Share of new sessions; null once removed.
     pub weight: Option<u32>,
-    /// In force: "ready", "drain" or "maint"; null once removed.
+    /// The state in force: "ready", "drain" or "maint"; null once removed.
     pub state: Option<String>,
-    /// The file's.
+    /// The state in the file.
     pub file_state: Option<String>,
     /// "unknown", "up" or "down".
     pub health: String,
-    /// Percent of its share of new sessions that it takes: 100, but for `placement.slow_start` after it came up; null
-    /// once removed.
+    /// Percent of its share of new sessions that it takes: less than 100 during its `placement.slow_start`; null once
+    /// removed.
     pub warmth: Option<u32>,
-    /// Whether a dial failed since the last answered probe: nothing new goes there.
+    /// Whether a dial failed since the last answered probe: nothing new is placed there if another backend will do.
     pub suspect: bool,
-    /// Of the server, as it says.
+    /// The version that the server reports.
     pub version: Option<String>,
     /// Why the last failed probe failed, until a backend that is up has answered another.
     pub error: Option<String>,
@@ -43,13 +43,14 @@ pub struct BackendStatus {
     /// How long ago that failed probe was.
     #[serde(default)]
     pub error_seconds: Option<f64>,
-    /// Whether it does not take our token: it can be probed, but not asked where sessions are.
+    /// Whether it refuses sessile's token: it can be probed, but not asked where sessions are.
     #[serde(default)]
     pub mute: bool,
     /// Why: "unset" if `upstream.connection_token` is not set, "refused" if it is; null where it is not mute.
     #[serde(default)]
     pub mute_reason: Option<String>,
-    /// Questions about sessions that it has left unanswered in a row while it was up: what it may have is refused.
+    /// Questions about sessions that it has left unanswered in a row while it was up: sessions that it may have are
+    /// refused.
     #[serde(default)]
     pub unanswered_questions: usize,
     /// What the last answered probe took.
@@ -73,7 +74,7 @@ pub struct BackendStatus {
     /// How long ago that was; of one that is running, how long ago it began.
     #[serde(default)]
     pub restart_seconds: Option<f64>,
-    /// Whether it has left the file and only carries what it had.
+    /// Whether it has left the file and only keeps the connections it had.
     pub leaving: bool,
 }
 
@@ -84,7 +85,7 @@ pub struct Backends {
     pub backends: Vec<BackendStatus>,
 }
 
-/// `/api/v1/probes`: what the last probes took, for a picture of it.
+/// `/api/v1/probes`: the durations of the last probes, for a graph.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Probes {
     /// No backend has more.
@@ -141,7 +142,7 @@ impl BackendStatus {
         Self { warmth: Some(snapshot.ramp(member)), ..Self::new(snapshot, &member.backend, Some(member)) }
     }
 
-    /// A backend, and what the configuration says of it; `None` once it says nothing any more.
+    /// A backend, and its member in the configuration; `None` once it has left that.
     fn new(snapshot: &Snapshot, backend: &Arc<Backend>, member: Option<&Member>) -> Self {
         let standing = backend.standing().borrow().clone();
         let has_token = snapshot.config.upstream.connection_token.is_some();

@@ -1,4 +1,4 @@
-//! A client as stock SDKs are: it connects, awaits every answer, and names its session only then.
+//! A client that behaves like the SDKs: it connects, awaits every answer, and only then names its session.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use super::model::PROMPT;
 use crate::frames::next_body;
 use crate::wire::reply;
 
-/// For one answer, and for one turn: a server that has just started takes its time.
+/// A limit for one answer, and for one turn: a server that has just started is slow.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection after `connect`.

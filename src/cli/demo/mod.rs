@@ -1,7 +1,7 @@
 //! `sessile demo`: three servers, a balancer, a few sessions, and the proof that they stay where they belong.
 //!
-//! Nothing is pretended: servers are asked past the balancer who has a session, the fourth backend comes by a change of
-//! the file, and any session that is not exactly where it should be makes the demo fail.
+//! Everything is real: the servers are asked directly who has a session, the fourth backend comes by a change of
+//! the file, and the demo fails if any session is not exactly where it should be.
 
 mod model;
 mod client;
@@ -26,7 +26,7 @@ use crate::process::Stops;
 use crate::runtime::logs;
 use crate::wire::SessionId;
 
-/// Candidates for session IDs: enough that every kind of place is among them.
+/// Candidates for session IDs: enough to find one for every kind of place.
 const CANDIDATES: u32 = 1000;
 
 /// What a sample session shows.
@@ -45,14 +45,14 @@ enum Part {
 struct Sample {
     id: String,
     part: Part,
-    /// Where the ring has it, with three servers and with four.
+    /// Where the ring puts it, with three servers and with four.
     ring: [String; 2],
     client: Option<Client>,
-    /// What it must remember. None: the server takes no turns without an account.
+    /// How many turns it must remember. None: the server takes no turns without an account.
     turns: u32,
 }
 
-/// Plays the demo; the exit code says whether every session landed rightly.
+/// Runs the demo; the exit code says whether every session is where it belongs.
 pub(super) fn demo(cli: Option<PathBuf>, once: bool) -> ExitCode {
     let wanted = match super::run::wanted("warn") {
         Ok(wanted) => wanted,
@@ -108,7 +108,7 @@ async fn play(cli: Option<PathBuf>, once: bool) -> Result<bool, String> {
     told
 }
 
-/// The whole demo: whether every session landed rightly, and the clients that are still there.
+/// The whole demo. Returns whether every session is where it belongs, and the clients that are still connected.
 async fn story(stage: &mut Stage, must_work: bool) -> Result<(bool, Vec<Sample>), String> {
     let model = Model::start().await?;
     // There are other programs called copilot.
@@ -117,7 +117,7 @@ async fn story(stage: &mut Stage, must_work: bool) -> Result<(bool, Vec<Sample>)
             return Err(why);
         }
         out(&format!("{}\nServers: built-in fake servers instead\n", plain(&why)));
-        stage.use_standins();
+        stage.use_fake_servers();
         stage.add_server().await?;
     }
     for _ in 0..2 {
@@ -149,7 +149,7 @@ async fn story(stage: &mut Stage, must_work: bool) -> Result<(bool, Vec<Sample>)
     Ok((first && second, samples))
 }
 
-/// Sessions that show something: which of them the ring gives to whom is known before any is opened.
+/// Chooses sample sessions by where the ring puts them.
 fn cast(stage: &Stage) -> Result<Vec<Sample>, String> {
     let plan = |count: u16| {
         let nowhere = |number| (format!("cli-{number}"), SocketAddr::from((Ipv4Addr::LOCALHOST, number)));
@@ -181,7 +181,7 @@ fn cast(stage: &Stage) -> Result<Vec<Sample>, String> {
     if wanted.is_empty() { Ok(found) } else { Err("the ring gives no backend its share".into()) }
 }
 
-/// Opens what begins before the fleet grows, and tells where each went.
+/// Opens the sessions that begin before the fleet grows, and prints where each went.
 async fn open_all(stage: &Stage, model: &Model, samples: &mut [Sample]) -> Result<bool, String> {
     out("\nSix clients connect and create a session each:\n\n");
     let mut table = Table::new(&["SESSION", "SERVER", "WHY", "SAYS"]);
@@ -200,7 +200,7 @@ async fn open_all(stage: &Stage, model: &Model, samples: &mut [Sample]) -> Resul
     Ok(right)
 }
 
-/// Goes on with every session after the fleet has grown, and tells where each is.
+/// Goes on with every session after the fleet has grown, and prints where each is.
 async fn go_on(stage: &Stage, model: &Model, samples: &mut [Sample]) -> Result<bool, String> {
     let mut table = Table::new(&["SESSION", "CLIENT", "WAS ON", "IS ON", "WHY", "SAYS", "BY HASH ALONE"]);
     let mut right = true;
@@ -225,7 +225,7 @@ async fn go_on(stage: &Stage, model: &Model, samples: &mut [Sample]) -> Result<b
     Ok(right)
 }
 
-/// Connects, creates or resumes, and takes a turn: what the server says.
+/// Connects, creates or resumes, and takes a turn. Returns the server's answer.
 async fn attach(stage: &Stage, model: &Model, sample: &mut Sample, method: &str) -> Result<String, String> {
     let provider: Value =
         json!({ "type": "openai", "wireApi": "completions", "baseUrl": model.base_url(), "apiKey": "none" });
@@ -236,7 +236,7 @@ async fn attach(stage: &Stage, model: &Model, sample: &mut Sample, method: &str)
     turn(sample).await
 }
 
-/// One more turn: what the server says. A first one may fail, for not every server takes the demo's model.
+/// One more turn. Returns the server's answer. The first one may fail, since not every server takes the demo's model.
 async fn turn(sample: &mut Sample) -> Result<String, String> {
     let client = sample.client.as_mut().ok_or("its client has gone")?;
     match client.turn(&sample.id).await {
@@ -249,7 +249,7 @@ async fn turn(sample: &mut Sample) -> Result<String, String> {
     }
 }
 
-/// Who has a session, in words, and whether that is `due` and nobody else.
+/// Who has a session, as text, and whether that is `due` and no other server.
 async fn verdict(stage: &Stage, session: &str, due: &str) -> Result<(String, bool), String> {
     let holders = stage.holders(session).await?;
     let right = holders == [due];
@@ -257,7 +257,7 @@ async fn verdict(stage: &Stage, session: &str, due: &str) -> Result<(String, boo
     Ok((if right { names } else { format!("{names}: WRONG, not {due}") }, right))
 }
 
-/// What to try next.
+/// Prints what to try next.
 async fn invite(stage: &Stage) -> Result<(), String> {
     let (listener, admin, file) = (stage.listener().await?, stage.admin().await?, stage.file());
     let sessile = std::env::args().next().unwrap_or_else(|| "sessile".into());

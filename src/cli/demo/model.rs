@@ -1,6 +1,6 @@
 //! A model that needs no network and no account: real servers get it as their provider, so that turns work.
 //!
-//! Its answer says how many of the demo's prompts it was shown, which is what the session remembers.
+//! Its answer says how many of the demo's prompts it was shown, that is, how many turns the session remembers.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// What the demo says in every turn. The server wraps it in words of its own.
+/// The prompt of every turn. The server adds text of its own around it.
 pub(super) const PROMPT: &str = "[[hello]]";
 
 /// The running model. Dropping it ends it.

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::fake_server::FakeServer;
 
-/// For a server to listen.
+/// How long a server may take until it listens.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where servers come from.
@@ -41,7 +41,7 @@ enum Kind {
     FakeServer(FakeServer),
 }
 
-/// A process and all its children: launchers leave theirs behind when they are ended alone.
+/// A process and all its children: a launcher that is ended alone leaves its server behind.
 #[derive(Debug)]
 struct Process(Child);
 
@@ -63,7 +63,7 @@ impl Drop for Process {
 }
 
 impl Source {
-    /// What PATH has.
+    /// A server in PATH, else the built-in one.
     pub(super) fn find() -> Self {
         let folders: Vec<PathBuf> =
             env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default();
@@ -129,13 +129,13 @@ async fn launch(binary: &Path, home: &Path) -> Result<(SocketAddr, Process), Str
     };
     let port = timeout(START_TIMEOUT, announced).await.map_err(|_| "it does not say where it listens")?;
     let port = port.ok_or("it ended before it listened; is it a CLI that knows --headless?")?;
-    // What it says later is nobody's concern, but it must be able to say it.
+    // Later output is dropped, but must be read, or the server blocks.
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
     Ok((SocketAddr::from((Ipv4Addr::LOCALHOST, port)), process))
 }
 
 impl Cli {
-    /// As the configuration calls it.
+    /// Its name in the configuration.
     pub(super) fn name(&self) -> &str {
         &self.name
     }

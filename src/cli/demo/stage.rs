@@ -1,4 +1,4 @@
-//! What the demo plays on: a folder, a configuration file in it, servers, and the balancer in front of them.
+//! The setup of the demo: a folder, a configuration file in it, servers, and the balancer in front of them.
 
 use std::fs;
 use std::io;
@@ -21,14 +21,14 @@ use crate::process::Server;
 use crate::sockets::Endpoint;
 use crate::wire::SessionId;
 
-/// For anything that takes milliseconds if all is well.
+/// A limit for everything that normally takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// For clients that have gone to be seen gone.
+/// How long the ends of clients may take to be noticed.
 const LAST_CLIENTS: Duration = Duration::from_secs(2);
-/// Between two questions to a server that cannot tell by itself.
+/// The time between two questions to a server, where it sends no event.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A folder of the demo's own, gone with it.
+/// A folder of the demo's own, removed when dropped.
 #[derive(Debug)]
 pub(super) struct Folder(PathBuf);
 
@@ -60,7 +60,7 @@ impl Drop for Folder {
     }
 }
 
-/// Everything there is. What can fail half-way is started into it step by step, so that [`stop`](Self::stop) finds it.
+/// Everything that runs. It is added step by step, so that [`stop`](Self::stop) finds all of it if a step fails.
 #[derive(Debug)]
 pub(super) struct Stage {
     source: Source,
@@ -70,7 +70,7 @@ pub(super) struct Stage {
     server: Option<Server>,
 }
 
-/// Where a session would go, and the word for why; or for why nowhere.
+/// Where a session would go, and the reason; or the reason why nowhere.
 pub(super) type Placement = (String, &'static str);
 
 impl Stage {
@@ -93,7 +93,7 @@ impl Stage {
     }
 
     /// From now on, servers are fake servers.
-    pub(super) fn use_standins(&mut self) {
+    pub(super) fn use_fake_servers(&mut self) {
         self.source = Source::FakeServer;
     }
 
@@ -127,7 +127,7 @@ impl Stage {
     pub(super) async fn start(&mut self) -> Result<(), String> {
         let mut server = Server::start(&self.file(), self.config()?).await;
         if let Err(StartFault::Bind(_)) = server {
-            // Somebody has taken a port since it was looked at.
+            // Another process has taken a port since it was checked.
             self.ports = [0, 0];
             self.write()?;
             server = Server::start(&self.file(), self.config()?).await;
@@ -144,8 +144,8 @@ impl Stage {
         self.server.as_ref().ok_or_else(|| "the balancer is not there".into())
     }
 
-    /// Waits until the file has been taken up as generation `number` and every backend in it is up. Watching a file
-    /// needs inotify, which can be used up: then the reload is asked for.
+    /// Waits until the file is in force as generation `number` and every backend in it is up. Watching a file
+    /// needs inotify, which can be used up: then it asks for the reload.
     pub(super) async fn until_generation(&self, number: u64) -> Result<(), String> {
         let reloader = self.server()?.reloader();
         let mut generation = reloader.generation();
@@ -174,7 +174,7 @@ impl Stage {
         bound.first().copied().ok_or_else(|| "there is no listener".into())
     }
 
-    /// Where operators ask.
+    /// The address of the admin socket.
     pub(super) async fn admin(&self) -> Result<String, String> {
         let reloader = self.server()?.reloader();
         let address = reloader.balancer().now().config.admin.address.clone();
@@ -193,7 +193,7 @@ impl Stage {
         })
     }
 
-    /// The servers that have a session live, asked one by one and past the balancer.
+    /// The servers that have a session live, each asked directly.
     pub(super) async fn holders(&self, session: &str) -> Result<Vec<String>, String> {
         let mut holders = Vec::new();
         for server in &self.servers {
@@ -206,7 +206,7 @@ impl Stage {
         Ok(holders)
     }
 
-    /// Waits until a session that was let go is live nowhere, and the balancer has seen it go.
+    /// Waits until a session whose clients have left is live nowhere, and the balancer has noticed.
     pub(super) async fn until_gone(&self, session: &str) -> Result<(), String> {
         let gone = async {
             while !self.holders(session).await?.is_empty() || self.placement(session).await?.1 == "owner" {
@@ -217,7 +217,7 @@ impl Stage {
         timeout(PATIENCE, gone).await.unwrap_or_else(|_| Err(format!("{session} does not end")))
     }
 
-    /// Ends everything. The demo's own clients have gone before; others are not waited for.
+    /// Ends everything. The demo's own clients have left before; others are not waited for.
     pub(super) async fn stop(self) {
         if let Some(server) = self.server {
             server.drain(sleep(LAST_CLIENTS)).await;
@@ -228,7 +228,7 @@ impl Stage {
     }
 }
 
-/// `port`, or 0 for any if somebody has it.
+/// `port`, or 0 for any if it is in use.
 fn free(port: u16) -> u16 {
     if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() { port } else { 0 }
 }

@@ -17,7 +17,7 @@ use crate::config::Storage;
 use crate::control::{Name, Reloader, Trouble, warnings};
 use crate::fleet::{Home, Reason};
 use crate::snapshot::Snapshot;
-use crate::upgrade::{Carried, OldProcessStatus};
+use crate::upgrade::{OldProcessBackend, OldProcessStatus};
 use crate::wire::Refusal;
 
 /// `/api/v1/status`.
@@ -254,18 +254,18 @@ impl Failed {
 }
 
 /// What this process still carries, for the status of the next process.
-pub async fn carried(reloader: &Reloader) -> OldProcessStatus {
+pub async fn old_process_status(reloader: &Reloader) -> OldProcessStatus {
     let backends = Backends::of(reloader).await.backends.into_iter();
-    let carried = |backend: BackendStatus| {
+    let of_backend = |backend: BackendStatus| {
         let BackendStatus { name, server, connections, sessions, .. } = backend;
-        Carried { name, server, connections, sessions }
+        OldProcessBackend { name, server, connections, sessions }
     };
     OldProcessStatus {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
         uptime_seconds: reloader.started().elapsed().as_secs_f64(),
         connections: total(&reloader.balancer().metrics.connections_active),
-        backends: backends.map(carried).collect(),
+        backends: backends.map(of_backend).collect(),
     }
 }
 

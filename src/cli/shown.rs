@@ -312,7 +312,7 @@ fn s(count: usize) -> &'static str {
 mod tests {
     use super::*;
     use crate::api::status::{ConfigStatus, PlacementStatus, ReloadStatus};
-    use crate::upgrade::Carried;
+    use crate::upgrade::OldProcessBackend;
 
     fn backend(name: &str) -> BackendStatus {
         BackendStatus {
@@ -442,7 +442,7 @@ mod tests {
 
     #[test]
     fn old_processes_stand_below() {
-        let carried = Carried { name: "cli-1".into(), server: None, connections: 2, sessions: 2 };
+        let carried = OldProcessBackend { name: "cli-1".into(), server: None, connections: 2, sessions: 2 };
         let old = OldProcessStatus {
             pid: 4711,
             version: "0.1.0".into(),

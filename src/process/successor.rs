@@ -16,7 +16,7 @@ use command_fds::{CommandFdExt as _, FdMapping};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::timeout;
 
-use crate::api::status::carried;
+use crate::api::status::old_process_status;
 use crate::config::AdminState;
 use crate::control::Reloader;
 use crate::sockets::SocketCopies;
@@ -155,7 +155,9 @@ pub(super) async fn answer(reloader: Arc<Reloader>, mut channel: Channel) {
         let mut words = what.split(' ');
         let answer = match (words.next(), words.next(), words.next()) {
             (Some("metrics"), None, None) => reloader.balancer().metrics.text(),
-            (Some("status"), None, None) => serde_json::to_vec(&carried(&reloader).await).unwrap_or_default(),
+            (Some("status"), None, None) => {
+                serde_json::to_vec(&old_process_status(&reloader).await).unwrap_or_default()
+            }
             (Some("state"), Some(name), Some(word)) => {
                 if let Some(state) = AdminState::of(word)
                     && let Err(unknown) = reloader.command(name, state).await

@@ -5,5 +5,5 @@ mod old_process_status;
 mod old_processes;
 
 pub use channel::{Channel, DETACH, FOLLOW, Greeting, Named, STAGE, Seen};
-pub use old_process_status::{Carried, OldProcessStatus};
+pub use old_process_status::{OldProcessBackend, OldProcessStatus};
 pub use old_processes::{OldProcesses, StartedWith, go_ahead};

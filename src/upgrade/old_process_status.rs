@@ -16,12 +16,12 @@ pub struct OldProcessStatus {
     /// Client connections.
     pub connections: usize,
     /// What it carries to each backend.
-    pub backends: Vec<Carried>,
+    pub backends: Vec<OldProcessBackend>,
 }
 
 /// What one process carries to one backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Carried {
+pub struct OldProcessBackend {
     /// The backend's name.
     pub name: String,
     /// The server itself, as IP address and port.

@@ -109,7 +109,7 @@ impl Reloader {
         let retired = now.retired.iter().filter(|one| !is_gone(one)).cloned().collect();
         self.balancer().commit(Snapshot { retired, ..Snapshot::clone(&now) });
         for (backend, why) in gone.iter().filter(|(backend, _)| backend.is_retired()) {
-            tracing::info!(backend = %backend.name(), server = %backend.server(), why, "a server that left is asked no more");
+            tracing::info!(backend = %backend.name(), server = %backend.server(), why, "a server that left is not asked any more");
             backend.forget();
         }
         drop(inner);

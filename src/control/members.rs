@@ -31,7 +31,7 @@ impl Reloader {
         let now = self.balancer().snapshot();
         let (specs, left_out) = self.inner.lock().await.groups.fleet(&config);
         if left_out > 0 {
-            tracing::error!(left_out, "more servers are found than discovery.backends has room for");
+            tracing::error!(left_out, "more servers were found than discovery.backends allows");
         }
         let named = |specs: &[Spec]| -> Vec<(String, u32)> {
             specs.iter().map(|spec| (spec.backend.name.clone(), spec.backend.weight)).collect()

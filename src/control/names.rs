@@ -149,7 +149,7 @@ impl Groups {
                     those.join(" ")
                 };
                 let (came, left) = (beyond(&new, &old), beyond(&old, &new));
-                tracing::info!(name, came, left, "a name stands for other servers");
+                tracing::info!(name, came, left, "the servers of a name have changed");
                 return true;
             }
             Err(fault) if before != group.result => {
@@ -182,7 +182,7 @@ impl Groups {
         }
         group.rivals = rivals;
         match group.rivals.is_empty() {
-            true => tracing::info!(name = key.name, "a name of one server has one again"),
+            true => tracing::info!(name = key.name, "servers answer at one address of this name only, again"),
             false => tracing::warn!(name = key.name, "{}", key.warning(&group.rivals)),
         }
     }

@@ -29,7 +29,7 @@ pub(super) fn retired(now: &Snapshot, members: &[Member], config: &Config) -> Ve
     }
     let beyond = retired.len().saturating_sub(RETIRED_MAX);
     for old in retired.drain(..beyond) {
-        tracing::warn!(backend = %old.backend.name(), "too many servers have left: this one is asked no more");
+        tracing::warn!(backend = %old.backend.name(), "too many servers have left: this one is not asked any more");
         old.backend.forget();
     }
     retired

@@ -20,7 +20,7 @@ pub fn listen(address: SocketAddr, families: Families, timeouts: &Timeouts) -> i
     match bind(address, families, timeouts) {
         Err(error) if families == Families::Both && lacks_v6(&error) => {
             let instead = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-            tracing::info!(%address, %instead, %error, "this machine has no IPv6: IPv4 alone is listened on");
+            tracing::info!(%address, %instead, %error, "this machine has no IPv6: listening on IPv4 only");
             bind(instead, Families::Own, timeouts)
         }
         bound => bound,

@@ -65,7 +65,7 @@ pub(super) async fn upgrade(reloader: &Reloader, program: &Path) -> Result<Chann
         tracing::warn!(
             pid = pid.as_raw_nonzero(),
             killed = kill_process(pid, Signal::KILL).is_ok(),
-            "it is given up"
+            "the new process is given up"
         );
     }
     let (mut channel, pid) = begun.unwrap_or(Err(UpgradeFault::Late))?;
@@ -78,7 +78,7 @@ pub(super) async fn upgrade(reloader: &Reloader, program: &Path) -> Result<Chann
         Ok(_) => {
             tracing::info!(
                 successor = pid,
-                "another process serves from now on; this one carries what it has"
+                "another process serves from now on; this one keeps its connections"
             );
             Ok(channel)
         }

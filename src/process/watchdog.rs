@@ -63,7 +63,7 @@ fn tell_panic(balancer: &Balancer, before: &mut bool) {
         tracing::error!(
             up,
             all,
-            "panic: too few backends are up to believe it; no session is moved, no connection closed, no server restarted"
+            "panic: so few backends are up that probes are doubted; no session is moved, no connection closed, no server restarted"
         );
     } else {
         tracing::warn!(up, all, "the panic is over");

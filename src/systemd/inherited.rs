@@ -89,7 +89,9 @@ impl Start {
             match tcp.or_else(|_| passed.take_unix_listener(at).map(|socket| socket.map(OwnedFd::from))) {
                 Ok(Some(socket)) => sockets.push((name, socket)),
                 Ok(None) => {}
-                Err(error) => tracing::error!(name, %error, "what was passed is no stream socket"),
+                Err(error) => {
+                    tracing::error!(name, %error, "a descriptor that was passed is not a stream socket")
+                }
             }
         }
         Self { sockets }

@@ -55,7 +55,7 @@ impl Backend {
                 None
             }
             Err(Unanswered::Passed) => {
-                tracing::warn!(backend = %self.name, ?question, "a backend answers others, but not this question");
+                tracing::warn!(backend = %self.name, ?question, "a backend answers other questions, but not this one");
                 None
             }
         }
@@ -71,7 +71,7 @@ impl Backend {
         if unanswered == UNANSWERED_TOLD {
             tracing::warn!(
                 backend = %self.name, unanswered,
-                "backend answers probes, but no questions about sessions: what it may have is refused"
+                "backend answers probes, but no questions about sessions: sessions that it may have are refused"
             );
         }
     }

@@ -75,7 +75,7 @@ impl Attendant {
             tracing::info!(
                 %backend,
                 closed,
-                "a backend was told to close sessions that went on elsewhere; it counts those too that it does not have"
+                "a backend was told to close sessions that went on elsewhere; it may count sessions that it did not have"
             );
         }
         end.unwrap_or(Ok(()))

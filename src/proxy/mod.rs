@@ -10,6 +10,7 @@ pub mod relay;
 pub mod conn;
 pub mod opening;
 mod refusals;
+mod handshake;
 mod rules;
 mod park;
 mod queue;

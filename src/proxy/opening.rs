@@ -15,22 +15,19 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
+use super::handshake::{Failures, Handshake};
 use super::refusals::{NO_SESSION, draining, malformed};
 use super::rules::Rules;
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close};
 use crate::config::{Config, Listener};
-use crate::fleet::Avoided;
-use crate::link::State;
 use crate::metrics::Record;
 use crate::net::Stream;
 use crate::place::{Refused, Want};
-use crate::runtime::account::{Charge, Held};
 use crate::wire::method::Way;
 use crate::wire::{Id, Named, Refusal, reply};
 use client::{Client, Frame, OpeningFault};
+use rehome::ForHome;
 use scout::{News, Scout};
 
 /// Requests of one opening that may wait for a scout's answer; a further one is not read meanwhile.
@@ -40,27 +37,19 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// An opening in progress.
 pub struct Opening<'a> {
-    pub(super) balancer: &'a Balancer,
-    pub(super) config: Arc<Config>,
-    pub(super) rules: Rules<'a>,
-    pub(super) record: &'a Record,
-    pub(super) client: Client,
-    pub(super) scout: Option<Scout>,
+    balancer: &'a Balancer,
+    config: Arc<Config>,
+    rules: Rules<'a>,
+    record: &'a Record,
+    client: Client,
+    scout: Option<Scout>,
     /// A frame read but not yet acted on.
     next: Option<Frame>,
-    pub(super) state: State,
-    pub(super) version: Option<Box<[u8]>>,
-    pub(super) authenticated: bool,
+    handshake: Handshake,
     scouts_lost: usize,
-    /// The scouts that were lost, and how many of them because they were silent.
-    avoided: Avoided,
-    silences: usize,
-    /// Frames that the home will get, the one that names the session first.
-    pub(super) held: Vec<Held<Bytes>>,
-    /// The requests among them.
-    pub(super) owed: Vec<Id>,
-    /// What `held` and `owed` take beside the bytes of the frames.
-    pub(super) kept: Charge,
+    /// The scouts that were lost.
+    failures: Failures,
+    for_home: ForHome,
 }
 
 /// What the client wants, now that it is known.
@@ -87,15 +76,10 @@ impl<'a> Opening<'a> {
             client,
             scout: None,
             next: None,
-            state: State::default(),
-            version: None,
-            authenticated: false,
+            handshake: Handshake::default(),
             scouts_lost: 0,
-            avoided: Avoided::default(),
-            silences: 0,
-            held: Vec::new(),
-            owed: Vec::new(),
-            kept: account.charge(),
+            failures: Failures::default(),
+            for_home: ForHome::new(&account),
         }
     }
 
@@ -149,8 +133,8 @@ impl<'a> Opening<'a> {
             session: id,
             tracked,
             must_exist: id.is_some() && !session.frame.envelope.creates(),
-            frames: self.state.frames(),
-            version: self.version.as_deref(),
+            frames: self.handshake.frames(),
+            version: self.handshake.version(),
             have: self
                 .scout
                 .as_ref()
@@ -163,7 +147,7 @@ impl<'a> Opening<'a> {
     pub async fn refuse(&mut self, refused: &Refused, id: Option<&Id>) -> Close {
         let waiting = self.scout.take().into_iter().flat_map(Scout::into_pending).map(|(id, _)| id);
         let next = self.next.take().and_then(|frame| frame.envelope.method.and(frame.envelope.id));
-        let owed = std::mem::take(&mut self.owed);
+        let owed = self.for_home.take_owed();
         let ids: Vec<Id> = id.cloned().into_iter().chain(waiting).chain(next).chain(owed).collect();
         for id in ids {
             if let Err(close) = self.answer(&id, refused).await {

@@ -17,8 +17,6 @@ use crate::wire::{Id, Refusal};
 
 /// Scouts that one opening may lose before it is given up.
 const SCOUTS_MAX: usize = 8;
-/// Scouts that may be silent on a state request: after these it is the request that has no answer.
-const SILENT_MAX: usize = 2;
 
 impl Opening<'_> {
     /// Lets the scout answer.
@@ -40,7 +38,7 @@ impl Opening<'_> {
         let body = bytes.get(body_at..).unwrap_or_default();
         let state = match (envelope.known(), &envelope.id) {
             (Some(known), Some(id)) if known.way == Way::State => {
-                match StateFrame::new(self.client.held_by(), &self.state, body, known.greets, id.clone()) {
+                match self.handshake.request(self.client.held_by(), body, known.greets, id.clone()) {
                     Ok(state) => Some(state),
                     Err(fault) => return self.answer(id, &too_much(fault)).await,
                 }
@@ -75,16 +73,16 @@ impl Opening<'_> {
     }
 
     async fn seek_scout(&mut self) -> Result<Link, Refused> {
-        let mut avoided = std::mem::take(&mut self.avoided);
+        let mut failures = std::mem::take(&mut self.failures);
         let seeking = place::scout(
             self.balancer,
-            self.state.frames(),
-            self.version.as_deref(),
-            self.authenticated,
-            &mut avoided,
+            self.handshake.frames(),
+            self.handshake.version(),
+            self.handshake.is_authenticated(),
+            failures.avoided_mut(),
         );
         let sought = self.unless_closing(seeking).await;
-        self.avoided = avoided;
+        self.failures = failures;
         sought
     }
 
@@ -95,13 +93,12 @@ impl Opening<'_> {
             Err(error) => return self.replaced(error.kind() == io::ErrorKind::TimedOut).await,
         };
         if let Some(state) = news.state {
-            self.authenticated |= state.is_connect();
             if state.is_connect() {
                 self.learn(&state, &news.bytes);
             }
-            self.state.keep(state);
+            self.handshake.accepted(state);
         }
-        self.version = news.version.or(self.version.take());
+        self.handshake.speaks(news.version);
         self.carried_down(news.bytes.len());
         self.client.send(&news.bytes).await
     }
@@ -109,9 +106,11 @@ impl Opening<'_> {
     /// The scout is lost, or was `silent`. Its state frames go to the next at once: nothing else can go on before them.
     async fn replaced(&mut self, silent: bool) -> Result<(), Close> {
         let unanswered = self.lost(None).await?;
-        self.silences = self.silences.saturating_add(usize::from(silent));
+        if silent {
+            self.failures.note_silence();
+        }
         for state in unanswered {
-            if self.silences >= SILENT_MAX {
+            if self.failures.are_silent() {
                 return Err(self.refuse(&lost(&self.config), Some(state.id())).await);
             }
             let frame = Frame::of_state(&state, self.client.held_by());
@@ -128,7 +127,7 @@ impl Opening<'_> {
         tracing::debug!(backend = %backend.name(), "scout lost");
         // A scout may be lost over what this client has sent it.
         backend.hasten_probe();
-        self.avoided.add(&backend);
+        self.failures.add(&backend);
         if scout.is_midway() {
             return Err(Close::new(By::Backend, At::Opening, Why::BackendLost));
         }

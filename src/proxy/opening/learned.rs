@@ -50,19 +50,16 @@ impl Opening<'_> {
         let (Some(known), Some(id), None) = (envelope.known(), &envelope.id, &frame.rest) else {
             return Ok(false);
         };
-        if !known.greets || self.scout.is_some() || !self.state.is_empty() {
+        if !known.greets || self.scout.is_some() || !self.handshake.is_empty() {
             return Ok(false);
         }
         let body = frame.bytes.get(frame.body_at..).unwrap_or_default();
         let Some(greeting) = recall(self.balancer, &self.config, body, id) else { return Ok(false) };
-        let state = match StateFrame::new(self.client.held_by(), &self.state, body, known.greets, id.clone())
-        {
+        let state = match self.handshake.request(self.client.held_by(), body, known.greets, id.clone()) {
             Ok(state) => state,
             Err(fault) => return self.answer(id, &too_much(fault)).await.map(|()| true),
         };
-        // No server has looked at it, so the client is not `authenticated`: it may know what it may without a token.
-        self.state.keep(state);
-        self.version = greeting.protocol_version;
+        self.handshake.recalled(state, greeting.protocol_version);
         self.carried_down(greeting.frame.len());
         self.client.send(&greeting.frame).await?;
         Ok(true)

@@ -14,7 +14,8 @@ use crate::link::Link;
 use crate::net::Stream;
 use crate::proxy::refusals::{draining, lost};
 use crate::proxy::relay::tap::Rest;
-use crate::runtime::account::Held;
+use crate::runtime::account::{Account, Charge, Held};
+use crate::wire::Id;
 
 /// A connection that knows its home.
 #[derive(Debug)]
@@ -31,6 +32,53 @@ pub struct Opened {
     pub midway: usize,
 }
 
+/// What the home will get before anything else.
+#[derive(Debug)]
+pub(super) struct ForHome {
+    /// Frames, the one that names the session first.
+    frames: Vec<Held<Bytes>>,
+    /// The requests among them.
+    owed: Vec<Id>,
+    /// What both take beside the bytes of the frames.
+    charge: Charge,
+}
+
+impl ForHome {
+    /// Nothing yet.
+    pub(super) fn new(account: &Account) -> Self {
+        Self { frames: Vec::new(), owed: Vec::new(), charge: account.charge() }
+    }
+
+    /// One more frame.
+    fn push(&mut self, bytes: Held<Bytes>, id: Option<Id>) {
+        self.frames.push(bytes);
+        self.owed.extend(id);
+    }
+
+    /// Counts what a frame takes beside its bytes.
+    fn count(&mut self, charge: Charge) {
+        self.charge.join(charge);
+    }
+
+    /// The requests, to be answered otherwise.
+    pub(super) fn take_owed(&mut self) -> Vec<Id> {
+        std::mem::take(&mut self.owed)
+    }
+
+    /// All of it in one, with what came behind. A single frame is not copied.
+    fn into_bytes(mut self, unread: &[u8], account: &Account) -> Held<Bytes> {
+        match (self.frames.pop(), unread.is_empty()) {
+            (Some(only), true) if self.frames.is_empty() => only,
+            (last, _) => {
+                let frames = self.frames.iter().chain(&last);
+                let all: Bytes = frames.flat_map(|bytes| bytes.iter()).chain(unread).copied().collect();
+                let bytes = all.len();
+                account.hold_anyway(all, bytes)
+            }
+        }
+    }
+}
+
 impl Opening<'_> {
     /// Moves to the home: `link`, or the scout itself.
     ///
@@ -38,8 +86,7 @@ impl Opening<'_> {
     /// How the connection ended instead; everything that waited has been answered.
     pub async fn settle(mut self, session: Session, link: Option<Link>) -> Result<Opened, (Stream, Close)> {
         let Frame { bytes, rest, envelope, .. } = session.frame;
-        self.held.push(bytes);
-        self.owed.extend(envelope.id);
+        self.for_home.push(bytes, envelope.id);
         let midway = self.scout.as_ref().filter(|_| link.is_none()).map_or(0, Scout::left);
         let link = match (link, self.scout.take()) {
             (None, Some(scout)) => scout.into_link(),
@@ -60,15 +107,7 @@ impl Opening<'_> {
         };
         let account = self.client.held_by().clone();
         let (client, unread) = self.client.into_parts();
-        let unsent = match (self.held.pop(), unread.is_empty()) {
-            (Some(only), true) if self.held.is_empty() => only,
-            (last, _) => {
-                let held = self.held.iter().chain(&last);
-                let all: Bytes = held.flat_map(|bytes| bytes.iter()).chain(&unread).copied().collect();
-                let bytes = all.len();
-                account.hold_anyway(all, bytes)
-            }
-        };
+        let unsent = self.for_home.into_bytes(&unread, &account);
         Ok(Opened { client, unsent, rest, link, midway })
     }
 
@@ -124,11 +163,10 @@ impl Opening<'_> {
             return Ok(());
         }
         match self.client.keep(frame.envelope.id.as_ref()) {
-            Ok(kept) => self.kept.join(kept),
+            Ok(kept) => self.for_home.count(kept),
             Err(fault) => return Err(self.faulty_on(fault, frame.envelope.id).await),
         }
-        self.held.push(frame.bytes);
-        self.owed.extend(frame.envelope.id);
+        self.for_home.push(frame.bytes, frame.envelope.id);
         Ok(())
     }
 }

@@ -1,7 +1,5 @@
 //! Doing with a frame of the client what is planned. What is to be done is for [`plan`](super::plan) to say.
 
-use std::sync::Arc;
-
 use super::in_flight::InFlight;
 use super::in_flight::{At, NOWHERE};
 use super::job;
@@ -24,9 +22,9 @@ impl Switch<'_> {
             table: &self.table,
             waiting: &self.waiting,
             methods: &self.rules.listener().methods,
-            may_know: self.authenticated || !self.balancer.demands_token(),
+            may_know: self.state.handshake().is_authenticated() || !self.balancer.demands_token(),
             is_many: self.balancer.now().has_several(),
-            state_bytes: self.state.bytes(),
+            state_bytes: self.state.handshake().bytes(),
         }
     }
 
@@ -113,8 +111,8 @@ impl Switch<'_> {
     /// The upstream that answers what any can: one whose backend is up and may hear this client, and that takes what it is
     /// sent if one does.
     pub(super) fn any_up(&self) -> Option<At> {
-        let hears =
-            |backend: &Backend| backend.is_up() && self.balancer.may_hear(backend, self.authenticated);
+        let is_authenticated = self.state.handshake().is_authenticated();
+        let hears = |backend: &Backend| backend.is_up() && self.balancer.may_hear(backend, is_authenticated);
         let up = || self.upstreams.iter().filter(|(_, upstream)| hears(upstream.backend()));
         let takes = |at: At| self.has_room(at, 0) && self.has_share(at);
         up().find(|(at, _)| takes(**at)).or_else(|| up().next()).map(|(at, _)| *at)
@@ -188,30 +186,22 @@ impl Switch<'_> {
                 && self.is_new()
                 && let Some(greeting) = learned::recall(&self.balancer, &self.config, state.body(), &id)
             {
-                // No server has looked at it, so the client is not `authenticated`.
-                Arc::make_mut(&mut self.state).keep(state);
-                self.version = greeting.protocol_version;
+                self.state.recalled(state, greeting.protocol_version);
                 return self.say_own(greeting.frame);
             }
             let answers = self.any_up();
             let others: Vec<At> = self.upstreams.keys().copied().filter(|at| Some(*at) != answers).collect();
             let own = format!("\"sessile-{}\"", self.jobs.last());
             self.push_up_all(others, reply::with_id(frame.body(), id.span(), own.as_bytes()));
-            self.wait_for_state();
-            self.busy = Some(Box::new((id, state)));
+            self.state.open(id, state, self.config.timeouts.rehome);
+            self.barred = true;
         }
         self.forward_any(frame);
     }
 
     /// Whether no server has been told anything of this client, nor is one being looked for.
     fn is_new(&self) -> bool {
-        self.upstreams.is_empty() && self.scouting.is_none() && self.state.is_empty()
-    }
-
-    /// From now on the state request has `timeouts.rehome` to be answered.
-    pub(super) fn wait_for_state(&mut self) {
-        self.overdue = Some(Box::pin(tokio::time::sleep(self.config.timeouts.rehome)));
-        self.barred = true;
+        self.upstreams.is_empty() && self.scouting.is_none() && self.state.handshake().is_empty()
     }
 
     /// Notes a request that is not on one upstream.

@@ -10,7 +10,7 @@ use crate::net::READ_BYTES_MAX;
 use crate::place::Refused;
 use crate::proxy::inlet::Frame;
 use crate::proxy::queue::Queued;
-use crate::proxy::refusals::plain;
+use crate::proxy::refusals::too_much;
 use crate::runtime::account::{Held, Owns};
 use crate::wire::{Id, Refusal, SessionId, reply};
 
@@ -89,8 +89,8 @@ impl Switch<'_> {
     /// Why an upstream may not have one more request beside those that it has in flight, if so: its backend answers too few of
     /// them. State requests come one at a time.
     pub(super) fn is_beyond_share(&self, at: At, id: &Id, session: Option<&SessionId>) -> Option<Refused> {
-        let is_state = self.busy.as_ref().is_some_and(|busy| busy.0 == *id);
-        if is_state || self.table.may_depart_to(at, id, session, self.state.bytes()) {
+        let is_state = self.state.open_id() == Some(id);
+        if is_state || self.table.may_depart_to(at, id, session, self.state.handshake().bytes()) {
             return None;
         }
         let message = "too many requests of this client wait for answers of this backend";
@@ -99,7 +99,7 @@ impl Switch<'_> {
 
     /// Whether an upstream may have one more small request in flight.
     pub(super) fn has_share(&self, at: At) -> bool {
-        self.table.has_share(at, self.state.bytes())
+        self.table.has_share(at, self.state.handshake().bytes())
     }
 
     /// Tells servers that the client will not answer what they asked first, if it owes too many answers.
@@ -114,8 +114,8 @@ impl Switch<'_> {
     /// A state frame, if there is room to keep it.
     pub(super) fn new_state(&self, frame: &Frame, id: Id) -> Result<StateFrame, Refused> {
         let connect = frame.envelope.known().is_some_and(|known| known.greets);
-        let state = StateFrame::new(self.parked.account(), &self.state, frame.body(), connect, id);
-        state.map_err(|fault| plain(Refusal::Limit, &fault.to_string()))
+        let state = self.state.handshake().request(self.parked.account(), frame.body(), connect, id);
+        state.map_err(too_much)
     }
 }
 

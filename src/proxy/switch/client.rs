@@ -209,7 +209,7 @@ impl Switch<'_> {
     /// Whether a request must wait whatever it is: a state request has no answer yet, or others wait and there is no room.
     fn must_wait(&mut self, frame: &Frame) -> bool {
         frame.envelope.method.is_some()
-            && (self.busy.is_some() || !self.waiting.is_empty() && !self.may_wait(frame.takes()))
+            && (self.state.is_open() || !self.waiting.is_empty() && !self.may_wait(frame.takes()))
     }
 
     /// Why what is planned for a frame cannot be done now, if it cannot: there is no room on its way.

@@ -8,14 +8,15 @@ use crate::balancer::{Balancer, Whole};
 use crate::close::{At as Where, By, Close, Why};
 use crate::config::OnDown;
 use crate::fleet::{Avoided, Backend, Health};
-use crate::link::{Link, State};
+use crate::link::Link;
 use crate::place::{self, Dials, InUse, Placed, Refused, Want};
 use crate::wire::{Id, Named, Refusal, SessionId};
 
 use super::in_flight::At;
 use super::table::Binding;
 use super::upstream::Upstream;
-use super::{SILENT_MAX, Switch, Target, UNANSWERED_MAX, Waiter, Waiting};
+use super::{Switch, Target, Waiter, Waiting};
+use crate::proxy::handshake::Handshake;
 use crate::proxy::inlet::Frame;
 use crate::proxy::refusals::plain;
 
@@ -75,8 +76,8 @@ pub(super) fn place(
             session: session.as_ref(),
             tracked,
             must_exist,
-            frames: known.state.frames(),
-            version: known.version.as_deref(),
+            frames: known.handshake.frames(),
+            version: known.handshake.version(),
             have: &known.backends,
             dials: Some(&known.dials),
         };
@@ -101,9 +102,9 @@ pub(super) fn scout(balancer: &Arc<Balancer>, job: u64, known: Known) -> Job {
         let mut avoided = known.avoided;
         let link = place::scout(
             &balancer,
-            known.state.frames(),
-            known.version.as_deref(),
-            known.authenticated,
+            known.handshake.frames(),
+            known.handshake.version(),
+            known.handshake.is_authenticated(),
             &mut avoided,
         )
         .await;
@@ -115,32 +116,28 @@ pub(super) fn scout(balancer: &Arc<Balancer>, job: u64, known: Known) -> Job {
 pub(super) fn everyone(balancer: &Arc<Balancer>, job: u64, known: Known) -> Job {
     let balancer = Arc::clone(balancer);
     Box::pin(async move {
-        let frames = known.state.frames();
-        let links = place::everyone(&balancer, frames, known.version.as_deref(), &known.backends).await;
+        let Known { handshake, backends, .. } = &known;
+        let links = place::everyone(&balancer, handshake.frames(), handshake.version(), backends).await;
         Event::Everyone { job, links }
     })
 }
 
 /// What a new upstream has to be told or need not be dialled for.
 pub(super) struct Known {
-    pub state: Arc<State>,
-    pub version: Option<Box<[u8]>>,
-    pub backends: Vec<Arc<Backend>>,
-    pub dials: Arc<Dials>,
-    pub avoided: Avoided,
-    pub authenticated: bool,
+    handshake: Arc<Handshake>,
+    backends: Vec<Arc<Backend>>,
+    dials: Arc<Dials>,
+    avoided: Avoided,
 }
 
 impl Switch<'_> {
     /// What a new upstream has to know.
     pub(super) fn known(&self) -> Known {
         Known {
-            state: Arc::clone(&self.state),
-            version: self.version.clone(),
+            handshake: Arc::clone(self.state.handshake()),
             backends: self.backends(),
             dials: Arc::clone(&self.dials),
-            avoided: self.avoided.clone(),
-            authenticated: self.authenticated,
+            avoided: self.state.avoided().clone(),
         }
     }
 
@@ -267,7 +264,7 @@ impl Switch<'_> {
             return self.forward(at, frame);
         };
         let id = frame.envelope.id.as_ref();
-        self.busy.take_if(|busy| id == Some(&busy.0));
+        self.state.give_up(id);
         self.refuse(id, &plain(Refusal::Limit, why));
         false
     }
@@ -290,7 +287,7 @@ impl Switch<'_> {
         for frame in waiting.into_frames() {
             if frame.envelope.method.is_some() {
                 let id = frame.envelope.id.as_ref();
-                self.busy.take_if(|busy| id == Some(&busy.0));
+                self.state.give_up(id);
                 self.refuse(id, refused);
             }
         }
@@ -331,21 +328,17 @@ impl Switch<'_> {
     /// The state request in flight should have been answered by now. Nothing else of this client can go on before it is,
     /// so who owes the answer is given up.
     pub(super) fn overdue(&mut self) -> Result<(), Close> {
-        self.overdue = None;
-        let flight = self.busy.as_ref().and_then(|busy| self.table.flights.get(&busy.0));
+        let flight = self.state.open_id().and_then(|id| self.table.flights.get(id));
         let Some(at) = flight.map(|flight| flight.at) else {
             // It waits for a backend to be found, which has a bound of its own.
-            self.wait_for_state();
+            self.state.wait(self.config.timeouts.rehome);
+            self.barred = true;
             return Ok(());
         };
         if let Some(upstream) = self.upstreams.get(&at) {
             // It may be this client's frame that it has no answer to.
             upstream.backend().hasten_probe();
-            self.avoided.add(upstream.backend());
-            self.silences = self.silences.saturating_add(1);
-            if self.silences >= SILENT_MAX {
-                self.unanswered = UNANSWERED_MAX;
-            }
+            self.state.note_silence(upstream.backend());
         }
         self.lose(at)
     }

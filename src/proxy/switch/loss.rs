@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::in_flight::At;
 use super::parting::session_error;
-use super::{Switch, Target, UNANSWERED_MAX};
+use super::{Switch, Target};
 use crate::close::{At as Where, By, Close, Why};
 use crate::place::Refused;
 use crate::proxy::inlet::Frame;
@@ -50,10 +50,9 @@ impl Switch<'_> {
         for id in ids {
             self.balancer.metrics.requests_in_flight.dec();
             // A state request is asked again of the next backend: nothing can go on without its answer.
-            match self.busy.take_if(|busy| busy.0 == *id) {
-                Some(busy) if self.held.is_none() && self.unanswered < UNANSWERED_MAX => {
-                    self.unanswered = self.unanswered.saturating_add(1);
-                    self.held = Some(Box::new(Frame::of_state(&busy.1)));
+            match self.state.give_up(Some(id)) {
+                Some(state) if self.held.is_none() && self.state.may_repeat() => {
+                    self.held = Some(Box::new(Frame::of_state(&state)));
                 }
                 _ => self.refuse(Some(id), &refused),
             }

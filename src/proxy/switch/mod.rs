@@ -21,6 +21,7 @@ mod act;
 mod plan;
 mod slow;
 mod stall;
+mod state_requests;
 mod table;
 mod union;
 mod upstream;
@@ -38,8 +39,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use crate::balancer::Balancer;
 use crate::close::{At as Where, By, Close, Why};
 use crate::config::{Config, Listener};
-use crate::fleet::{Avoided, Backend};
-use crate::link::{State, StateFrame};
+use crate::fleet::Backend;
 use crate::metrics::Record;
 use crate::net::Stream;
 use crate::place::{Dials, Refused};
@@ -53,13 +53,10 @@ use in_flight::At;
 use job::{Event, Job};
 use jobs::Jobs;
 use stall::Delay;
+use state_requests::StateRequests;
 use table::Table;
 use upstream::Upstream;
 
-/// State requests that may be asked again of another backend.
-const UNANSWERED_MAX: u8 = 8;
-/// Backends that may be silent on one client's state requests: after these it is the request that has no answer.
-const SILENT_MAX: u8 = 2;
 /// Bytes of all frames that wait for jobs.
 const WAITING_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Bytes waiting for one peer, beyond which nothing more is read for it.
@@ -99,18 +96,7 @@ struct Switch<'a> {
     calls: calls::Calls,
     /// Something could not move in this turn for want of room, or has to be looked at once more.
     barred: bool,
-    /// The state request in flight: nothing else is sent before its answer.
-    busy: Option<Box<(Id, StateFrame)>>,
-    /// By when it must be answered: one timer, however many such requests a client makes.
-    overdue: Option<Pin<Box<Sleep>>>,
-    /// State requests that a backend took with it.
-    unanswered: u8,
-    /// Backends that were silent on one, and how often that was.
-    avoided: Avoided,
-    silences: u8,
-    state: Arc<State>,
-    version: Option<Box<[u8]>>,
-    authenticated: bool,
+    state: StateRequests,
     /// The client has sent its last byte.
     ended: bool,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -199,14 +185,7 @@ pub async fn switch(
         parked: account.charge(),
         calls: calls::Calls::default(),
         barred: false,
-        busy: None,
-        overdue: None,
-        unanswered: 0,
-        avoided: Avoided::default(),
-        silences: 0,
-        state: Arc::default(),
-        version: None,
-        authenticated: false,
+        state: StateRequests::default(),
         ended: false,
         deadline: opening.map(|due| Box::pin(sleep_until(due))),
         stalls: None,
@@ -273,7 +252,7 @@ impl Switch<'_> {
             self.heard(news)?;
             moved = true;
         }
-        if self.busy.is_some() && self.overdue.as_mut().is_some_and(|due| due.as_mut().poll(cx).is_ready()) {
+        if self.state.poll_overdue(cx).is_ready() {
             self.overdue()?;
             moved = true;
         }

@@ -162,7 +162,7 @@ impl Switch<'_> {
             let outcome = failure.as_ref().map_or(Outcome::Success, |(_, outcome)| *outcome);
             self.end_alone(&id, outcome);
             if outcome == Outcome::Success {
-                std::sync::Arc::make_mut(&mut self.state).keep(state);
+                self.state.accepted(state);
             }
             if let Some(answer) = failure.map(|(answer, _)| answer).or(success) {
                 self.say_own(answer.to_vec());

@@ -263,12 +263,10 @@ impl Switch<'_> {
                     None => self.tell(at, bytes),
                 }
                 if !partial && frame.envelope.method.is_none() {
-                    if let Some(busy) = &self.busy
-                        && fate == Fate::Pass
-                        && busy.1.is_connect()
-                        && frame.envelope.id.as_ref() == Some(&busy.0)
+                    if let (Fate::Pass, Some(id)) = (fate, &frame.envelope.id)
+                        && let Some(connect) = self.state.open_connect(id)
                     {
-                        learned::learn(&self.balancer, &self.config, &busy.1, frame.body());
+                        learned::learn(&self.balancer, &self.config, connect, frame.body());
                     }
                     self.answered(at, fate, &frame.envelope);
                 }
@@ -378,17 +376,8 @@ impl Switch<'_> {
         if flight.born {
             self.end_births(at);
         }
-        if let Some(busy) = self.busy.take_if(|busy| busy.0 == *id) {
-            // The client's next frame has waited for this.
-            self.barred = true;
-            self.overdue = None;
-            let (_, state) = *busy;
-            if !envelope.is_error {
-                self.authenticated |= state.is_connect();
-                Arc::make_mut(&mut self.state).keep(state);
-                self.version = envelope.protocol_version.clone().or(self.version.take());
-            }
-        }
+        // The client's next frame has waited for the answer to a state request.
+        self.barred |= self.state.answered(id, envelope);
     }
 
     pub(super) fn landed(&self, flight: &InFlight, outcome: Outcome) {

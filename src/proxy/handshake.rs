@@ -8,7 +8,7 @@ use crate::wire::Id;
 use std::sync::Arc;
 
 /// Backends that may be silent on one client's state requests: after these it is the request that has no answer.
-const SILENT_MAX: usize = 2;
+const SILENT_MAX: u8 = 2;
 
 /// A client's state as servers know it.
 #[derive(Clone, Debug, Default)]
@@ -78,7 +78,7 @@ impl Handshake {
 pub(super) struct Failures {
     avoided: Avoided,
     /// How often one was silent on a state request.
-    silences: usize,
+    silences: u8,
 }
 
 impl Failures {

@@ -1,11 +1,12 @@
 //! Doing with a frame of the client what is planned. What is to be done is for [`plan`](super::plan) to say.
 
+use super::Switch;
+use super::downstream::Target;
 use super::in_flight::InFlight;
 use super::in_flight::{At, NOWHERE};
 use super::job;
 use super::plan::{No, Plan, View};
 use super::table::Binding;
-use super::{Switch, Target, Waiter};
 use crate::fleet::Backend;
 use crate::metrics::Outcome;
 use crate::place::Refused;
@@ -31,7 +32,7 @@ impl Switch<'_> {
     /// Does with a frame what is planned.
     pub(super) fn act(&mut self, plan: Plan, frame: Frame) {
         if frame.left > 0 {
-            self.target = Some(Target::Nowhere);
+            self.client.set_rest(Some(Target::Nowhere));
         }
         if let Plan::To(_) | Plan::Wait(_) | Plan::Place(_) | Plan::Whole(_) = plan
             && frame.envelope.known().is_some_and(Method::revives)
@@ -73,8 +74,8 @@ impl Switch<'_> {
 
     /// Keeps other frames out of the large one that is on its way to an upstream, if one is.
     pub(super) fn begin(&mut self) {
-        if let Some(Target::Upstream(at)) = self.target
-            && let Some(upstream) = self.upstreams.get_mut(&at)
+        if let Some(Target::Upstream(at)) = self.client.rest()
+            && let Some(upstream) = self.upstreams.get_mut(at)
         {
             upstream.begin();
         }
@@ -97,14 +98,14 @@ impl Switch<'_> {
             self.forward(at, frame);
             return;
         }
-        let job = match self.scouting {
+        let job = match self.waiting.scouting() {
             Some(job) => job,
             None => {
                 let (balancer, known) = (self.balancer.clone(), self.known());
                 self.send_out(|number| job::scout(&balancer, number, known))
             }
         };
-        self.scouting = Some(job);
+        self.waiting.set_scouting(Some(job));
         self.wait(job, frame);
     }
 
@@ -113,9 +114,9 @@ impl Switch<'_> {
     pub(super) fn any_up(&self) -> Option<At> {
         let is_authenticated = self.state.handshake().is_authenticated();
         let hears = |backend: &Backend| backend.is_up() && self.balancer.may_hear(backend, is_authenticated);
-        let up = || self.upstreams.iter().filter(|(_, upstream)| hears(upstream.backend()));
+        let up = || self.upstreams.iter().filter(|(_, upstream)| hears(upstream.backend())).map(|(at, _)| at);
         let takes = |at: At| self.has_room(at, 0) && self.has_share(at);
-        up().find(|(at, _)| takes(**at)).or_else(|| up().next()).map(|(at, _)| *at)
+        up().find(|at| takes(*at)).or_else(|| up().next())
     }
 
     /// To an upstream; false if it is refused instead.
@@ -142,7 +143,7 @@ impl Switch<'_> {
             self.table.depart(id.clone(), flight);
         }
         if frame.left > 0 {
-            self.target = Some(Target::Upstream(at));
+            self.client.set_rest(Some(Target::Upstream(at)));
         }
         let released = match (&frame.envelope.id, frame.envelope.named()) {
             (None, Named::Session(session) | Named::Untracked(session)) => Some(session),
@@ -157,11 +158,9 @@ impl Switch<'_> {
 
     pub(super) fn wait(&mut self, job: u64, frame: Frame) {
         if frame.left > 0 {
-            self.target = Some(Target::Job(job));
+            self.client.set_rest(Some(Target::Job(job)));
         }
-        let waiting = self.waiting.entry(job).or_default();
-        waiting.bytes = waiting.bytes.saturating_add(frame.takes());
-        waiting.pieces.push_back(Waiter::Frame(Box::new(frame.apart())));
+        self.waiting.push(job, frame);
     }
 
     /// The client's answer to a server's request: under the server's own id again.
@@ -170,7 +169,7 @@ impl Switch<'_> {
         let Some(asked) = self.table.asked(id).filter(|asked| asked.at == at) else { return };
         let bytes = frame.with_id(id, asked.id.raw());
         if frame.left > 0 {
-            self.target = Some(Target::Upstream(asked.at));
+            self.client.set_rest(Some(Target::Upstream(asked.at)));
         }
         self.push_up(asked.at, bytes);
     }
@@ -190,8 +189,8 @@ impl Switch<'_> {
                 return self.say_own(greeting.frame);
             }
             let answers = self.any_up();
-            let others: Vec<At> = self.upstreams.keys().copied().filter(|at| Some(*at) != answers).collect();
-            let own = format!("\"sessile-{}\"", self.jobs.last());
+            let others: Vec<At> = self.upstreams.numbers().filter(|at| Some(*at) != answers).collect();
+            let own = format!("\"sessile-{}\"", self.waiting.last_job());
             self.push_up_all(others, reply::with_id(frame.body(), id.span(), own.as_bytes()));
             self.state.open(id, state, self.config.timeouts.rehome);
             self.barred = true;
@@ -201,7 +200,7 @@ impl Switch<'_> {
 
     /// Whether no server has been told anything of this client, nor is one being looked for.
     fn is_new(&self) -> bool {
-        self.upstreams.is_empty() && self.scouting.is_none() && self.state.handshake().is_empty()
+        self.upstreams.is_empty() && self.waiting.scouting().is_none() && self.state.handshake().is_empty()
     }
 
     /// Notes a request that is not on one upstream.

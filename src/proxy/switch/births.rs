@@ -78,9 +78,9 @@ impl Switch<'_> {
         if !answer.id.as_ref().and_then(|id| self.table.flights.get(id)).is_some_and(|flight| flight.born) {
             return;
         }
-        let Some(upstream) = self.upstreams.get_mut(&at) else { return };
+        let Some(upstream) = self.upstreams.get_mut(at) else { return };
         if let Field::Is(session) = &answer.result_session {
-            for event in upstream.kept.take(session) {
+            for event in upstream.take_kept(session) {
                 self.tell(at, event);
             }
         }
@@ -88,8 +88,8 @@ impl Switch<'_> {
 
     /// An upstream will not name a session any more, if that is so.
     pub(super) fn end_births(&mut self, at: At) {
-        if let (false, Some(upstream)) = (self.table.is_bearing(at), self.upstreams.get_mut(&at)) {
-            upstream.kept.clear();
+        if let (false, Some(upstream)) = (self.table.is_bearing(at), self.upstreams.get_mut(at)) {
+            upstream.drop_kept();
         }
     }
 }

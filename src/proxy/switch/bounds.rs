@@ -42,34 +42,25 @@ impl Switch<'_> {
     /// How much may be read of an upstream at once: while the client has as much as its share, little of one upstream, and
     /// only when the client has taken what came before.
     pub(super) fn share_of(&self, at: At) -> usize {
-        if self.inlet.account().has_share(READ_BYTES_MAX) {
+        if self.client.account().has_share(READ_BYTES_MAX) {
             return READ_BYTES_MAX;
         }
         // One that sends a frame by drops is not waited for: the others may be read between them.
-        let midway = || self.upstreams.iter().find(|(_, upstream)| upstream.is_midway() && !upstream.dry);
-        let only = self.speaker.as_ref().map(|speaker| speaker.at()).or_else(|| midway().map(|(at, _)| *at));
-        if self.out.is_empty() && only.is_none_or(|only| only == at) { READ_BYTES_MIN } else { 0 }
+        let only = self.client.speaker().or_else(|| self.upstreams.midway());
+        if self.client.is_clear() && only.is_none_or(|only| only == at) { READ_BYTES_MIN } else { 0 }
     }
 
     /// Whether a frame of so many bytes may be queued for an upstream.
     pub(super) fn has_room(&self, at: At, bytes: usize) -> bool {
-        let Some(upstream) = self.upstreams.get(&at) else { return true };
-        let all = || self.upstreams.values().map(|upstream| upstream.owed()).fold(0, usize::saturating_add);
-        let has_room = || self.inlet.account().has_room(READ_BYTES_MAX);
-        may_be_owed(upstream.owed(), bytes, has_room, all)
-    }
-
-    /// Somebody has found no room for an upstream: is it to blame?
-    pub(super) fn note_full(&mut self, at: At) {
-        if let Some(upstream) = self.upstreams.get_mut(&at).filter(|upstream| upstream.owed() > 0) {
-            upstream.intake.is_full();
-        }
+        let Some(upstream) = self.upstreams.get(at) else { return true };
+        let has_room = || self.client.account().has_room(READ_BYTES_MAX);
+        may_be_owed(upstream.owed(), bytes, has_room, || self.upstreams.owed())
     }
 
     /// Queues a frame for an upstream.
     pub(super) fn push_up(&mut self, at: At, bytes: Bytes) {
         self.record.add_to_backend(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-        if let Some(upstream) = self.upstreams.get_mut(&at) {
+        if let Some(upstream) = self.upstreams.get_mut(at) {
             upstream.push(bytes);
         }
     }
@@ -77,10 +68,10 @@ impl Switch<'_> {
     /// Queues one frame for each of several upstreams.
     pub(super) fn push_up_all(&mut self, ats: Vec<At>, frame: Vec<u8>) {
         let bytes = frame.len();
-        let shared = Bytes::from_owner(Shared(self.inlet.account().hold_anyway(frame, bytes)));
+        let shared = Bytes::from_owner(Shared(self.client.account().hold_anyway(frame, bytes)));
         for at in ats {
             self.record.add_to_backend(u64::try_from(bytes).unwrap_or(u64::MAX));
-            if let Some(upstream) = self.upstreams.get_mut(&at) {
+            if let Some(upstream) = self.upstreams.get_mut(at) {
                 upstream.push(Queued::counted(shared.clone(), None));
             }
         }
@@ -114,7 +105,7 @@ impl Switch<'_> {
     /// A state frame, if there is room to keep it.
     pub(super) fn new_state(&self, frame: &Frame, id: Id) -> Result<StateFrame, Refused> {
         let connect = frame.envelope.known().is_some_and(|known| known.greets);
-        let state = self.state.handshake().request(self.parked.account(), frame.body(), connect, id);
+        let state = self.state.handshake().request(self.client.account(), frame.body(), connect, id);
         state.map_err(too_much)
     }
 }

@@ -102,7 +102,7 @@ impl Switch<'_> {
             Err(refused) => return self.refuse(Some(&id), &refused),
         };
         let bytes = allocated(params.len()).saturating_add(id.owns()).saturating_add(size_of::<Call>());
-        let Ok(params) = self.inlet.account().hold(params, bytes) else {
+        let Ok(params) = self.client.account().hold(params, bytes) else {
             let message = "limits.opening_memory is used up by what connections hold";
             return self.refuse(Some(&id), &Refused::later(Refusal::Limit, message, &self.config));
         };
@@ -188,7 +188,7 @@ impl Switch<'_> {
 
     /// Queues a frame whose middle others hold as well: a long one is counted where it is kept, for all of them.
     fn say_shared(&mut self, (before, after): (Vec<u8>, &'static [u8]), shared: Bytes) {
-        let mut charge = self.inlet.account().charge();
+        let mut charge = self.client.account().charge();
         if shared.len() <= SMALL_BYTES_MAX {
             charge.force(shared.len());
         }

@@ -3,28 +3,19 @@
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep_until};
 
+use super::downstream::{Room, Target};
 use super::in_flight::At;
 use super::plan::Plan;
 use super::table::Binding;
-use super::{QUEUE_BYTES_MAX, Switch, Target, WAITING_BYTES_MAX};
+use super::{OVERFLOW_BYTES_MAX, Switch};
 use crate::close::{At as Where, By, Close, Why};
 use crate::metrics::Outcome;
 use crate::net::READ_BYTES_MAX;
 use crate::place::Refused;
 use crate::proxy::inlet::{Frame, InletFault, Piece, Subject};
 use crate::proxy::refusals::{NOT_JSON, plain};
-use crate::proxy::switch::jobs::{JOB_BYTES_MAX, JOBS_MAX};
 use crate::wire::{Id, Refusal, is_json, reply};
-
-/// Of a frame that has begun, so much is not counted: heads on their own, and the usual frames.
-const FREE_BYTES: usize = 4 * 1024;
-/// What is left free while frames wait: those that are requests take more when they go on their way.
-const DEPARTURES_BYTES: usize = 64 * 1024;
-
-/// What a backend that does not keep up may be owed beyond a queue, so that frames for others can be read.
-const OVERFLOW_BYTES_MAX: usize = 1024 * 1024;
 
 /// Why a frame cannot be sent on now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +45,9 @@ impl Switch<'_> {
                 self.barred = true;
                 break;
             }
-            let piece = match self.held.take() {
-                Some(frame) => Some(Piece::Frame(*frame)),
-                None => match self.inlet.next(self.config.limits.opening_bytes) {
+            let piece = match self.waiting.take_held() {
+                Some(frame) => Some(Piece::Frame(frame)),
+                None => match self.client.next(self.config.limits.opening_bytes) {
                     Ok(Some(Piece::Frame(frame))) if !is_sound(&frame) => {
                         self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Malformed, NOT_JSON));
                         moved = true;
@@ -78,34 +69,22 @@ impl Switch<'_> {
                     }
                 }
                 Some(Piece::More { bytes, end }) => self.more(bytes, end.map(|envelope| envelope.id)),
-                None if self.ended => break,
-                None if !self.account()? => {
+                None if self.client.has_ended() => break,
+                None if !self.count_begun()? => {
                     (waits, self.barred) = (true, true);
                     break;
                 }
-                None => match self.inlet.poll_fill(&mut self.client, cx, READ_BYTES_MAX) {
+                None => match self.client.poll_read(cx) {
                     Poll::Pending => break,
-                    Poll::Ready(Ok(0)) => {
-                        self.ended = true;
-                        self.deadline = None;
-                    }
                     Poll::Ready(Ok(_)) => {}
                     Poll::Ready(Err(error)) => return Err(Close::io(By::Client, Where::Relay, &error)),
                 },
             }
             moved = true;
         }
-        if waits && !self.ended {
-            // What has begun and is not read cannot come to its end.
-            self.deadline = None;
-        } else if moved || self.deadline.is_none() {
-            self.watch();
-        }
-        self.inlet.settle();
-        let parked = self.parked_bytes();
-        if self.parked.bytes() > 0 || parked > FREE_BYTES {
-            self.parked.force(parked);
-        }
+        self.client.set_deadline(waits, moved, &self.config.timeouts);
+        self.client.settle();
+        self.waiting.settle();
         Ok(moved)
     }
 
@@ -128,72 +107,33 @@ impl Switch<'_> {
                 Some(bar) => bar,
             }
         };
-        self.held = Some(Box::new(frame));
+        self.waiting.hold(frame);
         self.gives_up(bar)
-    }
-
-    /// Bytes of the client that wait to know where they go.
-    pub(super) fn parked_bytes(&self) -> usize {
-        let waiting: usize = self.waiting.values().map(|waiting| waiting.bytes).sum();
-        let held = self.held.as_ref().map_or(0, |frame| frame.takes());
-        waiting.saturating_add(held).saturating_add(self.jobs.bytes())
     }
 
     /// Counts a frame that has begun; false to wait until there is room. If there will be none, the frame is refused and its
     /// rest skipped.
-    fn account(&mut self) -> Result<bool, Close> {
-        let held = self.inlet.held();
-        let granted = self.inlet.settle();
-        // What is read next may have to wait as well.
-        let ahead = READ_BYTES_MAX.saturating_add(DEPARTURES_BYTES);
-        if granted && (self.waiting.is_empty() || self.inlet.account().has_room(ahead)) {
-            return Ok(true);
-        }
-        if !self.waiting.is_empty() {
-            // There will be room when they know where they go.
-            return Ok(false);
-        }
-        match self.inlet.give_up() {
-            Some(id) => {
+    fn count_begun(&mut self) -> Result<bool, Close> {
+        match self.client.count_begun(!self.waiting.is_empty()) {
+            Room::Is => Ok(true),
+            Room::Later => Ok(false),
+            Room::Refused(id) => {
                 let message = "there is no room for frames that are not whole yet";
                 self.refuse(Some(&id), &plain(Refusal::Limit, message));
                 Ok(true)
             }
-            None if held <= FREE_BYTES => Ok(true),
-            None => Err(Close::new(By::Balancer, Where::Relay, Why::Limit)),
-        }
-    }
-
-    /// A frame that has begun must be whole in time; between frames a client may idle.
-    fn watch(&mut self) {
-        if self.ended {
-            // What it has sent has to be taken in time: nobody else would end this.
-            let due = self.config.timeouts.half_close.and_then(|limit| Instant::now().checked_add(limit));
-            self.deadline = self.deadline.take().or_else(|| due.map(|due| Box::pin(sleep_until(due))));
-        } else if !self.inlet.is_waiting() {
-            self.deadline = None;
-        } else if self.deadline.is_none() {
-            let due = Instant::now().checked_add(self.config.timeouts.opening);
-            self.deadline = due.map(|due| Box::pin(sleep_until(due)));
+            Room::None => Err(Close::new(By::Balancer, Where::Relay, Why::Limit)),
         }
     }
 
     /// What keeps the client's next bytes from their way, if anything.
     fn bars_more(&mut self) -> Option<Bar> {
-        let wait = |bars: bool| bars.then_some(Bar::Wait);
-        if self.out.len().saturating_add(self.aside.len()) >= QUEUE_BYTES_MAX {
+        if self.client.is_unread() {
             return Some(Bar::Unread);
         }
-        match self.target {
+        match self.client.rest() {
             Some(Target::Upstream(at)) => self.full(at, READ_BYTES_MAX),
-            Some(Target::Job(job)) => {
-                let bytes = self.waiting.get(&job)?.bytes;
-                let beyond = bytes.saturating_sub(QUEUE_BYTES_MAX);
-                wait(
-                    bytes >= QUEUE_BYTES_MAX
-                        && (beyond > OVERFLOW_BYTES_MAX || !self.may_wait(READ_BYTES_MAX)),
-                )
-            }
+            Some(Target::Job(job)) => (!self.waiting.may_grow(job)).then_some(Bar::Wait),
             Some(Target::Nowhere) | None => None,
         }
     }
@@ -209,7 +149,7 @@ impl Switch<'_> {
     /// Whether a request must wait whatever it is: a state request has no answer yet, or others wait and there is no room.
     fn must_wait(&mut self, frame: &Frame) -> bool {
         frame.envelope.method.is_some()
-            && (self.state.is_open() || !self.waiting.is_empty() && !self.may_wait(frame.takes()))
+            && (self.state.is_open() || !self.waiting.is_empty() && !self.waiting.may_take(frame.takes()))
     }
 
     /// Why what is planned for a frame cannot be done now, if it cannot: there is no room on its way.
@@ -223,14 +163,14 @@ impl Switch<'_> {
                 Some(Bar::Wait)
             }
             Plan::State | Plan::Provide => {
-                let full = self.upstreams.keys().copied().find(|at| !self.has_room(*at, bytes))?;
-                self.note_full(full);
+                let full = self.upstreams.numbers().find(|at| !self.has_room(*at, bytes))?;
+                self.upstreams.get_mut(full)?.note_full();
                 Some(Bar::Full(full))
             }
-            Plan::Wait(job) => wait(self.is_crowded(*job)),
-            Plan::Any => match (self.any_up(), self.scouting) {
+            Plan::Wait(job) => wait(self.waiting.is_crowded(*job)),
+            Plan::Any => match (self.any_up(), self.waiting.scouting()) {
                 (Some(at), _) => self.full(at, bytes),
-                (None, Some(job)) => wait(self.is_crowded(job)),
+                (None, Some(job)) => wait(self.waiting.is_crowded(job)),
                 (None, None) => wait(!self.providers.is_idle()),
             },
             Plan::Place(_) => wait(!self.providers.is_idle()),
@@ -239,71 +179,54 @@ impl Switch<'_> {
                     let at = *at;
                     self.full(at, bytes)
                 }
-                Some(Binding::Placing(job)) => wait(self.is_crowded(*job)),
+                Some(Binding::Placing(job)) => wait(self.waiting.is_crowded(*job)),
                 None => wait(!self.providers.is_idle()),
             },
             Plan::Close(then) => self.bar(then, bytes),
         }
     }
 
-    /// Whether one more frame may wait for a job. What is bound nowhere counts as what an opening holds.
-    fn may_wait(&mut self, bytes: usize) -> bool {
-        let bytes = self.parked_bytes().saturating_add(bytes).saturating_add(JOB_BYTES_MAX);
-        self.waiting.len() < JOBS_MAX
-            && bytes <= WAITING_BYTES_MAX
-            && self.parked.resize(bytes.saturating_add(DEPARTURES_BYTES))
-    }
-
     /// Whether nothing more may be queued for an upstream: what a queue does not hold may still wait, within bounds.
     fn full(&mut self, at: At, bytes: usize) -> Option<Bar> {
         let has_room = self.has_room(at, bytes);
-        let upstream = self.upstreams.get_mut(&at)?;
+        let upstream = self.upstreams.get_mut(at)?;
         if has_room {
-            upstream.intake.is_free();
+            upstream.note_room();
             return None;
         }
         let overflow = upstream.overflow().saturating_add(bytes);
-        if overflow <= OVERFLOW_BYTES_MAX && self.may_wait(bytes) {
+        if overflow <= OVERFLOW_BYTES_MAX && self.waiting.may_take(bytes) {
             return None;
         }
-        self.note_full(at);
-        let is_stuck = self.upstreams.get(&at)?.pace.is_stuck() || self.is_slow(at);
+        upstream.note_full();
+        let is_stuck = upstream.is_stuck() || self.is_slow(at);
         Some(if is_stuck { Bar::Stuck(at) } else { Bar::Full(at) })
     }
 
     /// Refuses a request to a backend that takes little or nothing: the client's others are not to wait behind it.
     fn turn_down(&mut self, frame: &Frame) {
         if frame.left > 0 {
-            self.target = Some(Target::Nowhere);
+            self.client.set_rest(Some(Target::Nowhere));
         }
         let message = "the backend of this session takes little or nothing at the moment";
         let refused = Refused::later(Refusal::Limit, message, &self.config);
         self.refuse(frame.envelope.id.as_ref(), &refused);
     }
 
-    /// Whether no further frame may wait for this job.
-    fn is_crowded(&self, job: u64) -> bool {
-        self.waiting.get(&job).is_some_and(|waiting| waiting.bytes >= QUEUE_BYTES_MAX)
-    }
-
     /// More of a large frame. At its end the id is known for sure.
     fn more(&mut self, bytes: Bytes, end: Option<Option<Id>>) {
-        match self.target.clone() {
+        match self.client.rest() {
             Some(Target::Upstream(at)) => {
                 self.record.add_to_backend(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-                if let Some(upstream) = self.upstreams.get_mut(&at) {
+                if let Some(upstream) = self.upstreams.get_mut(at) {
                     upstream.push_on(bytes, end.is_some());
                 }
             }
-            Some(Target::Job(job)) => {
-                if let Some(waiting) = self.waiting.get_mut(&job) {
-                    waiting.push(bytes);
-                }
-            }
+            Some(Target::Job(job)) => self.waiting.push_more(job, bytes),
             Some(Target::Nowhere) | None => {}
         }
         if end.is_some() {
-            self.target = None;
+            self.client.set_rest(None);
         }
     }
 
@@ -327,7 +250,7 @@ impl Switch<'_> {
     fn spoilt(&mut self, fault: &InletFault, subject: &Subject) -> Result<(), Close> {
         tracing::warn!(client = %self.record.client(), %fault, "a frame is cut off in the middle");
         let refused = plain(Refusal::Malformed, &fault.to_string());
-        match self.target.replace(Target::Nowhere) {
+        match self.client.set_rest(Some(Target::Nowhere)) {
             Some(Target::Upstream(at)) => {
                 self.blame(at, subject, &refused);
                 self.lose(at)

@@ -1,6 +1,5 @@
 //! Jobs: what the switch has to wait for, and what comes of it.
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -12,10 +11,12 @@ use crate::link::Link;
 use crate::place::{self, Dials, InUse, Placed, Refused, Want};
 use crate::wire::{Id, Named, Refusal, SessionId};
 
+use super::Switch;
+use super::downstream::Target;
 use super::in_flight::At;
 use super::table::Binding;
 use super::upstream::Upstream;
-use super::{Switch, Target, Waiter, Waiting};
+use super::waiting::Waiter;
 use crate::proxy::handshake::Handshake;
 use crate::proxy::inlet::Frame;
 use crate::proxy::refusals::plain;
@@ -135,8 +136,8 @@ impl Switch<'_> {
     pub(super) fn known(&self) -> Known {
         Known {
             handshake: Arc::clone(self.state.handshake()),
-            backends: self.backends(),
-            dials: Arc::clone(&self.dials),
+            backends: self.upstreams.backends(),
+            dials: Arc::clone(self.upstreams.dials()),
             avoided: self.state.avoided().clone(),
         }
     }
@@ -166,11 +167,12 @@ impl Switch<'_> {
                 Ok(())
             }
             Event::Scouted { job, link } => {
-                self.scouting = None;
+                self.waiting.set_scouting(None);
                 match link {
                     Ok(link) => {
                         let at = self
-                            .upstream_to(link.stream.backend())
+                            .upstreams
+                            .to(link.stream.backend())
                             .unwrap_or_else(|| self.install(link, None));
                         self.flush(job, at);
                     }
@@ -201,7 +203,7 @@ impl Switch<'_> {
             return;
         }
         let Placed { opened, backend, mut attachment, reason } = placed;
-        let at = match (self.upstream_to(&backend), opened) {
+        let at = match (self.upstreams.to(&backend), opened) {
             (Some(at), _) => at,
             (None, Some(opened)) => {
                 let (link, in_use) = opened.into_use();
@@ -219,7 +221,7 @@ impl Switch<'_> {
             self.flush(job, at);
             return;
         };
-        if let (Some(attachment), Some(upstream)) = (&mut attachment, self.upstreams.get(&at)) {
+        if let (Some(attachment), Some(upstream)) = (&mut attachment, self.upstreams.get(at)) {
             attachment.set_stop_flag(upstream.stop_flag());
         }
         self.table
@@ -230,31 +232,26 @@ impl Switch<'_> {
         self.table.release(&session);
     }
 
-    /// The upstream to a backend, if there is one.
-    pub(super) fn upstream_to(&self, backend: &Arc<Backend>) -> Option<At> {
-        let known = self.upstreams.iter().find(|(_, upstream)| Arc::ptr_eq(upstream.backend(), backend));
-        known.map(|(at, _)| *at)
-    }
-
     /// Sends what waited for a job.
     fn flush(&mut self, job: u64, at: At) {
-        let waiting = self.take_waiting(job);
-        self.parked.force(self.parked_bytes());
-        // What is forwarded now may have come to its end already; only the frame still coming in has a target.
-        let target = self.target.take();
+        let waiting = self.waiting.take(job);
+        self.waiting.recount();
+        // What is forwarded now may have come to its end already; only the frame still coming in has a rest.
+        let before = self.client.set_rest(None);
         let mut taken = true;
-        for waiter in waiting.pieces {
+        for waiter in waiting.into_pieces() {
             match waiter {
                 Waiter::Frame(frame) => taken = self.forward_late(at, *frame),
                 Waiter::More(bytes) if taken => self.push_up(at, bytes),
                 Waiter::More(_) => {}
             }
         }
-        self.target = match target {
+        let after = match before {
             Some(Target::Job(number)) if number == job && taken => Some(Target::Upstream(at)),
             Some(Target::Job(number)) if number == job => Some(Target::Nowhere),
-            target => target,
+            before => before,
         };
+        self.client.set_rest(after);
         self.begin();
     }
 
@@ -269,22 +266,10 @@ impl Switch<'_> {
         false
     }
 
-    /// Takes out what waited for a job; an idle client keeps no room for it.
-    pub(super) fn take_waiting(&mut self, job: u64) -> Waiting {
-        let waiting = self.waiting.remove(&job).unwrap_or_default();
-        if self.waiting.is_empty() {
-            self.waiting = HashMap::new();
-        }
-        waiting
-    }
-
     /// Refuses what waited for a job.
     pub(super) fn unplaced(&mut self, job: u64, refused: &Refused) {
-        let waiting = self.take_waiting(job);
-        if matches!(self.target, Some(Target::Job(number)) if number == job) {
-            self.target = Some(Target::Nowhere);
-        }
-        for frame in waiting.into_frames() {
+        self.client.divert(Target::Job(job));
+        for frame in self.waiting.take(job).into_frames() {
             if frame.envelope.method.is_some() {
                 let id = frame.envelope.id.as_ref();
                 self.state.give_up(id);
@@ -295,10 +280,8 @@ impl Switch<'_> {
 
     /// Takes a new link into service.
     pub(super) fn install(&mut self, link: Link, in_use: Option<InUse>) -> At {
-        self.upstream_last = self.upstream_last.saturating_add(1);
-        let at = self.upstream_last;
-        let upstream = Upstream::new(link, in_use, &self.balancer, self.inlet.account());
-        self.upstreams.insert(at, Box::new(upstream));
+        let upstream = Upstream::new(link, in_use, &self.balancer, self.client.account());
+        let at = self.upstreams.insert(upstream);
         // Its backend may have gone down while it was greeted.
         self.attend(at, Health::Unknown);
         at
@@ -306,11 +289,11 @@ impl Switch<'_> {
 
     /// Hears when an upstream has to be given up, or its backend is down: again, if `heard` says that it was.
     fn attend(&mut self, at: At, heard: Health) {
-        let Some(upstream) = self.upstreams.get(&at) else { return };
+        let Some(upstream) = self.upstreams.get(at) else { return };
         let stop_flag = Arc::clone(upstream.stop_flag());
         let mut standing = upstream.backend().standing();
         self.barred = true;
-        self.jobs.watch(Box::pin(async move {
+        self.waiting.watch(Box::pin(async move {
             let down = async {
                 let anew = heard != Health::Down
                     || standing.wait_for(|standing| standing.health != Health::Down).await.is_ok();
@@ -335,7 +318,7 @@ impl Switch<'_> {
             self.barred = true;
             return Ok(());
         };
-        if let Some(upstream) = self.upstreams.get(&at) {
+        if let Some(upstream) = self.upstreams.get(at) {
             // It may be this client's frame that it has no answer to.
             upstream.backend().hasten_probe();
             self.state.note_silence(upstream.backend());
@@ -353,7 +336,7 @@ impl Switch<'_> {
         if (keep || panic) && self.table.bindings(at) {
             if !panic {
                 // An answer that has begun is waited for, as long as it moves.
-                if let Some(id) = self.upstreams.get(&at).and_then(|upstream| upstream.answering()) {
+                if let Some(id) = self.upstreams.get(at).and_then(|upstream| upstream.answering()) {
                     self.table.begin(&id);
                 }
                 let stranded = self.table.strand(at);

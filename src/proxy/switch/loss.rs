@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
+use super::Switch;
+use super::downstream::Target;
 use super::in_flight::At;
 use super::parting::session_error;
-use super::{Switch, Target};
 use crate::close::{At as Where, By, Close, Why};
 use crate::place::Refused;
 use crate::proxy::inlet::Frame;
@@ -18,10 +19,10 @@ impl Switch<'_> {
     /// A backend is lost: what it owed is answered, and who waits for a turn's end is told. The client's other sessions
     /// go on, unless it has the beginning of a frame from there.
     pub(super) fn lose(&mut self, at: At) -> Result<(), Close> {
-        let Some(upstream) = self.upstreams.remove(&at) else { return Ok(()) };
+        let Some(upstream) = self.upstreams.remove(at) else { return Ok(()) };
         // Others may have waited for what it kept busy.
         self.barred = true;
-        if self.is_speaking(at) {
+        if self.client.hears(at) {
             // The client must be able to read on, to what it is told last.
             self.fill_up(upstream.unsaid());
             return Err(Close::new(By::Backend, Where::Relay, Why::BackendLost));
@@ -31,9 +32,7 @@ impl Switch<'_> {
         let backend = Arc::clone(upstream.backend());
         tracing::info!(backend = %backend.name(), client = %self.record.client(), "a client lost a backend");
         drop(upstream);
-        if matches!(self.target, Some(Target::Upstream(target)) if target == at) {
-            self.target = Some(Target::Nowhere);
-        }
+        self.client.divert(Target::Upstream(at));
         self.fail_calls(at);
         let dropped = self.table.drop_upstream(at);
         self.answer_lost(&dropped.ids);
@@ -51,8 +50,8 @@ impl Switch<'_> {
             self.balancer.metrics.requests_in_flight.dec();
             // A state request is asked again of the next backend: nothing can go on without its answer.
             match self.state.give_up(Some(id)) {
-                Some(state) if self.held.is_none() && self.state.may_repeat() => {
-                    self.held = Some(Box::new(Frame::of_state(&state)));
+                Some(state) if !self.waiting.has_held() && self.state.may_repeat() => {
+                    self.waiting.hold(Frame::of_state(&state));
                 }
                 _ => self.refuse(Some(id), &refused),
             }

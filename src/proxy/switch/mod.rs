@@ -9,6 +9,7 @@ mod births;
 mod bounds;
 mod calls;
 mod client;
+mod downstream;
 mod in_flight;
 mod job;
 mod jobs;
@@ -17,50 +18,44 @@ mod merge;
 mod opened;
 mod parting;
 mod provider;
-mod act;
 mod plan;
+mod act;
+mod server;
 mod slow;
 mod stall;
 mod state_requests;
 mod table;
 mod union;
 mod upstream;
+mod upstreams;
+mod waiting;
 mod whole;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-
-use bytes::{Bytes, BytesMut};
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::balancer::Balancer;
 use crate::close::{At as Where, By, Close, Why};
 use crate::config::{Config, Listener};
-use crate::fleet::Backend;
 use crate::metrics::Record;
 use crate::net::Stream;
-use crate::place::{Dials, Refused};
-use crate::runtime::account::Charge;
+use crate::place::Refused;
 use crate::wire::{Id, reply};
 
-use crate::proxy::inlet::{Frame, Inlet, apart};
-use crate::proxy::queue::{Queue, Queued};
+use crate::proxy::queue::Queued;
 use crate::proxy::rules::Rules;
-use in_flight::At;
+use downstream::Downstream;
 use job::{Event, Job};
-use jobs::Jobs;
-use stall::Delay;
 use state_requests::StateRequests;
 use table::Table;
-use upstream::Upstream;
+use upstreams::Upstreams;
+use waiting::Waiting;
 
-/// Bytes of all frames that wait for jobs.
-const WAITING_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Bytes waiting for one peer, beyond which nothing more is read for it.
 const QUEUE_BYTES_MAX: usize = 256 * 1024;
+/// What may wait for one backend, or for a job, beyond that, so that frames for others can be read.
+const OVERFLOW_BYTES_MAX: usize = 1024 * 1024;
 
 /// One client and all its upstreams.
 struct Switch<'a> {
@@ -68,89 +63,16 @@ struct Switch<'a> {
     config: Arc<Config>,
     rules: Rules<'a>,
     record: &'a mut Record,
-    client: Stream,
-    inlet: Inlet,
-    out: Queue,
-    upstreams: BTreeMap<At, Box<Upstream>>,
-    /// Upstreams that are being made.
-    dials: Arc<Dials>,
-    upstream_last: At,
-    /// The upstream that is in the middle of a frame to the client.
-    speaker: Option<Box<Delay>>,
-    /// Frames of sessile's own that wait for the end of the speaker's.
-    aside: Queue,
+    client: Downstream,
+    upstreams: Upstreams,
     table: Table,
-    providers: provider::Providers,
-    jobs: Jobs,
-    /// Frames that wait for a job.
-    waiting: HashMap<u64, Waiting>,
-    /// The job that brings the first upstream.
-    scouting: Option<u64>,
-    /// Where the rest of the client's large frame goes.
-    target: Option<Target>,
-    /// A frame of the client whose way is full or not free yet.
-    held: Option<Box<Frame>>,
-    /// For frames of the client that wait. Everything else that is held for it has charges of its own to the same account.
-    parked: Charge,
+    state: StateRequests,
+    waiting: Waiting,
     /// What it asks of the whole fleet.
     calls: calls::Calls,
+    providers: provider::Providers,
     /// Something could not move in this turn for want of room, or has to be looked at once more.
     barred: bool,
-    state: StateRequests,
-    /// The client has sent its last byte.
-    ended: bool,
-    deadline: Option<Pin<Box<Sleep>>>,
-    /// When upstreams that may be stalling are looked at.
-    stalls: Option<Pin<Box<Sleep>>>,
-    /// Runs while no byte moves, where the configuration bounds that.
-    idle: Option<Pin<Box<Sleep>>>,
-}
-
-/// What waits for a job, in order.
-#[derive(Default)]
-struct Waiting {
-    pieces: VecDeque<Waiter>,
-    bytes: usize,
-}
-
-/// A frame that waits, or more of the one before.
-enum Waiter {
-    Frame(Box<Frame>),
-    More(Bytes),
-}
-
-impl Waiting {
-    /// Whether a request with this id is among them.
-    fn has(&self, id: &Id) -> bool {
-        let is_it = |waiter: &Waiter| match waiter {
-            Waiter::Frame(frame) => frame.envelope.method.is_some() && frame.envelope.id.as_ref() == Some(id),
-            Waiter::More(_) => false,
-        };
-        self.pieces.iter().any(is_it)
-    }
-
-    /// More of the frame that came last.
-    fn push(&mut self, more: Bytes) {
-        let more = apart(more);
-        self.bytes = self.bytes.saturating_add(more.len());
-        self.pieces.push_back(Waiter::More(more));
-    }
-
-    /// The frames, to be refused.
-    fn into_frames(self) -> impl Iterator<Item = Frame> {
-        self.pieces.into_iter().filter_map(|waiter| match waiter {
-            Waiter::Frame(frame) => Some(*frame),
-            Waiter::More(_) => None,
-        })
-    }
-}
-
-/// Where the rest of a large frame goes.
-#[derive(Clone, Debug)]
-enum Target {
-    Upstream(At),
-    Job(u64),
-    Nowhere,
 }
 
 /// Carries a client's frames until it leaves or has to.
@@ -162,39 +84,23 @@ pub async fn switch(
 ) -> Close {
     let config = Arc::clone(&balancer.now().config);
     let account = balancer.memory.account();
-    let opening = Instant::now().checked_add(config.timeouts.opening);
     let mut switch = Switch {
         balancer: Arc::clone(balancer),
         rules: Rules::new(listener, &config),
         record,
-        client,
-        inlet: Inlet::new(By::Client, BytesMut::new(), account.charge()),
-        out: Queue::new(&account),
-        upstreams: BTreeMap::new(),
-        dials: Arc::default(),
-        upstream_last: 0,
-        speaker: None,
-        aside: Queue::new(&account),
+        client: Downstream::new(client, &account, &config.timeouts),
+        upstreams: Upstreams::default(),
         table: Table::new(&account),
-        providers: provider::Providers::default(),
-        jobs: Jobs::default(),
-        waiting: HashMap::new(),
-        scouting: None,
-        target: None,
-        held: None,
-        parked: account.charge(),
-        calls: calls::Calls::default(),
-        barred: false,
         state: StateRequests::default(),
-        ended: false,
-        deadline: opening.map(|due| Box::pin(sleep_until(due))),
-        stalls: None,
-        idle: config.timeouts.idle.map(|limit| Box::pin(sleep(limit))),
+        waiting: Waiting::new(&account),
+        calls: calls::Calls::default(),
+        providers: provider::Providers::default(),
+        barred: false,
         config,
     };
     let (closes, peer) = (Arc::clone(balancer), switch.record.client());
     // As a job it is looked at only when it happens, not whenever a byte moves.
-    switch.jobs.watch(Box::pin(async move {
+    switch.waiting.watch(Box::pin(async move {
         closes.shutdown.reaches(peer).await;
         Event::Shutdown
     }));
@@ -220,25 +126,16 @@ impl Switch<'_> {
                 Err(close) => return Poll::Ready(close),
             }
         }
-        if self.ended
-            && self.held.is_none()
-            && self.waiting.is_empty()
-            && self.upstreams.values().all(|upstream| upstream.is_flushed())
-        {
+        if self.client.has_ended() && self.waiting.is_over() && self.upstreams.have_taken_all() {
             return Poll::Ready(Close::new(By::Client, Where::Relay, Why::Fin));
         }
-        if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
+        if self.client.poll_deadline(cx).is_ready() {
             return Poll::Ready(Close::new(By::Client, Where::Relay, Why::Timeout));
         }
-        if let (Some(idle), Some(limit)) = (&mut self.idle, self.config.timeouts.idle) {
-            if let (true, Some(due)) = (moved, Instant::now().checked_add(limit)) {
-                idle.as_mut().reset(due);
-            }
-            if idle.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Close::new(By::Balancer, Where::Relay, Why::Timeout));
-            }
+        if let Some(limit) = self.config.timeouts.idle
+            && self.client.poll_idle(moved, limit, cx).is_ready()
+        {
+            return Poll::Ready(Close::new(By::Balancer, Where::Relay, Why::Timeout));
         }
         Poll::Pending
     }
@@ -248,7 +145,7 @@ impl Switch<'_> {
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Close> {
         let mut moved = false;
         self.rules.renew(&self.balancer);
-        while let Poll::Ready(news) = self.jobs.poll(cx) {
+        while let Poll::Ready(news) = self.waiting.poll(cx) {
             self.heard(news)?;
             moved = true;
         }
@@ -260,34 +157,26 @@ impl Switch<'_> {
         moved |= self.next_call();
         moved |= self.turn_client(cx)?;
         let mut next = 0;
-        while let Some((&at, _)) = self.upstreams.range(next..).next() {
+        while let Some(at) = self.upstreams.first_from(next) {
             moved |= self.turn_upstream(at, cx)?;
             next = at.saturating_add(1);
         }
-        let wrote = match self.out.poll_flush(&mut self.client, cx) {
+        let wrote = match self.client.poll_flush(cx) {
             Poll::Ready(Ok(wrote)) => wrote,
             Poll::Ready(Err(error)) => return Err(Close::io(By::Client, Where::Relay, &error)),
             Poll::Pending => false,
         };
-        if let Some(speaker) = &mut self.speaker {
-            // While the client has not taken what there is, no backend holds it up.
-            speaker.blame(self.out.is_empty() && !self.client.has_unsent());
-        }
+        self.client.blame_speaker();
         self.watch_answer(cx)?;
         Ok(moved | wrote)
     }
 
     /// Sets off on a job.
     fn send_out(&mut self, job: impl FnOnce(u64) -> Job) -> u64 {
-        let number = self.jobs.send_out(job);
+        let number = self.waiting.send_out(job);
         // It sets off when it is looked at.
         self.barred = true;
         number
-    }
-
-    /// The backends this client is connected to.
-    fn backends(&self) -> Vec<Arc<Backend>> {
-        self.upstreams.values().map(|upstream| Arc::clone(upstream.backend())).collect()
     }
 
     /// Queues a frame of sessile's own for the client: between frames, never inside one.
@@ -298,9 +187,7 @@ impl Switch<'_> {
     /// The same with a frame in several parts.
     fn say_parts<const N: usize>(&mut self, parts: [Queued; N]) {
         for part in parts {
-            if self.speaker.is_some() {
-                self.aside.push_aside(part);
-            } else {
+            if let Some(part) = self.client.put_aside(part) {
                 self.say(part);
             }
         }
@@ -308,8 +195,8 @@ impl Switch<'_> {
 
     /// The speaker's frame has ended.
     fn fall_silent(&mut self) {
-        self.speaker = None;
-        while let Some(frame) = self.aside.pop() {
+        self.client.end_frame();
+        while let Some(frame) = self.client.next_aside() {
             self.say(frame);
         }
     }
@@ -318,7 +205,7 @@ impl Switch<'_> {
     fn say(&mut self, piece: impl Into<Queued>) {
         let piece = piece.into();
         self.record.add_to_client(u64::try_from(piece.len()).unwrap_or(u64::MAX));
-        self.out.push(piece);
+        self.client.push(piece);
     }
 
     /// Answers a request with a refusal; the connection goes on.

@@ -29,7 +29,7 @@ impl Switch<'_> {
         if let Some(asked) = by_prefix.filter(|_| self.balancer.now().has_several()) {
             return Some(self.opened_another(at, &asked, session));
         }
-        let upstream = self.upstreams.get(&at)?;
+        let upstream = self.upstreams.get(at)?;
         match self.balancer.directory.adopt(session, upstream.backend()) {
             Adopted::Elsewhere(owner) => {
                 tracing::warn!(%session, backend = %upstream.backend().name(), owner = %owner.name(), "a session was opened that is live elsewhere");

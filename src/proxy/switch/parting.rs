@@ -9,12 +9,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::json;
 
+use super::Switch;
+use super::downstream::Target;
 use super::table::Table;
-use super::{QUEUE_BYTES_MAX, Switch, Target, Waiting};
 use crate::close::{By, Close, Why};
-use crate::net::{READ_BYTES_MAX, close_in_order};
+use crate::net::close_in_order;
 use crate::place::Refused;
-use crate::proxy::inlet::{InletFault, Piece};
+use crate::proxy::inlet::{Frame, InletFault, Piece};
 use crate::proxy::park::{Parked, park};
 use crate::proxy::queue::Queued;
 use crate::proxy::refusals::draining;
@@ -46,25 +47,22 @@ impl Switch<'_> {
         }
         let may_close_first = taken && close.by != By::Client && self.table.is_attached();
         // Let go of first: whoever resumes elsewhere must not meet its own session here.
-        self.upstreams.clear();
-        self.table = Table::new(self.parked.account());
+        drop(self.upstreams.take_all());
+        self.table = Table::new(self.client.account());
         if may_close_first && tokio::time::timeout(HOLD_OUT, self.hold_out(close.why)).await.is_ok() {
             tracing::debug!("a client has closed first");
         }
         if close.by != By::Client || close.why != Why::Fin {
-            close_in_order(self.client).await;
+            close_in_order(self.client.into_socket()).await;
         }
     }
 
     /// Parks the links of a client that has gone, with the sessions it was attached to.
     fn park_all(&mut self) {
-        let midway = match self.target {
-            Some(Target::Upstream(at)) => Some(at),
-            _ => None,
-        };
-        for (at, upstream) in std::mem::take(&mut self.upstreams) {
+        let midway = self.client.rest();
+        for (at, upstream) in self.upstreams.take_all() {
             let sessions = self.table.leave(at);
-            if Some(at) == midway || sessions.is_empty() {
+            if midway == Some(Target::Upstream(at)) || sessions.is_empty() {
                 continue;
             }
             let (stream, inlet, mut out) = upstream.into_parts();
@@ -82,16 +80,16 @@ impl Switch<'_> {
         let refused = self.parting(why);
         loop {
             let came = poll_fn(|cx| {
-                if let Poll::Ready(Err(error)) = self.out.poll_flush(&mut self.client, cx) {
+                if let Poll::Ready(Err(error)) = self.client.poll_flush(cx) {
                     return Poll::Ready(Err(error));
                 }
-                self.inlet.poll_fill(&mut self.client, cx, READ_BYTES_MAX)
+                self.client.poll_read(cx)
             });
             if !came.await.is_ok_and(|bytes| bytes > 0) {
                 return;
             }
             loop {
-                match self.inlet.next(self.config.limits.opening_bytes) {
+                match self.client.next(self.config.limits.opening_bytes) {
                     Ok(Some(Piece::Frame(frame))) if frame.envelope.method.is_some() => {
                         self.refuse(frame.envelope.id.as_ref(), &refused);
                     }
@@ -101,7 +99,7 @@ impl Switch<'_> {
                     Err(_) => {}
                 }
             }
-            if self.out.len() >= QUEUE_BYTES_MAX && self.flush_out().await.is_err() {
+            if self.client.is_full() && self.flush_out().await.is_err() {
                 return;
             }
         }
@@ -117,7 +115,7 @@ impl Switch<'_> {
             for session in self.table.attached() {
                 self.say_own(session_error(&session, refused.refusal, &message));
                 // Sessions may be many.
-                if self.out.len() >= QUEUE_BYTES_MAX {
+                if self.client.is_full() {
                     self.flush_out().await?;
                 }
             }
@@ -126,8 +124,8 @@ impl Switch<'_> {
     }
 
     async fn flush_out(&mut self) -> io::Result<()> {
-        while !self.out.is_empty() || self.client.has_unsent() {
-            poll_fn(|cx| self.out.poll_flush(&mut self.client, cx)).await?;
+        while !self.client.has_taken_all() {
+            poll_fn(|cx| self.client.poll_flush(cx)).await?;
         }
         Ok(())
     }
@@ -147,12 +145,12 @@ impl Switch<'_> {
 
     /// Brings the frame to its end that the client has the beginning of: with what has come of it, or else with spaces.
     fn finish_frame(&mut self) {
-        let Some(at) = self.speaker.as_ref().map(|speaker| speaker.at()) else { return };
+        let Some(at) = self.client.speaker() else { return };
         let bytes_max = self.config.limits.opening_bytes;
-        while self.is_speaking(at) {
-            let Some(piece) = self.upstreams.get_mut(&at).and_then(|upstream| upstream.next(bytes_max))
-            else {
-                let unsaid = self.upstreams.get(&at).map_or(0, |upstream| upstream.unsaid());
+        while self.client.hears(at) {
+            let upstream = self.upstreams.get_mut(at);
+            let Some(piece) = upstream.and_then(|upstream| upstream.next(bytes_max).ok().flatten()) else {
+                let unsaid = self.upstreams.get(at).map_or(0, |upstream| upstream.unsaid());
                 return self.fill_up(unsaid);
             };
             self.take_from(at, piece);
@@ -173,10 +171,8 @@ impl Switch<'_> {
     /// Answers every request that is on its way, waits, or has come and was not looked at.
     fn refuse_all(&mut self, refused: &Refused) {
         let flying: Vec<Id> = self.table.flights.iter().map(|(id, _)| id).cloned().collect();
-        let waiting = std::mem::take(&mut self.waiting);
-        let held = self.held.take().map(|held| *held);
-        let mut frames: Vec<_> = waiting.into_values().flat_map(Waiting::into_frames).chain(held).collect();
-        while let Ok(Some(piece)) = self.inlet.next(self.config.limits.opening_bytes) {
+        let mut frames: Vec<Frame> = self.waiting.take_all().collect();
+        while let Ok(Some(piece)) = self.client.next(self.config.limits.opening_bytes) {
             if let Piece::Frame(frame) = piece {
                 frames.push(frame);
             }

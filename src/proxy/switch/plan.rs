@@ -1,11 +1,9 @@
 //! What becomes of a client's frame: decided once, from what is known at that moment. Nothing here acts, and whoever acts
 //! ([`act`](super::act)) decides nothing.
 
-use std::collections::HashMap;
-
-use super::Waiting;
 use super::in_flight::At;
 use super::table::{Binding, Table};
+use super::waiting::Waiting;
 use crate::config::MethodPolicy;
 use crate::proxy::inlet::Frame;
 use crate::proxy::refusals::{TWO_SESSIONS, UNSAID_SESSION};
@@ -18,7 +16,7 @@ pub(super) struct View<'a> {
     /// The client's sessions, and its requests in flight.
     pub(super) table: &'a Table,
     /// Frames that wait for jobs.
-    pub(super) waiting: &'a HashMap<u64, Waiting>,
+    pub(super) waiting: &'a Waiting,
     /// What the listener denies.
     pub(super) methods: &'a MethodPolicy,
     /// Whether the client may learn where sessions are: where backends demand a token, only after a good `connect`.
@@ -174,8 +172,7 @@ impl View<'_> {
         if let Some(flight) = self.table.flights.get(id) {
             return Plan::Cancel(flight.at);
         }
-        let job = self.waiting.iter().find(|(_, waiting)| waiting.has(id));
-        job.map_or(Plan::Drop, |(job, _)| Plan::Wait(*job))
+        self.waiting.job_of(id).map_or(Plan::Drop, Plan::Wait)
     }
 
     /// The upstream whose inference a frame is part of.
@@ -266,7 +263,7 @@ mod tests {
             allow: std::iter::empty::<String>().collect(),
             deny: asked.denied.iter().map(|name| (*name).to_owned()).collect(),
         };
-        let waiting = HashMap::new();
+        let waiting = Waiting::new(&table.account);
         let Asked { may_know, is_many, .. } = *asked;
         View { table, waiting: &waiting, methods: &methods, may_know, is_many, state_bytes: 0 }.plan(frame)
     }

@@ -9,13 +9,14 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::Switch;
 use super::in_flight::At;
 use super::job::{self, Event};
-use super::{Frame, Switch};
 use crate::close::Close;
 use crate::link::{Link, StateFrame};
 use crate::metrics::Outcome;
 use crate::place::Refused;
+use crate::proxy::inlet::Frame;
 use crate::runtime::account::Charge;
 use crate::wire::{Envelope, Id, Refusal, reply};
 
@@ -74,11 +75,11 @@ impl Switch<'_> {
         let (balancer, known) = (self.balancer.clone(), self.known());
         let number = self.send_out(|number| job::everyone(&balancer, number, known));
         let (over, is_over) = oneshot::channel();
-        let charge = self.inlet.account().charge();
+        let charge = self.client.account().charge();
         let call = Call { id, state, waiting: Vec::new(), success: None, failure: None, charge, _over: over };
         self.providers.calls.insert(number, call);
         let within = self.config.timeouts.rehome;
-        self.jobs.watch(Box::pin(async move {
+        self.waiting.watch(Box::pin(async move {
             drop(tokio::time::timeout(within, is_over).await);
             Event::Unprovided(number)
         }));
@@ -107,11 +108,11 @@ impl Switch<'_> {
         };
         for link in links {
             // A placement may have brought one meanwhile.
-            if self.upstream_to(link.stream.backend()).is_none() {
+            if self.upstreams.to(link.stream.backend()).is_none() {
                 self.install(link, None);
             }
         }
-        let ats: Vec<At> = self.upstreams.keys().copied().collect();
+        let ats: Vec<At> = self.upstreams.numbers().collect();
         let Some(call) = self.providers.calls.get_mut(&job) else { return Ok(()) };
         call.waiting.clone_from(&ats);
         let own = own_id(job);

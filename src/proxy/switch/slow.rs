@@ -54,13 +54,13 @@ impl Switch<'_> {
     /// Whether requests for which an upstream has no room are refused instead of waiting.
     pub(super) fn is_slow(&self, at: At) -> bool {
         let after = self.config.timeouts.opening.checked_div(2).unwrap_or(REFUSED_AFTER).min(REFUSED_AFTER);
-        self.upstreams.get(&at).is_some_and(|upstream| upstream.intake.slow_for() >= after)
+        self.upstreams.get(at).is_some_and(|upstream| upstream.slow_for() >= after)
     }
 
     /// Gives up an upstream that the client, which waits for it, has waited for long enough; whether it has.
     pub(super) fn give_up_slow(&mut self, at: At) -> Result<bool, Close> {
-        let Some(upstream) = self.upstreams.get(&at) else { return Ok(false) };
-        if upstream.intake.slow_for() < self.config.timeouts.opening {
+        let Some(upstream) = self.upstreams.get(at) else { return Ok(false) };
+        if upstream.slow_for() < self.config.timeouts.opening {
             return Ok(false);
         }
         let (backend, client) = (upstream.backend().name(), self.record.client());

@@ -4,13 +4,14 @@
 //! probes say that the backend is down. Then the upstream is given up. So it is if it moves, but so slowly that the others wait
 //! too long for the end of one frame to the client. Backends that take too slowly are seen in `slow`.
 
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
+use super::Switch;
 use super::in_flight::At;
-use super::{QUEUE_BYTES_MAX, Switch};
+use super::upstream::Upstream;
 use crate::close::Close;
 use crate::fleet::Health;
 
@@ -91,8 +92,19 @@ impl Pace {
         self.wrote.is_some_and(|since| since.elapsed() >= REFUSED_AFTER)
     }
 
-    fn is_even(&self) -> bool {
+    /// Whether nothing is to come or to be taken.
+    pub(super) fn is_even(&self) -> bool {
         self.read.is_none() && self.wrote.is_none()
+    }
+
+    /// Whether in the middle of a frame nothing has come for so long.
+    pub(super) fn has_not_read(&self, patience: Duration) -> bool {
+        self.read.is_some_and(|since| since.elapsed() >= patience)
+    }
+
+    /// Whether of what is queued nothing was taken for so long.
+    pub(super) fn has_not_written(&self, patience: Duration) -> bool {
+        self.wrote.is_some_and(|since| since.elapsed() >= patience)
     }
 }
 
@@ -105,65 +117,46 @@ fn note(since: &mut Option<Instant>, moved: bool, waits: bool) {
 }
 
 impl Switch<'_> {
-    /// Whether an upstream is in the middle of a frame to the client.
-    pub(super) fn is_speaking(&self, at: At) -> bool {
-        self.speaker.as_ref().is_some_and(|speaker| speaker.at == at)
-    }
-
-    /// Whether an upstream has to wait for the end of another's frame.
-    pub(super) fn is_kept_waiting(&self, at: At) -> bool {
-        self.speaker.as_ref().is_some_and(|speaker| speaker.at != at)
-    }
-
     /// Has an upstream looked at in a while, if it may be stalling.
     pub(super) fn watch_pace(&mut self, at: At) {
-        let may_stall = self.upstreams.get(&at).is_some_and(|upstream| !upstream.pace.is_even());
-        if may_stall && self.stalls.is_none() {
+        if self.upstreams.get(at).is_some_and(Upstream::may_stall) {
             let often = LOOKED_AT.min(self.config.timeouts.opening.checked_div(10).unwrap_or(LOOKED_AT));
-            self.stalls = Some(Box::pin(sleep(often)));
             // A timer runs only once it has been polled.
-            self.barred = true;
+            self.barred |= self.upstreams.watch_stalls(often);
         }
     }
 
     /// Gives up the upstreams that have stalled for too long; whether there was anything to look at.
     pub(super) fn poll_stalls(&mut self, cx: &mut Context<'_>) -> Result<bool, Close> {
-        let Some(Poll::Ready(())) = self.stalls.as_mut().map(|stalls| stalls.as_mut().poll(cx)) else {
+        if self.upstreams.poll_stalls(cx).is_pending() {
             return Ok(false);
-        };
-        self.stalls = None;
-        let is_full = self.out.len() >= QUEUE_BYTES_MAX;
-        let unread: Vec<At> = self.upstreams.keys().copied().filter(|at| self.share_of(*at) == 0).collect();
+        }
+        let is_full = self.client.is_full();
+        let unread: Vec<At> = self.upstreams.numbers().filter(|at| self.share_of(*at) == 0).collect();
+        let (opening, while_down) = (self.config.timeouts.opening, self.config.health.timeout);
+        let in_all = opening.saturating_mul(WAITED_FOR_MAX);
         let mut lost = Vec::new();
-        for (at, upstream) in &mut self.upstreams {
+        for (at, upstream) in self.upstreams.iter_mut() {
             // What is not read for the sake of others does not stall by its own doing.
-            if is_full
-                || unread.contains(at)
-                || self.speaker.as_ref().is_some_and(|speaker| speaker.at != *at)
-            {
-                upstream.pace.read(true, upstream.is_midway());
+            if is_full || unread.contains(&at) || self.client.hears_another(at) {
+                upstream.note_read(true);
             }
             let is_down = upstream.backend().standing().borrow().health == Health::Down;
-            let (opening, while_down) = (self.config.timeouts.opening, self.config.health.timeout);
             let patience = if is_down { opening.min(while_down) } else { opening };
-            let is_over = |since: Option<Instant>| since.is_some_and(|since| since.elapsed() >= patience);
-            let in_all = opening.saturating_mul(WAITED_FOR_MAX);
-            let delay = self.speaker.as_mut().filter(|speaker| speaker.at == *at);
+            let delay = self.client.delay_by(at);
             let is_slow = delay.is_some_and(|delay| delay.is_over(is_down, in_all, while_down));
-            let has_stopped =
-                is_over(upstream.pace.read) || !upstream.has_room() && is_over(upstream.pace.wrote);
-            if is_slow || has_stopped {
-                lost.push((*at, is_down, is_slow));
+            if is_slow || upstream.has_stalled(patience) {
+                lost.push((at, is_down, is_slow));
             }
         }
         for (at, is_down, is_slow) in lost {
-            if let Some(upstream) = self.upstreams.get(&at) {
+            if let Some(upstream) = self.upstreams.get(at) {
                 let (backend, client) = (upstream.backend().name(), self.record.client());
                 tracing::warn!(%backend, %client, is_down, is_slow, "a backend has stalled and is given up");
             }
             self.lose(at)?;
         }
-        let ats: Vec<At> = self.upstreams.keys().copied().collect();
+        let ats: Vec<At> = self.upstreams.numbers().collect();
         for at in ats {
             self.watch_pace(at);
         }

@@ -14,7 +14,7 @@ use crate::proxy::handshake::{Failures, Handshake};
 use crate::wire::{Envelope, Id};
 
 /// How often such a request may be made again of another backend because one took it along.
-const REPEATS_MAX: usize = 8;
+const REPEATS_MAX: u8 = 8;
 
 /// What a client has told servers, and what it is telling them.
 #[derive(Default)]
@@ -26,7 +26,7 @@ pub(super) struct StateRequests {
     /// By when it must have one: one timer, however many such requests a client makes.
     due: Option<Pin<Box<Sleep>>>,
     /// How often one was made again.
-    repeats: usize,
+    repeats: u8,
     failures: Failures,
 }
 
@@ -93,7 +93,7 @@ impl StateRequests {
     /// Whether one that was lost with its backend may be made again of another; counts that.
     pub(super) fn may_repeat(&mut self) -> bool {
         let may = self.repeats < REPEATS_MAX;
-        self.repeats = self.repeats.saturating_add(usize::from(may));
+        self.repeats = self.repeats.saturating_add(u8::from(may));
         may
     }
 

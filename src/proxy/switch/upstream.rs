@@ -1,31 +1,26 @@
-//! The upstream side: what backends send, and what of it the client gets. Answers belong to the upstream that was asked.
+//! One connection of a client to a backend: what is queued for it, and what has come of its frames.
 
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::QUEUE_BYTES_MAX;
 use super::births::Kept;
-use super::in_flight::{At, InFlight};
 use super::slow::Intake;
-use super::stall::{Delay, Pace};
-use super::{QUEUE_BYTES_MAX, Switch};
+use super::stall::Pace;
 use crate::balancer::Balancer;
-use crate::close::{By, Close};
-use crate::config::Lifecycle;
+use crate::close::By;
 use crate::fleet::{Backend, Leased};
 use crate::link::Link;
-use crate::metrics::Outcome;
-use crate::net::READ_BYTES_MAX;
 use crate::place::InUse;
-use crate::proxy::inlet::{Frame, Inlet, InletFault, Piece};
-use crate::proxy::opening::learned;
+use crate::proxy::inlet::{Inlet, InletFault, Piece};
 use crate::proxy::queue::{Queue, Queued};
 use crate::runtime::account::Account;
 use crate::runtime::stop_flag::StopFlag;
-use crate::wire::envelope::Field;
-use crate::wire::method::Way;
-use crate::wire::{Envelope, Id};
+use crate::wire::{Id, SessionId};
 
 /// One connection of one client to one backend.
 pub(super) struct Upstream {
@@ -35,25 +30,25 @@ pub(super) struct Upstream {
     /// The client is in the middle of a large frame to this backend.
     midway: bool,
     /// There was nothing to read when it was looked at last, its client having as much as its share.
-    pub(super) dry: bool,
+    dry: bool,
     /// Frames that wait for the end of that one.
     behind: Queue,
     stop_flag: Arc<StopFlag>,
     /// While it is, no other is dialled for this client.
     _in_use: Option<InUse>,
     /// Broadcasts that wait for a birth.
-    pub(super) kept: Kept,
+    kept: Kept,
     /// What becomes of the rest of a large frame from this backend.
     fate: Fate,
     /// Since when nothing moves.
-    pub(super) pace: Pace,
+    pace: Pace,
     /// What the backend takes while the client waits for that.
-    pub(super) intake: Intake,
+    intake: Intake,
 }
 
 /// What becomes of a frame of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+pub(super) enum Fate {
     /// It is for the client.
     Pass,
     /// It is for nobody.
@@ -89,9 +84,107 @@ impl Upstream {
         (self.stream, self.inlet, self.out)
     }
 
-    /// What has come and was not looked at, as far as it is sound.
-    pub(super) fn next(&mut self, bytes_max: usize) -> Option<Piece> {
-        self.inlet.next(bytes_max).ok().flatten()
+    /// Writes what the backend takes; whether that was something.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        let queued = self.out.len();
+        let moved = match self.out.poll_flush(&mut self.stream, cx) {
+            Poll::Ready(wrote) => wrote?,
+            Poll::Pending => false,
+        };
+        self.intake.took(queued.saturating_sub(self.out.len()));
+        self.pace.wrote(moved, self.out.is_empty());
+        Ok(moved)
+    }
+
+    /// What has come, as a frame or a piece of one.
+    pub(super) fn next(&mut self, bytes_max: usize) -> Result<Option<Piece>, InletFault> {
+        self.inlet.next(bytes_max)
+    }
+
+    /// Reads once, `most` bytes at most; 0 at the end.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
+        let came = self.inlet.poll_fill(&mut self.stream, cx, most);
+        if matches!(came, Poll::Ready(Ok(came)) if came > 0) {
+            self.dry = false;
+        }
+        came
+    }
+
+    /// There is nothing to read; whether that is new.
+    pub(super) fn run_dry(&mut self) -> bool {
+        !std::mem::replace(&mut self.dry, true)
+    }
+
+    /// Whether there was nothing to read when it was looked at last, its client having as much as its share.
+    pub(super) fn is_dry(&self) -> bool {
+        self.dry
+    }
+
+    /// Charges what has come and is not whole.
+    pub(super) fn settle(&mut self) {
+        self.inlet.settle();
+    }
+
+    /// After reading: whether something came.
+    pub(super) fn note_read(&mut self, moved: bool) {
+        self.pace.read(moved, self.inlet.is_midway());
+    }
+
+    /// Whether something is to move that may stand still.
+    pub(super) fn may_stall(&self) -> bool {
+        !self.pace.is_even()
+    }
+
+    /// Whether the backend has stood still for so long, in the middle of a frame or before what is queued for it.
+    pub(super) fn has_stalled(&self, patience: Duration) -> bool {
+        self.pace.has_not_read(patience) || !self.has_room() && self.pace.has_not_written(patience)
+    }
+
+    /// Whether it takes nothing for long enough that nobody should wait for room.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.pace.is_stuck()
+    }
+
+    /// There is room for what the client has for it.
+    pub(super) fn note_room(&mut self) {
+        self.intake.is_free();
+    }
+
+    /// Somebody has found no room: is it to blame?
+    pub(super) fn note_full(&mut self) {
+        if self.owed() > 0 {
+            self.intake.is_full();
+        }
+    }
+
+    /// For how long it has taken less than a queue's worth, though that was waited for.
+    pub(super) fn slow_for(&self) -> Duration {
+        self.intake.slow_for()
+    }
+
+    /// Keeps a broadcast until it is known whether its session is being born for this client.
+    pub(super) fn keep(&mut self, session: SessionId, event: &[u8]) {
+        self.kept.keep(session, event);
+    }
+
+    /// Takes the broadcasts about the session that was born.
+    pub(super) fn take_kept(&mut self, born: &SessionId) -> Vec<Bytes> {
+        self.kept.take(born)
+    }
+
+    /// Nothing is being born here any more.
+    pub(super) fn drop_kept(&mut self) {
+        self.kept.clear();
+    }
+
+    /// What becomes of the rest of the frame that has begun.
+    pub(super) fn fate(&self) -> Fate {
+        self.fate
+    }
+
+    /// That is decided.
+    pub(super) fn set_fate(&mut self, fate: Fate) {
+        self.fate = fate;
     }
 
     /// Bytes that are still to follow what the client has of a frame.
@@ -123,7 +216,8 @@ impl Upstream {
         &self.stop_flag
     }
 
-    pub(super) fn is_flushed(&self) -> bool {
+    /// Whether the backend has taken all that was queued.
+    pub(super) fn has_taken_all(&self) -> bool {
         self.out.is_empty() && !self.stream.has_unsent()
     }
 
@@ -162,227 +256,5 @@ impl Upstream {
             let Some(frame) = self.behind.pop() else { break };
             self.out.push(frame);
         }
-    }
-}
-
-impl Switch<'_> {
-    /// Moves what can move between one backend and the client.
-    pub(super) fn turn_upstream(&mut self, at: At, cx: &mut Context<'_>) -> Result<bool, Close> {
-        let Some(upstream) = self.upstreams.get_mut(&at) else { return Ok(false) };
-        let queued = upstream.out.len();
-        let mut moved = match upstream.out.poll_flush(&mut upstream.stream, cx) {
-            Poll::Ready(Ok(wrote)) => wrote,
-            Poll::Ready(Err(_)) => return self.lose(at).map(|()| true),
-            Poll::Pending => false,
-        };
-        upstream.intake.took(queued.saturating_sub(upstream.out.len()));
-        upstream.pace.wrote(moved, upstream.out.is_empty());
-        let mut read = false;
-        // What is in hand is passed on before more is read; nothing is read for a client that does not keep up, nor while
-        // another backend is in the middle of a frame.
-        loop {
-            if self.out.len() >= QUEUE_BYTES_MAX || self.is_kept_waiting(at) {
-                self.barred = true;
-                break;
-            }
-            let bytes_max = self.config.limits.opening_bytes;
-            let Some(upstream) = self.upstreams.get_mut(&at) else { return Ok(true) };
-            match upstream.inlet.next(bytes_max) {
-                Ok(Some(piece)) => {
-                    self.take_from(at, piece);
-                    moved = true;
-                    continue;
-                }
-                Ok(None) => {}
-                Err(InletFault::Unheld) => {
-                    self.balancer.metrics.events_skipped.inc();
-                    continue;
-                }
-                Err(fault) => {
-                    tracing::warn!(backend = %upstream.backend().name(), %fault, "backend sent what is no frame");
-                    return self.lose(at).map(|()| true);
-                }
-            }
-            upstream.inlet.settle();
-            let most = match self.share_of(at) {
-                0 => {
-                    self.barred = true;
-                    break;
-                }
-                most => most,
-            };
-            let Some(upstream) = self.upstreams.get_mut(&at) else { return Ok(true) };
-            match upstream.inlet.poll_fill(&mut upstream.stream, cx, most) {
-                Poll::Pending => {
-                    // Others that had to wait for it may be read now.
-                    moved |= most < READ_BYTES_MAX && !std::mem::replace(&mut upstream.dry, true);
-                    break;
-                }
-                Poll::Ready(Ok(came)) if came > 0 => {
-                    upstream.dry = false;
-                    (read, moved) = (true, true);
-                }
-                Poll::Ready(_) => return self.lose(at).map(|()| true),
-            }
-        }
-        if let Some(upstream) = self.upstreams.get_mut(&at) {
-            upstream.inlet.settle();
-            let is_midway = upstream.is_midway();
-            upstream.pace.read(read, is_midway);
-            self.watch_pace(at);
-        }
-        Ok(moved)
-    }
-
-    pub(super) fn take_from(&mut self, at: At, piece: Piece) {
-        match piece {
-            Piece::Frame(frame) => {
-                let partial = frame.left > 0;
-                let fate = self.fate(at, &frame.envelope);
-                if fate == Fate::Own && !partial {
-                    return self.own_answer(at, &frame);
-                }
-                let frame = if partial || fate != Fate::Pass { frame } else { self.or_refusal(at, frame) };
-                let mut frame = frame;
-                let bytes = if fate == Fate::Pass { self.translate(at, &frame) } else { None };
-                let fate = if fate == Fate::Pass && bytes.is_none() { Fate::Drop } else { fate };
-                let Some(upstream) = self.upstreams.get_mut(&at) else { return };
-                upstream.fate = fate;
-                if partial && bytes.is_some() {
-                    self.speaker = Some(Box::new(Delay::by(at)));
-                    if let (None, Some(id)) = (&frame.envelope.method, &frame.envelope.id) {
-                        self.table.begin(id);
-                    }
-                }
-                if !partial && fate == Fate::Pass {
-                    self.tell_births(at, &frame.envelope);
-                }
-                let bytes = bytes.unwrap_or_default();
-                match frame.charge.take() {
-                    Some(charge) => self.tell(at, Queued::counted(bytes, Some(charge))),
-                    None => self.tell(at, bytes),
-                }
-                if !partial && frame.envelope.method.is_none() {
-                    if let (Fate::Pass, Some(id)) = (fate, &frame.envelope.id)
-                        && let Some(connect) = self.state.open_connect(id)
-                    {
-                        learned::learn(&self.balancer, &self.config, connect, frame.body());
-                    }
-                    self.answered(at, fate, &frame.envelope);
-                }
-            }
-            Piece::More { bytes, end } => {
-                let Some(fate) = self.upstreams.get(&at).map(|upstream| upstream.fate) else { return };
-                if fate == Fate::Pass {
-                    self.tell(at, bytes);
-                }
-                if let Some(envelope) = end {
-                    if self.is_speaking(at) {
-                        self.fall_silent();
-                    }
-                    if envelope.method.is_none() {
-                        if fate == Fate::Pass {
-                            self.tell_births(at, &envelope);
-                            // The client has the beginning of this answer already: all that can be done is to let go of a copy.
-                            self.opened(at, &envelope);
-                        }
-                        self.answered(at, fate, &envelope);
-                    }
-                }
-            }
-        }
-    }
-
-    /// What becomes of a frame: an answer is the client's only if this upstream was asked for it and has not answered yet.
-    fn fate(&self, at: At, envelope: &Envelope) -> Fate {
-        if envelope.method.is_some() {
-            return Fate::Pass;
-        }
-        match &envelope.id {
-            Some(id) if self.table.is_owed(at, id) => Fate::Pass,
-            Some(id) if id.raw().starts_with(b"\"sessile-") => Fate::Own,
-            Some(id) if self.table.is_too_late(at, id) => Fate::Late,
-            _ => {
-                self.balancer.metrics.stray_answers.inc();
-                Fate::Drop
-            }
-        }
-    }
-
-    pub(super) fn tell(&mut self, at: At, piece: impl Into<Queued>) {
-        let piece = piece.into();
-        if let Some(upstream) = self.upstreams.get(&at) {
-            let count = u64::try_from(piece.len()).unwrap_or(u64::MAX);
-            upstream.backend().series().bytes_to_client.inc_by(count);
-        }
-        self.say(piece);
-    }
-
-    /// What of a backend's frame the client is to see: answers as they are, requests under a number of their own, events
-    /// of sessions it knows.
-    fn translate(&mut self, at: At, frame: &Frame) -> Option<Bytes> {
-        let envelope = &frame.envelope;
-        match (envelope.known(), &envelope.id) {
-            (None, _) => Some(frame.bytes.clone()),
-            (Some(known), Some(id)) => {
-                if let (Way::Inference, Field::Is(request)) = (known.way, &envelope.request) {
-                    self.table.infer(request, at);
-                }
-                self.balancer.metrics.ids_rewritten.inc();
-                let number = self.table.ask(at, id.clone());
-                self.give_up_asked();
-                Some(frame.with_id(id, number.to_string().as_bytes()))
-            }
-            (Some(known), None) if known.broadcast && !self.may_hear(envelope) => {
-                if let (Field::Is(session), true) = (&envelope.session, self.table.is_bearing(at)) {
-                    self.upstreams.get_mut(&at)?.kept.keep(session.clone(), &frame.bytes);
-                }
-                None
-            }
-            (Some(known), None) if known.way == Way::Cancel => {
-                let id = envelope.cancels.as_ref()?;
-                let number = self.table.number_of(at, id)?;
-                Some(frame.with_id(id, number.to_string().as_bytes()))
-            }
-            (Some(_), None) => Some(frame.bytes.clone()),
-        }
-    }
-
-    /// Whether a broadcast event is any of this client's business: it knows the session.
-    fn may_hear(&self, envelope: &Envelope) -> bool {
-        let known = match &envelope.session {
-            Field::Is(session) | Field::Long(session) => self.table.has_named(session),
-            Field::Absent => true,
-        };
-        known || self.rules.listener().lifecycle == Lifecycle::All
-    }
-
-    /// An answer has passed, or was too late: what it changes.
-    fn answered(&mut self, at: At, fate: Fate, envelope: &Envelope) {
-        let Some(id) = &envelope.id else { return };
-        if fate == Fate::Late
-            && let (Some(true), Field::Is(session)) =
-                (self.table.arrive_late(at, id), &envelope.result_session)
-        {
-            // It was born for a client that has been told it was not: nobody else would ever let go of it.
-            return self.close_copy(at, session);
-        }
-        if fate != Fate::Pass {
-            return;
-        }
-        let outcome = if envelope.is_error { Outcome::Error(envelope.error_code) } else { Outcome::Success };
-        let Some(flight) = self.table.arrive(id, outcome) else { return };
-        self.landed(&flight, outcome);
-        if flight.born {
-            self.end_births(at);
-        }
-        // The client's next frame has waited for the answer to a state request.
-        self.barred |= self.state.answered(id, envelope);
-    }
-
-    pub(super) fn landed(&self, flight: &InFlight, outcome: Outcome) {
-        let metrics = &self.balancer.metrics;
-        metrics.requests_in_flight.dec();
-        metrics.requests.answered(flight.class, flight.since.elapsed(), outcome);
     }
 }

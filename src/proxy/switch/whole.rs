@@ -1,7 +1,9 @@
 //! IDs that a server might take for the beginning of others: what is sent of such a request, and when.
 
+use super::downstream::Target;
 use super::table::Binding;
-use super::{Switch, Target, Waiter, job};
+use super::waiting::Waiter;
+use super::{Switch, job};
 use crate::place::Refused;
 use crate::proxy::inlet::Frame;
 use crate::proxy::refusals::NO_SESSION;
@@ -48,14 +50,11 @@ impl Switch<'_> {
 
     /// Whether a request of this client that ends its part in the session is on its way, or waits to be.
     fn is_ending(&self, session: &SessionId) -> bool {
-        let waits = |waiter: &Waiter| match waiter {
-            Waiter::Frame(frame) => {
-                frame.envelope.known().is_some_and(|known| known.effect == Effect::Detach)
-                    && frame.envelope.named() == Named::Session(session.clone())
-            }
-            Waiter::More(_) => false,
+        let ends = |frame: &Frame| {
+            frame.envelope.known().is_some_and(|known| known.effect == Effect::Detach)
+                && frame.envelope.named() == Named::Session(session.clone())
         };
-        self.table.is_ending(session) || self.waiting.values().any(|waiting| waiting.pieces.iter().any(waits))
+        self.table.is_ending(session) || self.waiting.has(ends)
     }
 
     /// A server might take the ID for the beginning of another: the fleet is asked first, and frames of the session wait.
@@ -71,13 +70,13 @@ impl Switch<'_> {
     /// The fleet has said that an ID is whole: what has waited for that goes on.
     pub(super) fn is_whole(&mut self, job: u64) {
         self.table.forget(job);
-        let waiting = self.take_waiting(job);
-        let target = self.target.take();
+        let waiting = self.waiting.take(job);
+        let before = self.client.set_rest(None);
         let mut is_first = true;
-        for waiter in waiting.pieces {
-            match (waiter, &self.target) {
+        for waiter in waiting.into_pieces() {
+            match (waiter, self.client.rest()) {
                 (Waiter::Frame(frame), _) => {
-                    self.target = None;
+                    self.client.set_rest(None);
                     // What was said is true of the first only: that may be what ends the session.
                     match frame.envelope.known() {
                         Some(known) if !is_first => {
@@ -88,19 +87,16 @@ impl Switch<'_> {
                     }
                     is_first = false;
                 }
-                (Waiter::More(bytes), Some(Target::Upstream(at))) => self.push_up(*at, bytes),
-                (Waiter::More(bytes), Some(Target::Job(job))) => {
-                    if let Some(waiting) = self.waiting.get_mut(job) {
-                        waiting.push(bytes);
-                    }
-                }
+                (Waiter::More(bytes), Some(Target::Upstream(at))) => self.push_up(at, bytes),
+                (Waiter::More(bytes), Some(Target::Job(job))) => self.waiting.push_more(job, bytes),
                 (Waiter::More(_), _) => {}
             }
         }
-        self.target = match target {
-            Some(Target::Job(number)) if number == job => self.target.take().or(Some(Target::Nowhere)),
-            target => target,
+        let after = match before {
+            Some(Target::Job(number)) if number == job => self.client.rest().or(Some(Target::Nowhere)),
+            before => before,
         };
+        self.client.set_rest(after);
         self.begin();
     }
 }

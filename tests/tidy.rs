@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 /// Lines of a file without its tests, at most.
 const LINES_MAX: usize = 400;
+/// Fields of a type of the data path, at most: one with more has no walls inside.
+const FIELDS_MAX: usize = 12;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -318,4 +320,52 @@ fn only_dialling_and_probing_witness_that_a_server_cannot_be_reached() {
     let makers: Vec<PathBuf> = sources().into_iter().filter_map(makes).collect();
     let allowed = ["fleet/unreachable.rs", "link/dial.rs", "link/query.rs"];
     assert_eq!(makers, allowed.map(PathBuf::from), "see fleet::Unreachable");
+}
+
+/// The structs with named fields in a file's code, and how many each has.
+fn structs(code: &str) -> Vec<(String, usize)> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("struct ").filter(|(at, _)| !ends_in_name(&code[..*at])) {
+        let rest = &code[at + "struct ".len()..];
+        let Some(open) = rest.find(['{', ';']).filter(|open| rest[*open..].starts_with('{')) else {
+            continue;
+        };
+        found.push((name(rest), fields(&rest[open + 1..])));
+    }
+    found
+}
+
+/// How many fields there are up to the brace that ends them: each has a colon of its own outside of all brackets.
+fn fields(body: &str) -> usize {
+    let text = body.replace("::", "").replace("->", "");
+    let (mut depth, mut count) = (0_usize, 0);
+    for letter in text.chars() {
+        match letter {
+            '}' if depth == 0 => break,
+            '{' | '(' | '[' | '<' => depth += 1,
+            '}' | ')' | ']' | '>' => depth -= 1,
+            ':' if depth == 0 => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
+#[test]
+fn no_type_of_the_data_path_has_too_many_fields() {
+    let in_proxy = |(path, _): &(PathBuf, String)| path.starts_with("proxy") && !is_test(path);
+    let structs = sources().into_iter().filter(in_proxy).flat_map(|(path, text)| {
+        structs(&code(&text)).into_iter().map(move |(name, fields)| (path.clone(), name, fields))
+    });
+    let structs: Vec<_> = structs.collect();
+    assert!(structs.len() > 40 && structs.iter().any(|(_, name, fields)| name == "Switch" && *fields > 5));
+    let long: Vec<_> = structs.into_iter().filter(|(_, _, fields)| *fields > FIELDS_MAX).collect();
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+#[test]
+fn fields_are_counted_in_every_form() {
+    let text = "pub struct A<'a> { a: x::B<'a>, pub(super) b: Box<dyn Fn(u8) -> (C, D)>, c: [u8; 2] }\n\
+                struct T(u8, u16);\nstruct N;\nstruct W<F> where F: Fn(u8) { f: F }\nlet s = S { a: 1, b: 2 };";
+    assert_eq!(structs(text), [("A".to_owned(), 3), ("W".to_owned(), 1)]);
 }

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use super::Switch;
 use super::in_flight::At;
-use super::upstream::Upstream;
 use crate::close::Close;
 use crate::fleet::Health;
 
@@ -119,7 +118,7 @@ fn note(since: &mut Option<Instant>, moved: bool, waits: bool) {
 impl Switch<'_> {
     /// Has an upstream looked at in a while, if it may be stalling.
     pub(super) fn watch_pace(&mut self, at: At) {
-        if self.upstreams.get(at).is_some_and(Upstream::may_stall) {
+        if self.upstreams.get(at).is_some_and(|upstream| upstream.may_stall()) {
             let often = LOOKED_AT.min(self.config.timeouts.opening.checked_div(10).unwrap_or(LOOKED_AT));
             // A timer runs only once it has been polled.
             self.barred |= self.upstreams.watch_stalls(often);

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
     use crate::config::Timeouts;
     use crate::fleet::{Backend, Lease};
-    use crate::link::State;
+    use crate::link::StateFrames;
     use crate::link::dial;
     use crate::metrics::Metrics;
     use crate::runtime::account::Budget;
@@ -82,7 +82,7 @@ mod tests {
         let account = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None).account();
         let body = br#"{"jsonrpc":"2.0","id":1,"method":"connect"}"#;
         let id = Scan::whole(body).unwrap().id.unwrap();
-        let frame = StateFrame::new(&account, &State::default(), body, true, id).unwrap();
+        let frame = StateFrame::new(&account, &StateFrames::default(), body, true, id).unwrap();
         greet(&mut link, &[frame], Some(b"3")).await.unwrap();
         drop(serving.await.unwrap());
     }

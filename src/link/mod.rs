@@ -18,4 +18,4 @@ pub use dial::{DialFault, Link, dial, hung_up};
 pub use greet::{attach, greet};
 pub use query::attend;
 pub use replay::GreetFault;
-pub use state::{State, StateFault, StateFrame};
+pub use state::{StateFault, StateFrame, StateFrames};

@@ -83,15 +83,15 @@ mod tests {
     use super::*;
     use crate::close::By;
     use crate::frames::Pieces;
-    use crate::link::State;
+    use crate::link::StateFrames;
     use crate::runtime::account::Budget;
     use crate::wire::Scan;
     use bytes::BytesMut;
 
     /// State frames with these methods, numbered from 1.
-    fn told(methods: &[&str]) -> State {
+    fn told(methods: &[&str]) -> StateFrames {
         let account = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None).account();
-        let mut state = State::default();
+        let mut state = StateFrames::default();
         for (number, method) in (1..).zip(methods) {
             let body = format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"{method}"}}"#);
             let id = Scan::whole(body.as_bytes()).unwrap().id.unwrap();
@@ -102,7 +102,7 @@ mod tests {
     }
 
     /// What a server is sent until `bytes` of it, cut in two, are through, and how that ends.
-    fn replayed(state: &State, bytes: &[u8], cut: usize) -> (Vec<String>, Result<bool, String>) {
+    fn replayed(state: &StateFrames, bytes: &[u8], cut: usize) -> (Vec<String>, Result<bool, String>) {
         let mut replay = Replay::new(state.frames());
         let (mut pieces, mut unread) = (Pieces::default(), BytesMut::new());
         let mut sent: Vec<String> = Vec::new();
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(end(&[&version("{}"), &error(1)]), Ok(true), "no version is no other");
         let two = version(r#"{"protocolVersion":2}"#);
         assert_eq!(end(&[&two, &error(1)]), Err(GreetFault::Version.to_string()));
-        let nothing = State::default();
+        let nothing = StateFrames::default();
         assert_eq!(replayed(&nothing, &[], 0), (vec![], Ok(true)));
     }
 }

@@ -18,7 +18,7 @@ pub struct StateFrame {
 
 /// The state frames that a server has answered with a result, in order; of `connect` only the last.
 #[derive(Clone, Debug, Default)]
-pub struct State(Vec<StateFrame>);
+pub struct StateFrames(Vec<StateFrame>);
 
 /// Why a state frame is refused, as a message for the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,7 +41,7 @@ impl StateFrame {
     /// See [`StateFault`].
     pub fn new(
         account: &Account,
-        state: &State,
+        state: &StateFrames,
         body: &[u8],
         connect: bool,
         id: Id,
@@ -79,7 +79,7 @@ impl StateFrame {
     }
 }
 
-impl State {
+impl StateFrames {
     /// Keeps a frame that a server has answered with a result.
     pub fn keep(&mut self, frame: StateFrame) {
         if frame.connect {

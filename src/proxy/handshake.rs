@@ -1,7 +1,7 @@
 //! What a client has told servers of itself and what they have answered. Every further server is told the same.
 
 use crate::fleet::{Avoided, Backend};
-use crate::link::{State, StateFault, StateFrame};
+use crate::link::{StateFault, StateFrame, StateFrames};
 use crate::runtime::account::Account;
 use crate::wire::Id;
 
@@ -13,7 +13,7 @@ const SILENT_MAX: u8 = 2;
 /// A client's state as servers know it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Handshake {
-    state: State,
+    state: StateFrames,
     version: Option<Box<[u8]>>,
     is_authenticated: bool,
 }

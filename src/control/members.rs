@@ -10,7 +10,7 @@ use super::reloader::{Inner, Reloader};
 use super::retired::retired;
 use crate::config::{BackendSpec, BackendTls, Config};
 use crate::discovery::Spec;
-use crate::fleet::{Asked, Backend, Ring};
+use crate::fleet::{Backend, Questions, Ring};
 use crate::link::{attend, attend_clients};
 use crate::snapshot::{Member, Snapshot};
 use crate::wire::SessionId;
@@ -123,12 +123,12 @@ impl Reloader {
         backend
     }
 
-    fn attend(&self, backend: &Arc<Backend>, asked: Asked) {
+    fn attend(&self, backend: &Arc<Backend>, asked: Questions) {
         let config = || {
             let balancer = Arc::clone(self.balancer());
             move || Arc::clone(&balancer.now().config)
         };
-        let Asked { questions, inquiries } = asked;
+        let Questions { questions, inquiries } = asked;
         let directory = Arc::clone(&self.balancer().directory);
         let owner = move |session: &SessionId| directory.find(session);
         self.attendants.spawn(attend(Arc::clone(backend), questions, config(), owner, self.stop.clone()));

@@ -158,7 +158,7 @@ pub(super) struct Asks {
 
 /// The questions to one backend, for the tasks of its two connections.
 #[derive(Debug)]
-pub struct Asked {
+pub struct Questions {
     /// Sessile's own.
     pub questions: mpsc::Receiver<Ask>,
     /// Those asked for clients.
@@ -177,7 +177,7 @@ pub(super) enum Unanswered {
 }
 
 impl Asks {
-    pub(super) fn new() -> (Self, Asked) {
+    pub(super) fn new() -> (Self, Questions) {
         let (questions, questions_asked) = mpsc::channel(QUESTIONS_MAX);
         // Whoever has a place to ask finds room in the channel.
         let (inquiries, inquiries_asked) = mpsc::channel(INQUIRIES_MAX.saturating_add(TURNS_MAX));
@@ -188,7 +188,7 @@ impl Asks {
             turns: Turns::new(TURNS_MAX),
             answers: AtomicUsize::new(0),
         };
-        (asks, Asked { questions: questions_asked, inquiries: inquiries_asked })
+        (asks, Questions { questions: questions_asked, inquiries: inquiries_asked })
     }
 
     /// Whether the connection for sessile's own questions has a task.

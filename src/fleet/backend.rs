@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use tokio::sync::{Notify, watch};
 
-use super::asks::{Asked, Asks};
+use super::asks::{Asks, Questions};
 use super::health::Health;
 use super::history::History;
 use super::moved::Moved;
@@ -101,7 +101,7 @@ pub struct Backend {
 impl Backend {
     /// A backend that has not been probed, and the questions for the tasks of its connections. Without an IP address
     /// and a port as its address, it has no server yet.
-    pub fn new(name: &str, address: &str, series: Arc<BackendSeries>) -> (Arc<Self>, Asked) {
+    pub fn new(name: &str, address: &str, series: Arc<BackendSeries>) -> (Arc<Self>, Questions) {
         Self::at(name, address, address.parse().ok(), series)
     }
 
@@ -111,7 +111,7 @@ impl Backend {
         address: &str,
         socket: Option<SocketAddr>,
         series: Arc<BackendSeries>,
-    ) -> (Arc<Self>, Asked) {
+    ) -> (Arc<Self>, Questions) {
         let (asks, asked) = Asks::new();
         let backend = Self {
             name: name.into(),

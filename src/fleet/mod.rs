@@ -21,7 +21,7 @@ pub mod restarts;
 pub mod ring;
 pub mod ramp;
 
-pub use asks::{Answer, Ask, Asked, Inquiry, PARAMS_BYTES_MAX, Question, Told, Untold, Wanted};
+pub use asks::{Answer, Ask, Inquiry, PARAMS_BYTES_MAX, Question, Questions, Told, Untold, Wanted};
 pub use avoided::Avoided;
 pub use backend::{Backend, Lease, Leased, Standing, UNANSWERED_TOLD};
 pub use commands::Commands;

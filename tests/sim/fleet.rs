@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 use sessile::config::{AdminState, BackendSpec, Config, Resolve, parse};
-use sessile::fleet::{Answer, Asked, Backend, Commands, Health, Judge, Ring};
+use sessile::fleet::{Answer, Backend, Commands, Health, Judge, Questions, Ring};
 use sessile::metrics::Metrics;
 use sessile::snapshot::{Member, Snapshot};
 
@@ -18,7 +18,7 @@ pub const SERVERS: usize = 4;
 pub struct Known {
     pub backend: Arc<Backend>,
     pub server: usize,
-    asked: Asked,
+    asked: Questions,
     judge: Judge,
     /// The last results of probes, newest last.
     results: Vec<bool>,

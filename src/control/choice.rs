@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::balancer::Balancer;
 use crate::config::{BackendSpec, Config, Resolve};
-use crate::discovery::{self, Answer, Asked, Found, look_up_by_system};
+use crate::discovery::{self, Answer, Found, LookupAnswers, look_up_by_system};
 use crate::fleet::{Backend, Health};
 use crate::link::{first_that_answers, those_that_answer};
 
@@ -64,7 +64,7 @@ impl Choice {
             // Its name may resolve to another address by now.
             false => SYSTEM_TTL.min(config.health.interval),
         };
-        Ok(Asked::once(Answer { found: chosen.into_iter().map(named).collect(), ttl }))
+        Ok(LookupAnswers::once(Answer { found: chosen.into_iter().map(named).collect(), ttl }))
     }
 
     /// The addresses in the order to try them. `chosen` is the current one, with its `health`.

@@ -14,7 +14,7 @@ use super::choice::{Choice, is_lost};
 use super::names::{Name, NameKey};
 use super::reloader::{Inner, Reloader};
 use crate::config::{BackendSpec, Config, Discovery, Resolve};
-use crate::discovery::{self, Answer, Asked, Found, LookupFault, ask_again, look_up};
+use crate::discovery::{self, Answer, Found, LookupAnswers, LookupFault, ask_again, look_up};
 use crate::fleet::Health;
 
 impl Reloader {
@@ -115,7 +115,7 @@ pub(super) async fn seek(reloader: Arc<Reloader>, spec: BackendSpec) {
                     Ok(answer) if reloader.is_doubtful(&key, &answer).await => {
                         Ok(ask_again(spec, &config.discovery, answer).await)
                     }
-                    result => result.map(Asked::once),
+                    result => result.map(LookupAnswers::once),
                 }
             }
         };
@@ -153,8 +153,9 @@ mod tests {
     fn ttl_is_kept_within_bounds_and_failures_are_asked_less_and_less() {
         let seconds = Duration::from_secs;
         let discovery = Discovery { ttl_min: seconds(1), ttl_max: seconds(30), ..Discovery::default() };
-        let holds =
-            |ttl| wait(&discovery, &Ok(Asked::once(Answer { found: Vec::new(), ttl: seconds(ttl) })), 0);
+        let holds = |ttl| {
+            wait(&discovery, &Ok(LookupAnswers::once(Answer { found: Vec::new(), ttl: seconds(ttl) })), 0)
+        };
         assert_eq!([0, 1, 7, 30, 86_400].map(holds), [1, 1, 7, 30, 30].map(seconds));
         let fails = |misses| wait(&discovery, &Err(LookupFault::Servfail), misses);
         assert_eq!([1, 2, 3, 5, 6, 1000].map(fails), [1, 2, 4, 16, 30, 30].map(seconds));

@@ -13,4 +13,4 @@ mod united;
 pub use lookup::{Answer, LookupFault, look_up};
 pub use records::{Found, Service, Spec, fleet};
 pub use system::look_up_by_system;
-pub use united::{Asked, Result, United, ask_again};
+pub use united::{LookupAnswers, Result, United, ask_again};

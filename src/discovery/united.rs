@@ -35,7 +35,7 @@ pub struct United {
 
 /// The answers for a name; the question was repeated if that could show more.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct LookupAnswers {
     /// The first answer.
     pub answer: Answer,
     /// The answers to the repeated question.
@@ -43,8 +43,8 @@ pub struct Asked {
 }
 
 /// Repeats the question, to learn whether `answer` names all servers.
-pub async fn ask_again(spec: &BackendSpec, discovery: &Discovery, answer: Answer) -> Asked {
-    let mut asked = Asked { answer, more: Vec::new() };
+pub async fn ask_again(spec: &BackendSpec, discovery: &Discovery, answer: Answer) -> LookupAnswers {
+    let mut asked = LookupAnswers { answer, more: Vec::new() };
     if asked.answer.ttl >= ASKED_AGAIN_BELOW {
         return asked;
     }
@@ -92,7 +92,7 @@ impl United {
     }
 
     /// Takes the answers. True if the servers have changed.
-    pub fn take(&mut self, asked: &Asked, forget: Duration) -> bool {
+    pub fn take(&mut self, asked: &LookupAnswers, forget: Duration) -> bool {
         let now = Instant::now();
         if asked.more.iter().any(|next| next.found != asked.answer.found) {
             self.varied = Some(now);
@@ -115,7 +115,7 @@ impl United {
     }
 }
 
-impl Asked {
+impl LookupAnswers {
     /// One answer.
     pub fn once(answer: Answer) -> Self {
         Self { answer, more: Vec::new() }
@@ -123,7 +123,7 @@ impl Asked {
 }
 
 /// The result of a lookup, which is counted once.
-pub type Result = std::result::Result<Asked, LookupFault>;
+pub type Result = std::result::Result<LookupAnswers, LookupFault>;
 
 #[cfg(test)]
 mod tests {
@@ -144,23 +144,26 @@ mod tests {
     #[test]
     fn an_answer_counts_whole_while_the_same_question_gets_the_same_answer() {
         let mut united = United::default();
-        let asked = Asked { answer: answer(&[1, 2]), more: vec![answer(&[1, 2]); 2] };
+        let asked = LookupAnswers { answer: answer(&[1, 2]), more: vec![answer(&[1, 2]); 2] };
         assert!(united.take(&asked, FORGET));
         assert!(!united.take(&asked, FORGET));
         assert!(united.is_less(&answer(&[2, 3])) && !united.is_less(&answer(&[3, 1, 2])));
-        assert!(united.take(&Asked { answer: answer(&[2]), more: vec![answer(&[2]); 2] }, FORGET));
+        assert!(united.take(&LookupAnswers { answer: answer(&[2]), more: vec![answer(&[2]); 2] }, FORGET));
         assert_eq!(hosts(&united), ["10.0.0.2"]);
     }
 
     #[test]
     fn answers_that_differ_from_one_moment_to_the_next_are_united() {
         let mut united = United::default();
-        united.take(&Asked { answer: answer(&[1, 2]), more: vec![answer(&[3, 2])] }, FORGET);
+        united.take(&LookupAnswers { answer: answer(&[1, 2]), more: vec![answer(&[3, 2])] }, FORGET);
         assert_eq!(hosts(&united), ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
-        assert!(united.take(&Asked::once(answer(&[4, 3])), FORGET));
+        assert!(united.take(&LookupAnswers::once(answer(&[4, 3])), FORGET));
         assert_eq!(hosts(&united), ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]);
-        assert!(!united.take(&Asked::once(answer(&[1])), FORGET));
-        assert!(united.take(&Asked::once(answer(&[1])), Duration::ZERO), "nothing is remembered so long");
+        assert!(!united.take(&LookupAnswers::once(answer(&[1])), FORGET));
+        assert!(
+            united.take(&LookupAnswers::once(answer(&[1])), Duration::ZERO),
+            "nothing is remembered so long"
+        );
         assert_eq!(hosts(&united), ["10.0.0.1"]);
     }
 }

@@ -21,7 +21,7 @@ use crate::net::{self, READ_BYTES_MAX, Stream};
 use crate::wire::{Envelope, Scan};
 
 pub use pieces::{Piece, Pieces};
-pub use reader::{Came, Reader};
+pub use reader::{Reader, ReceivedBody};
 
 /// Longest frame taken whole; most answers have a few hundred bytes, lists of sessions more.
 const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;

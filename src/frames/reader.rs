@@ -36,7 +36,7 @@ enum Begun {
 
 /// What was received.
 #[derive(Debug)]
-pub enum Came {
+pub enum ReceivedBody {
     /// A body. A long one is counted for as long as anything of it is held.
     Body(Bytes),
     /// A body that was too long to be kept: its envelope, if that was sound.
@@ -70,7 +70,7 @@ impl Reader {
     ///
     /// # Errors
     /// The socket's, `UnexpectedEof` at its end, `InvalidData` for what is no frame.
-    pub async fn next<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> io::Result<Came> {
+    pub async fn next<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> io::Result<ReceivedBody> {
         loop {
             while let Some(piece) = self.pieces.take(&mut self.unread, SMALL_BYTES_MAX)? {
                 if let Some(came) = self.add(piece) {
@@ -82,11 +82,11 @@ impl Reader {
     }
 
     /// The body that this piece completes, if it does.
-    fn add(&mut self, piece: Piece) -> Option<Came> {
+    fn add(&mut self, piece: Piece) -> Option<ReceivedBody> {
         let mut begun = match self.begun.take() {
             Some(begun) => begun,
             None if piece.bytes.len().saturating_add(piece.left) <= SMALL_BYTES_MAX => {
-                return Some(Came::Body(piece.into_body().freeze()));
+                return Some(ReceivedBody::Body(piece.into_body().freeze()));
             }
             None => self.begin(&piece),
         };
@@ -99,11 +99,11 @@ impl Reader {
             return None;
         }
         Some(match begun {
-            Begun::Kept { body, charge: None } => Came::Body(body.freeze()),
+            Begun::Kept { body, charge: None } => ReceivedBody::Body(body.freeze()),
             Begun::Kept { body, charge: Some(charge) } => {
-                Came::Body(Bytes::from_owner(Counted { body, _charge: charge }))
+                ReceivedBody::Body(Bytes::from_owner(Counted { body, _charge: charge }))
             }
-            Begun::Passed { scan } => Came::TooLong(scan.finish().ok()),
+            Begun::Passed { scan } => ReceivedBody::TooLong(scan.finish().ok()),
         })
     }
 
@@ -141,9 +141,9 @@ mod tests {
             let came = frames.next(&mut reader).await.unwrap();
             held = held.max(frames.unread.capacity());
             said.push(match came {
-                Came::Body(body) if body.len() > 100 => format!("{} bytes", body.len()),
-                Came::Body(body) => String::from_utf8(body.to_vec()).unwrap(),
-                Came::TooLong(envelope) => {
+                ReceivedBody::Body(body) if body.len() > 100 => format!("{} bytes", body.len()),
+                ReceivedBody::Body(body) => String::from_utf8(body.to_vec()).unwrap(),
+                ReceivedBody::TooLong(envelope) => {
                     let id = envelope.and_then(|envelope| envelope.id);
                     format!("long {:?}", id.map(|id| String::from_utf8(id.raw().to_vec()).unwrap()))
                 }
@@ -176,7 +176,9 @@ mod tests {
         assert_eq!(said, ["300036 bytes", "{}", "long Some(\"1\")", "{}"]);
         let bytes = frame(&body(400_000));
         let mut frames = Reader::counted(Arc::clone(&budget));
-        let Came::Body(whole) = frames.next(&mut bytes.as_slice()).await.unwrap() else { panic!("too long") };
+        let ReceivedBody::Body(whole) = frames.next(&mut bytes.as_slice()).await.unwrap() else {
+            panic!("too long")
+        };
         let part = whole.slice(10..20);
         drop((whole, frames));
         let free = |bytes| budget.charge().resize(bytes);

@@ -16,7 +16,7 @@ use super::line::{Introduced, Line, number_of};
 use crate::close::By;
 use crate::config::{Config, Secret};
 use crate::fleet::{Backend, Inquiry, Place, Told};
-use crate::frames::{Came, Reader, send_by};
+use crate::frames::{Reader, ReceivedBody, send_by};
 use crate::runtime::account::Budget;
 use crate::wire::{Scan, reply};
 
@@ -130,10 +130,10 @@ impl Line<Waiting> {
     }
 
     /// Hands an answer on; everything else is dropped. True if it was an answer.
-    fn hand_on(&mut self, came: Came) -> bool {
+    fn hand_on(&mut self, came: ReceivedBody) -> bool {
         let (envelope, body) = match came {
-            Came::Body(body) => (Scan::whole_of(By::Backend, &body).ok(), Some(body)),
-            Came::TooLong(envelope) => (envelope, None),
+            ReceivedBody::Body(body) => (Scan::whole_of(By::Backend, &body).ok(), Some(body)),
+            ReceivedBody::TooLong(envelope) => (envelope, None),
         };
         let answer = envelope.filter(|envelope| envelope.method.is_none());
         let waiting = answer.as_ref().and_then(number_of).and_then(|id| self.pending.remove(&id));

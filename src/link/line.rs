@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::close::By;
 use crate::fleet::{Answer, Ask, Backend};
-use crate::frames::{Came, Reader, send_by};
+use crate::frames::{Reader, ReceivedBody, send_by};
 use crate::net::{self, Stream};
 use crate::wire::{Envelope, Scan, reply};
 
@@ -55,7 +55,7 @@ impl<W> Line<W> {
     }
 
     /// The next frame. Cancel-safe.
-    pub(super) async fn next(&mut self) -> io::Result<Came> {
+    pub(super) async fn next(&mut self) -> io::Result<ReceivedBody> {
         self.reader.next(&mut self.stream).await
     }
 
@@ -73,7 +73,7 @@ impl<W> Line<W> {
         let id = self.number();
         self.write(&reply::connect(id, token)).await?;
         loop {
-            if let Came::Body(body) = self.next().await?
+            if let ReceivedBody::Body(body) = self.next().await?
                 && let Some((answered, answer)) = read(&body)?
                 && answered == id
             {
@@ -158,16 +158,16 @@ impl OwnLine {
     pub(super) async fn next_answer(&mut self) -> io::Result<(u64, Answer)> {
         loop {
             match self.next().await? {
-                Came::Body(body) => match read(&body)? {
+                ReceivedBody::Body(body) => match read(&body)? {
                     Some(answer) => return Ok(answer),
                     None => self.acknowledge(),
                 },
-                Came::TooLong(Some(envelope)) if envelope.method.is_none() => {
+                ReceivedBody::TooLong(Some(envelope)) if envelope.method.is_none() => {
                     if let Some(id) = number_of(&envelope) {
                         return Ok((id, without_body(&envelope)));
                     }
                 }
-                Came::TooLong(_) => {}
+                ReceivedBody::TooLong(_) => {}
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::envelope::{BodyFault, Field, Kind, SessionId};
 use super::id::{self, ID_BYTES_MAX, Id, Spelling};
-use super::key::{Key, NULL_ID, Place, RESULT_IS, TWO_CANCELS, TWO_IDS};
+use super::key::{Key, NULL_ID, RESULT_IS, Scope, TWO_CANCELS, TWO_IDS};
 use super::method::Way;
 use super::scan::{Mode, Scan};
 
@@ -46,12 +46,12 @@ impl Scan {
             (false, false) => Field::Is(SessionId::new(&text)),
             (false, true) => Field::Long(SessionId::new(&text)),
         };
-        match self.place {
-            Place::Params if self.key == Key::Request => self.found.request = field,
-            Place::Params => self.found.session = field,
-            Place::Options => self.found.options_session = field,
-            Place::Result => self.found.result_session = field,
-            Place::Top | Place::Error => {}
+        match self.scope {
+            Scope::Params if self.key == Key::Request => self.found.request = field,
+            Scope::Params => self.found.session = field,
+            Scope::Options => self.found.options_session = field,
+            Scope::Result => self.found.result_session = field,
+            Scope::Top | Scope::Error => {}
         }
         used
     }

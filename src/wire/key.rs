@@ -16,7 +16,7 @@ pub(super) const TWO_CANCELS: u16 = 32768;
 
 /// The innermost object whose keys matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Scope {
     Top,
     Params,
     Options,
@@ -24,7 +24,7 @@ pub(super) enum Place {
     Error,
 }
 
-impl Place {
+impl Scope {
     /// How many objects are open there.
     pub(super) fn depth(self) -> u32 {
         match self {
@@ -55,41 +55,41 @@ pub(super) enum Key {
 }
 
 impl Key {
-    /// The key that `name` is in `place`.
-    pub(super) fn of(place: Place, name: &[u8]) -> Self {
-        match (place, name) {
-            (Place::Top, b"jsonrpc") => Self::Version,
-            (Place::Top, b"id") => Self::Id,
-            (Place::Top, b"method") => Self::Method,
-            (Place::Top, b"params") => Self::Params,
-            (Place::Top, b"error") => Self::Error,
-            (Place::Top, b"result") => Self::Result,
-            (Place::Params, b"options") => Self::Options,
-            (Place::Params, b"id") => Self::Cancels,
-            (Place::Params, b"requestId") => Self::Request,
-            (Place::Params, b"kind") => Self::Kind,
-            (Place::Params | Place::Options | Place::Result, b"sessionId") => Self::Session,
-            (Place::Result, b"protocolVersion") => Self::ProtocolVersion,
-            (Place::Error, b"code") => Self::Code,
+    /// The key that `name` is in `scope`.
+    pub(super) fn of(scope: Scope, name: &[u8]) -> Self {
+        match (scope, name) {
+            (Scope::Top, b"jsonrpc") => Self::Version,
+            (Scope::Top, b"id") => Self::Id,
+            (Scope::Top, b"method") => Self::Method,
+            (Scope::Top, b"params") => Self::Params,
+            (Scope::Top, b"error") => Self::Error,
+            (Scope::Top, b"result") => Self::Result,
+            (Scope::Params, b"options") => Self::Options,
+            (Scope::Params, b"id") => Self::Cancels,
+            (Scope::Params, b"requestId") => Self::Request,
+            (Scope::Params, b"kind") => Self::Kind,
+            (Scope::Params | Scope::Options | Scope::Result, b"sessionId") => Self::Session,
+            (Scope::Result, b"protocolVersion") => Self::ProtocolVersion,
+            (Scope::Error, b"code") => Self::Code,
             _ => Self::Other,
         }
     }
 
     /// The bit that says it has been seen, for keys that may be there only once.
-    pub(super) fn bit(self, place: Place) -> u16 {
-        match (place, self) {
-            (Place::Top, Self::Id) => 1,
-            (Place::Top, Self::Method) => METHOD,
-            (Place::Top, Self::Params) => 4,
-            (Place::Params, Self::Session) => 8,
-            (Place::Params, Self::Options) => 16,
-            (Place::Options, Self::Session) => 32,
-            (Place::Top, Self::Result) => RESULT,
-            (Place::Top, Self::Error) => ERROR,
-            (Place::Top, Self::Version) => VERSION,
-            (Place::Params, Self::Cancels) => 512,
-            (Place::Params, Self::Request) => 1024,
-            (Place::Params, Self::Kind) => 16384,
+    pub(super) fn bit(self, scope: Scope) -> u16 {
+        match (scope, self) {
+            (Scope::Top, Self::Id) => 1,
+            (Scope::Top, Self::Method) => METHOD,
+            (Scope::Top, Self::Params) => 4,
+            (Scope::Params, Self::Session) => 8,
+            (Scope::Params, Self::Options) => 16,
+            (Scope::Options, Self::Session) => 32,
+            (Scope::Top, Self::Result) => RESULT,
+            (Scope::Top, Self::Error) => ERROR,
+            (Scope::Top, Self::Version) => VERSION,
+            (Scope::Params, Self::Cancels) => 512,
+            (Scope::Params, Self::Request) => 1024,
+            (Scope::Params, Self::Kind) => 16384,
             _ => 0,
         }
     }

@@ -15,7 +15,7 @@ use crate::close::By;
 
 use super::envelope::{BodyFault, Envelope, METHOD_BYTES_MAX, SESSION_ID_BYTES_MAX};
 use super::id::Id;
-use super::key::{ERROR, Key, METHOD, Place, RESULT, TWO_CANCELS, TWO_IDS, VERSION};
+use super::key::{ERROR, Key, METHOD, RESULT, Scope, TWO_CANCELS, TWO_IDS, VERSION};
 use super::text::{self, Text};
 
 /// Deepest nesting accepted from a client, the body's own braces counted: servers built on serde_json take no more.
@@ -64,7 +64,7 @@ pub struct Scan {
     of: By,
     pub(super) at: usize,
     pub(super) mode: Mode,
-    pub(super) place: Place,
+    pub(super) scope: Scope,
     pub(super) key: Key,
     pub(super) seen: u16,
     pub(super) text: Text,
@@ -80,7 +80,7 @@ impl Default for Scan {
             of: By::Client,
             at: 0,
             mode: Mode::Start,
-            place: Place::Top,
+            scope: Scope::Top,
             key: Key::Other,
             seen: 0,
             text: Text::default(),
@@ -208,18 +208,18 @@ impl Scan {
 
     /// The closing brace of a tracked object.
     fn leave(&mut self) {
-        (self.place, self.mode) = match self.place {
-            Place::Top => (Place::Top, Mode::End),
-            Place::Params | Place::Result | Place::Error => (Place::Top, Mode::AfterValue),
-            Place::Options => (Place::Params, Mode::AfterValue),
+        (self.scope, self.mode) = match self.scope {
+            Scope::Top => (Scope::Top, Mode::End),
+            Scope::Params | Scope::Result | Scope::Error => (Scope::Top, Mode::AfterValue),
+            Scope::Options => (Scope::Params, Mode::AfterValue),
         };
     }
 
     /// A key is complete: which one is it, and is it the first of its kind?
     pub(super) fn named_key(&mut self) {
         let name = if self.text.is_over() { &[] } else { self.text.bytes() };
-        self.key = Key::of(self.place, name);
-        let bit = self.key.bit(self.place);
+        self.key = Key::of(self.scope, name);
+        let bit = self.key.bit(self.scope);
         if self.seen & bit != 0 {
             match self.key {
                 Key::Cancels => {
@@ -273,16 +273,16 @@ impl Scan {
                 return 1;
             }
             (Key::Method, _) => self.spoil(BodyFault::WrongType),
-            (Key::Session, byte) if byte != b'n' && self.place != Place::Result => {
+            (Key::Session, byte) if byte != b'n' && self.scope != Scope::Result => {
                 self.spoil(BodyFault::WrongType);
             }
-            (Key::Params, b'{') => return self.enter(Place::Params),
+            (Key::Params, b'{') => return self.enter(Scope::Params),
             (Key::Params, byte) if byte != b'n' => self.spoil_of_client(BodyFault::Params),
-            (Key::Options, b'{') => return self.enter(Place::Options),
+            (Key::Options, b'{') => return self.enter(Scope::Options),
             (Key::Result | Key::Error, byte) => {
                 self.answer(byte);
                 if byte == b'{' {
-                    return self.enter(if self.key == Key::Error { Place::Error } else { Place::Result });
+                    return self.enter(if self.key == Key::Error { Scope::Error } else { Scope::Result });
                 }
             }
             _ => {}
@@ -296,8 +296,8 @@ impl Scan {
         1
     }
 
-    fn enter(&mut self, place: Place) -> usize {
-        self.place = place;
+    fn enter(&mut self, scope: Scope) -> usize {
+        self.scope = scope;
         self.mode = Mode::KeyOrEnd;
         1
     }
@@ -320,7 +320,7 @@ impl Scan {
 
     /// A run inside a container that is not kept: up to its end, the next string, or the end of the bytes.
     fn skip(&mut self, rest: &[u8], mut depth: u32) -> usize {
-        let depth_max = DEPTH_MAX.saturating_sub(self.place.depth());
+        let depth_max = DEPTH_MAX.saturating_sub(self.scope.depth());
         for (at, byte) in rest.iter().enumerate() {
             match byte {
                 b'"' => {

@@ -28,7 +28,7 @@ use crate::net::{Stream, close_in_order};
 use crate::place::{Placed, place, whole};
 use crate::runtime::account::Held;
 use crate::runtime::stop_flag::StopFlag;
-use crate::session::{Adopted, Attachment};
+use crate::session::{Adopted, Attachment, Subscriber};
 use crate::wire::{Id, Named, SessionId};
 
 /// A connection's life, for as long as it has its place. Its account is settled however this ends.
@@ -153,8 +153,10 @@ impl Homed {
     fn apart(self: Box<Self>) -> (Ends, Box<Start>) {
         let Self { opened: Opened { client, unsent, rest, link, midway }, placed, born, .. } = *self;
         let Link { stream, unread } = link;
-        let stop_flag =
-            placed.attachment.as_ref().map(Attachment::stop_flag).map(Arc::clone).unwrap_or_default();
+        let stop_flag: Arc<StopFlag> = Arc::default();
+        if let Some(attachment) = &placed.attachment {
+            attachment.subscribe(Subscriber::Connection(Arc::clone(&stop_flag)));
+        }
         let owned = placed.attachment.map(Box::new).map_or_else(OnceLock::new, OnceLock::from);
         let start = Start { unsent, rest, unread: unread.freeze(), midway, born };
         (Ends { client, backend: stream, owned, stop_flag }, Box::new(start))
@@ -261,8 +263,8 @@ fn relay<'a>(
     if let Some(request) = born {
         let learned = |id: &SessionId| {
             match balancer.directory.adopt(id, backend) {
-                Adopted::Held(mut attachment) => {
-                    attachment.set_stop_flag(stop_flag);
+                Adopted::Held(attachment) => {
+                    attachment.subscribe(Subscriber::Connection(Arc::clone(stop_flag)));
                     // The answer comes once, so this is the first hold.
                     drop(owned.set(Box::new(attachment)));
                 }

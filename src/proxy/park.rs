@@ -193,9 +193,7 @@ async fn retain_running(
     sessions: &mut Vec<(SessionId, Option<Attachment>)>,
     patience: Duration,
 ) {
-    sessions.retain(|(_, attachment)| {
-        attachment.as_ref().is_none_or(|attachment| !attachment.stop_flag().is_set())
-    });
+    sessions.retain(|(_, attachment)| attachment.as_ref().is_none_or(|attachment| !attachment.is_leaving()));
     let mut go_on = Vec::with_capacity(sessions.len());
     for some in sessions.chunks(TOGETHER_MAX) {
         let asked = some.iter().map(|(session, _)| backend.ask_in_turn(Question::Live(session), patience));

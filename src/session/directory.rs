@@ -2,27 +2,26 @@
 //!
 //! A session ID is free, claimed or owned. The first opening to name a free ID *leads*: it alone asks the fleet and
 //! chooses. Openings that name it meanwhile wait, then join what the leader found. From then on the session belongs to
-//! the connections attached through this balancer, until the last of them lets go of its [`Attachment`].
+//! the connections attached through this balancer, until the last of them lets go of its [`Attachment`]. What becomes of
+//! a session its attachments are told, and nobody else.
 //!
-//! Locks are per shard and never held across an await.
+//! Locks are per shard and per session, taken in this order and never held across an await.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::hash_map::Entry as Slot;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::IntGauge;
 use tokio_util::sync::CancellationToken;
 
+use super::attached::{Attached, Holder};
+use super::inbox::Subscriber;
 use crate::fleet::Backend;
-use crate::runtime::stop_flag::StopFlag;
 use crate::wire::SessionId;
 
 const SHARDS: usize = 64;
-
-/// Boxed, because a table that grows has room for twice as many entries as it holds.
-type Shard = HashMap<SessionId, Box<Session>>;
 
 /// The table.
 #[derive(Debug)]
@@ -31,42 +30,37 @@ pub struct Directory {
     hash: RandomState,
     owned: AtomicUsize,
     /// The next number, to tell the attachments of one session apart.
-    holds: AtomicU64,
+    attachments: AtomicU64,
     gauge: IntGauge,
 }
 
-#[derive(Debug)]
-struct Session {
-    state: State,
-    /// Cancelled when this state ends: the claim settled or dropped, the owner gone. Made when somebody waits for that.
-    over: Option<CancellationToken>,
+#[derive(Debug, Default)]
+struct Shard {
+    /// IDs that are being placed, and what is cancelled when that is over: made when somebody waits for it.
+    claimed: HashMap<SessionId, Option<CancellationToken>>,
+    /// Boxed, because a table that grows has room for twice as many entries as it holds.
+    owned: HashMap<SessionId, Arc<Entry>>,
 }
 
-impl Session {
-    /// What says when this state has ended.
-    fn over(&mut self) -> CancellationToken {
-        self.over.get_or_insert_default().clone()
+/// A session that somebody is attached to.
+#[derive(Debug)]
+struct Entry {
+    directory: Arc<Directory>,
+    id: SessionId,
+    backend: Arc<Backend>,
+    attached: Mutex<Attached>,
+    /// Every connection must let go of it. Set once, under the lock of `attached`.
+    leaving: AtomicBool,
+}
+
+impl Entry {
+    fn attached(&self) -> MutexGuard<'_, Attached> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// This state has ended.
-    fn end(self) {
-        if let Some(over) = self.over {
-            over.cancel();
-        }
+    fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
     }
-}
-
-#[derive(Debug)]
-enum State {
-    Claimed,
-    Owned { backend: Arc<Backend>, holders: Vec<Holder>, evicting: bool },
-}
-
-/// One attachment, and which connection to tell when the session must leave.
-#[derive(Debug)]
-struct Holder {
-    number: u64,
-    stop_flag: Arc<StopFlag>,
 }
 
 /// What naming a session gives.
@@ -96,17 +90,13 @@ pub enum Adopted {
 pub struct PlacementGuard {
     directory: Arc<Directory>,
     id: SessionId,
-    settled: bool,
 }
 
-/// One connection's part in owning a session.
+/// One connection's part in a session.
 #[derive(Debug)]
 pub struct Attachment {
-    directory: Arc<Directory>,
-    id: SessionId,
-    backend: Arc<Backend>,
+    entry: Arc<Entry>,
     number: u64,
-    stop_flag: Arc<StopFlag>,
 }
 
 impl Directory {
@@ -117,7 +107,7 @@ impl Directory {
             shards,
             hash: RandomState::new(),
             owned: AtomicUsize::new(0),
-            holds: AtomicU64::new(0),
+            attachments: AtomicU64::new(0),
             gauge,
         })
     }
@@ -135,31 +125,27 @@ impl Directory {
     /// Names a session.
     pub fn claim(self: &Arc<Self>, id: &SessionId) -> Claim {
         let mut shard = self.shard(id);
-        match shard.entry(id.clone()) {
-            Entry::Vacant(entry) => {
-                entry.insert(Box::new(Session { state: State::Claimed, over: None }));
-                Claim::Lead(PlacementGuard { directory: Arc::clone(self), id: id.clone(), settled: false })
+        if let Some(entry) = shard.owned.get(id) {
+            let mut attached = entry.attached();
+            if entry.is_leaving() {
+                return Claim::Wait(attached.over());
             }
-            Entry::Occupied(mut entry) => {
-                let session = entry.get_mut();
-                match &mut session.state {
-                    State::Owned { backend, holders, evicting: false } => {
-                        let (holder, attachment) = self.attach(id, backend);
-                        holders.push(holder);
-                        Claim::Join(attachment)
-                    }
-                    _ => Claim::Wait(session.over()),
-                }
+            let number = self.next_number();
+            attached.add(Holder { number, subscriber: None });
+            return Claim::Join(Attachment { entry: Arc::clone(entry), number });
+        }
+        match shard.claimed.entry(id.clone()) {
+            Slot::Vacant(slot) => {
+                slot.insert(None);
+                Claim::Lead(PlacementGuard { directory: Arc::clone(self), id: id.clone() })
             }
+            Slot::Occupied(mut slot) => Claim::Wait(slot.get_mut().get_or_insert_default().clone()),
         }
     }
 
     /// Where a session is owned, without claiming it.
     pub fn find(&self, id: &SessionId) -> Option<Arc<Backend>> {
-        match &self.shard(id).get(id)?.state {
-            State::Owned { backend, .. } => Some(Arc::clone(backend)),
-            State::Claimed => None,
-        }
+        self.shard(id).owned.get(id).map(|entry| Arc::clone(&entry.backend))
     }
 
     /// A session was opened on `backend` without a claim. Two names of one server count as one.
@@ -174,14 +160,8 @@ impl Directory {
         }
     }
 
-    fn attach(self: &Arc<Self>, id: &SessionId, backend: &Arc<Backend>) -> (Holder, Attachment) {
-        let number = self.holds.fetch_add(1, Ordering::Relaxed);
-        let stop_flag = Arc::<StopFlag>::default();
-        let (directory, id, backend) = (Arc::clone(self), id.clone(), Arc::clone(backend));
-        (
-            Holder { number, stop_flag: Arc::clone(&stop_flag) },
-            Attachment { directory, id, backend, number, stop_flag },
-        )
+    fn next_number(&self) -> u64 {
+        self.attachments.fetch_add(1, Ordering::Relaxed)
     }
 
     fn shard(&self, id: &SessionId) -> MutexGuard<'_, Shard> {
@@ -197,28 +177,30 @@ impl Directory {
 
 impl PlacementGuard {
     /// The session is at `backend` now.
-    pub fn settle(mut self, backend: &Arc<Backend>) -> Attachment {
-        self.settled = true;
-        let (holder, attachment) = self.directory.attach(&self.id, backend);
-        let state = State::Owned { backend: Arc::clone(backend), holders: vec![holder], evicting: false };
-        let owned = Box::new(Session { state, over: None });
-        if let Some(claimed) = self.directory.shard(&self.id).insert(self.id.clone(), owned) {
-            claimed.end();
-        }
-        self.directory.owned.fetch_add(1, Ordering::Relaxed);
-        self.directory.gauge.inc();
+    pub fn settle(self, backend: &Arc<Backend>) -> Attachment {
+        let Self { directory, id } = &self;
+        let number = directory.next_number();
+        let entry = Arc::new(Entry {
+            directory: Arc::clone(directory),
+            id: id.clone(),
+            backend: Arc::clone(backend),
+            attached: Mutex::new(Attached::by(Holder { number, subscriber: None })),
+            leaving: AtomicBool::new(false),
+        });
+        // Its own drop ends the claim: nobody can lead in between.
+        directory.shard(id).owned.insert(id.clone(), Arc::clone(&entry));
+        directory.owned.fetch_add(1, Ordering::Relaxed);
+        directory.gauge.inc();
         backend.session_added();
-        attachment
+        Attachment { entry, number }
     }
 }
 
 impl Drop for PlacementGuard {
     fn drop(&mut self) {
-        if self.settled {
-            return;
-        }
-        if let Some(claimed) = self.directory.shard(&self.id).remove(&self.id) {
-            claimed.end();
+        let claimed = self.directory.shard(&self.id).claimed.remove(&self.id);
+        if let Some(over) = claimed.flatten() {
+            over.cancel();
         }
     }
 }
@@ -226,69 +208,57 @@ impl Drop for PlacementGuard {
 impl Attachment {
     /// Which session.
     pub fn session(&self) -> &SessionId {
-        &self.id
+        &self.entry.id
     }
 
     /// Where the session is.
     pub fn backend(&self) -> &Arc<Backend> {
-        &self.backend
+        &self.entry.backend
     }
 
-    /// Set when the session must leave its backend: close the connection.
-    pub fn stop_flag(&self) -> &Arc<StopFlag> {
-        &self.stop_flag
+    /// Whether the session must leave its backend: let go of it.
+    pub fn is_leaving(&self) -> bool {
+        self.entry.is_leaving()
     }
 
-    /// Sets `stop_flag` from now on.
-    pub fn set_stop_flag(&mut self, stop_flag: &Arc<StopFlag>) {
-        if self.stop_flag.is_set() {
-            stop_flag.set();
+    /// From now on `subscriber` is told what becomes of the session, and at once if the session must leave already.
+    pub fn subscribe(&self, subscriber: Subscriber) {
+        let mut attached = self.entry.attached();
+        if self.is_leaving() {
+            subscriber.evicted(self.session());
         }
-        let mut shard = self.directory.shard(&self.id);
-        if let Some(session) = shard.get_mut(&self.id)
-            && let State::Owned { holders, evicting, .. } = &mut session.state
-        {
-            if *evicting {
-                stop_flag.set();
-            }
-            for holder in holders.iter_mut().filter(|holder| holder.number == self.number) {
-                holder.stop_flag = Arc::clone(stop_flag);
-            }
+        if let Some(holder) = attached.find(self.number) {
+            holder.subscriber = Some(subscriber);
         }
-        drop(shard);
-        self.stop_flag = Arc::clone(stop_flag);
     }
 
-    /// Makes every connection of the session close, this one included, because its backend is down and another will
-    /// take the session. The token is cancelled when all have let go.
+    /// Makes every connection of the session let go of it, this one included, because its backend is down and another
+    /// will take the session. The token is cancelled when all have let go.
     pub fn evict(self) -> CancellationToken {
-        let mut shard = self.directory.shard(&self.id);
-        let Some(session) = shard.get_mut(&self.id) else { return CancellationToken::new() };
-        if let State::Owned { holders, evicting, .. } = &mut session.state {
-            *evicting = true;
-            for holder in holders {
-                holder.stop_flag.set();
+        let mut attached = self.entry.attached();
+        // Nobody is told twice.
+        if !self.entry.leaving.swap(true, Ordering::AcqRel) {
+            for subscriber in attached.subscribers() {
+                subscriber.evicted(self.session());
             }
         }
-        session.over()
+        attached.over()
     }
 
     /// Gives up this attachment before it is dropped, which then does nothing more.
     pub fn let_go(&self) {
-        let mut shard = self.directory.shard(&self.id);
-        let Some(session) = shard.get_mut(&self.id) else { return };
-        let State::Owned { holders, .. } = &mut session.state else { return };
-        holders.retain(|holder| holder.number != self.number);
-        if !holders.is_empty() {
+        let Entry { directory, id, backend, .. } = &*self.entry;
+        let mut shard = directory.shard(id);
+        let mut attached = self.entry.attached();
+        if !attached.remove(self.number) || !attached.is_empty() {
             return;
         }
-        if let Some(session) = shard.remove(&self.id) {
-            session.end();
-        }
-        drop(shard);
-        self.directory.owned.fetch_sub(1, Ordering::Relaxed);
-        self.directory.gauge.dec();
-        self.backend.session_removed();
+        shard.owned.remove(id);
+        attached.end();
+        drop((attached, shard));
+        directory.owned.fetch_sub(1, Ordering::Relaxed);
+        directory.gauge.dec();
+        backend.session_removed();
     }
 }
 
@@ -302,6 +272,8 @@ impl Drop for Attachment {
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
+    use crate::runtime::stop_flag::StopFlag;
+    use crate::session::Inbox;
 
     fn backend(name: &str) -> Arc<Backend> {
         let series = Metrics::new().unwrap().backend(&name.into());
@@ -365,19 +337,22 @@ mod tests {
     fn an_evicted_session_is_free_when_all_have_let_go() {
         let (directory, a, b, id) = (directory(), backend("a"), backend("b"), SessionId::new("s"));
         let first = lead(&directory, &id).settle(&a);
-        let mut second = join(&directory, &id);
-        let stop_flag = Arc::default();
-        second.set_stop_flag(&stop_flag);
+        let second = join(&directory, &id);
+        let stop_flag: Arc<StopFlag> = Arc::default();
+        second.subscribe(Subscriber::Connection(Arc::clone(&stop_flag)));
         let over = join(&directory, &id).evict();
         assert!(stop_flag.is_set());
-        assert!(first.stop_flag().is_set());
+        assert!(first.is_leaving());
+        let late: Arc<StopFlag> = Arc::default();
+        first.subscribe(Subscriber::Connection(Arc::clone(&late)));
+        assert!(late.is_set(), "who subscribes later is told as well");
         assert!(!wait(&directory, &id).is_cancelled(), "nobody joins a session that is being evicted");
         drop(first);
         assert!(!over.is_cancelled());
         drop(second);
         assert!(over.is_cancelled());
         let attachment = lead(&directory, &id).settle(&b);
-        assert!(!attachment.stop_flag().is_set());
+        assert!(!attachment.is_leaving());
     }
 
     #[test]
@@ -401,5 +376,33 @@ mod tests {
         assert!(matches!(directory.adopt(&id, &b), Adopted::Elsewhere(_)));
         drop((first, second));
         assert!(matches!(directory.adopt(&id, &b), Adopted::Held(_)));
+    }
+
+    #[tokio::test]
+    async fn who_is_attached_to_many_sessions_is_told_which_have_to_leave() {
+        let (directory, a) = (directory(), backend("a"));
+        let inbox: Arc<Inbox> = Arc::default();
+        let ids: Vec<SessionId> = ["r", "s", "t"].map(SessionId::new).into();
+        let subscribed = |id: &SessionId| {
+            let attachment = lead(&directory, id).settle(&a);
+            attachment.subscribe(Subscriber::Inbox(Arc::clone(&inbox)));
+            attachment
+        };
+        let mine: Vec<Attachment> = ids.iter().map(subscribed).collect();
+        join(&directory, &ids[2]).evict();
+        join(&directory, &ids[0]).evict();
+        assert_eq!(inbox.evicted().await, [ids[2].clone(), ids[0].clone()]);
+        let left: Vec<bool> = mine.iter().map(Attachment::is_leaving).collect();
+        assert_eq!(left, [true, false, true]);
+        inbox.close();
+        assert!(inbox.evicted().await.is_empty(), "nobody waits for what has been closed");
+    }
+
+    /// Hundreds of thousands are attached at a time.
+    #[test]
+    fn a_session_takes_little() {
+        // Two counts stand before the entry.
+        assert!(size_of::<Entry>() + 16 <= 96, "{} bytes", size_of::<Entry>());
+        assert!(size_of::<Attachment>() <= 16);
     }
 }

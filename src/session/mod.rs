@@ -3,10 +3,13 @@
 //!
 //! What is known of servers is in `fleet`; nothing here does I/O.
 
+mod inbox;
+mod attached;
 mod directory;
 mod handovers;
 mod pins;
 
 pub use directory::{Adopted, Attachment, Claim, Directory, PlacementGuard};
 pub use handovers::{Handover, Handovers, Keeper, Registered};
+pub use inbox::{Inbox, Subscriber};
 pub use pins::Pins;

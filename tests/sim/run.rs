@@ -449,7 +449,7 @@ impl Run {
                     self.evicting.insert(opening.session.clone());
                 }
                 for other in self.connections.iter().filter(|other| other.session == opening.session) {
-                    assert!(other.hold.stop_flag().is_set(), "{} is not told to leave", other.session);
+                    assert!(other.hold.is_leaving(), "{} is not told to leave", other.session);
                 }
                 State::Waiting(token)
             }

@@ -16,6 +16,7 @@ use crate::link::Link;
 use crate::place::{InUse, Placed, Refused};
 use crate::proxy::inlet::Frame;
 use crate::proxy::refusals::plain;
+use crate::session::Subscriber;
 use crate::wire::{Refusal, SessionId};
 
 impl Switch<'_> {
@@ -72,7 +73,10 @@ impl Switch<'_> {
                 self.unprovided(call);
                 Ok(())
             }
-            Event::Stopped(at) => self.lose(at),
+            Event::Evicted { at, sessions } => {
+                self.evicted(at, &sessions);
+                Ok(())
+            }
             Event::Shutdown => Err(Close::new(By::Balancer, Where::Relay, Why::Draining)),
             Event::Down(at) => self.downed(at),
             Event::Merged { id, whole } => {
@@ -89,7 +93,7 @@ impl Switch<'_> {
             // It was given up, and the session may have been placed again meanwhile.
             return;
         }
-        let Placed { opened, backend, mut attachment, reason } = placed;
+        let Placed { opened, backend, attachment, reason } = placed;
         let at = match (self.upstreams.to(&backend), opened) {
             (Some(at), _) => at,
             (None, Some(opened)) => {
@@ -108,8 +112,8 @@ impl Switch<'_> {
             self.flush(job, at);
             return;
         };
-        if let (Some(attachment), Some(upstream)) = (&mut attachment, self.upstreams.get(at)) {
-            attachment.set_stop_flag(upstream.stop_flag());
+        if let (Some(attachment), Some(upstream)) = (&attachment, self.upstreams.get(at)) {
+            attachment.subscribe(Subscriber::Inbox(Arc::clone(upstream.inbox())));
         }
         self.table
             .sessions
@@ -174,10 +178,10 @@ impl Switch<'_> {
         at
     }
 
-    /// Hears when an upstream has to be given up, or its backend is down: again, if `heard` says that it was.
-    fn attend(&mut self, at: At, heard: Health) {
+    /// Hears when sessions have to leave an upstream, or its backend is down: again, if `heard` says that it was.
+    pub(super) fn attend(&mut self, at: At, heard: Health) {
         let Some(upstream) = self.upstreams.get(at) else { return };
-        let stop_flag = Arc::clone(upstream.stop_flag());
+        let inbox = Arc::clone(upstream.inbox());
         let mut standing = upstream.backend().standing();
         self.barred = true;
         self.waiting.watch(Box::pin(async move {
@@ -189,7 +193,7 @@ impl Switch<'_> {
                 }
             };
             tokio::select! {
-                () = stop_flag.wait() => Event::Stopped(at),
+                sessions = inbox.evicted() => Event::Evicted { at, sessions },
                 () = down => Event::Down(at),
             }
         }));
@@ -226,7 +230,7 @@ impl Switch<'_> {
                 if let Some(id) = self.upstreams.get(at).and_then(|upstream| upstream.answering()) {
                     self.table.begin(&id);
                 }
-                let stranded = self.table.strand(at);
+                let stranded = self.table.strand(at, |flight| flight.session.is_none());
                 self.answer_lost(&stranded);
                 self.end_births(at);
             }

@@ -26,8 +26,8 @@ pub(super) enum Event {
     Everyone { job: u64, links: Result<Vec<Link>, Refused> },
     /// A call of every server has had its time.
     Unprovided(u64),
-    /// An upstream has to be given up.
-    Stopped(At),
+    /// Sessions have to leave an upstream, for they go on elsewhere; none once the upstream is lost.
+    Evicted { at: At, sessions: Vec<SessionId> },
     /// An upstream's backend has gone down.
     Down(At),
     /// The balancer stops.
@@ -41,9 +41,11 @@ impl Event {
     pub(super) fn ends_a_turn(&self) -> bool {
         match self {
             Self::Placed { .. } | Self::Whole { .. } | Self::Scouted { .. } | Self::Everyone { .. } => true,
-            Self::Unprovided(_) | Self::Stopped(_) | Self::Down(_) | Self::Shutdown | Self::Merged { .. } => {
-                false
-            }
+            Self::Unprovided(_)
+            | Self::Evicted { .. }
+            | Self::Down(_)
+            | Self::Shutdown
+            | Self::Merged { .. } => false,
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::proxy::inlet::Frame;
 use crate::wire::{Id, Refusal};
 
 /// What a session's client is told.
-const GONE: &str = "the backend of this session went away; resume the session to go on";
+pub(super) const GONE: &str = "the backend of this session went away; resume the session to go on";
 
 impl Switch<'_> {
     /// A backend is lost: what it owed is answered, and who waits for a turn's end is told. The client's other sessions
@@ -28,7 +28,7 @@ impl Switch<'_> {
             return Err(Close::new(By::Backend, Where::Relay, Why::BackendLost));
         }
         // Ends what watches it.
-        upstream.stop_flag().set();
+        upstream.inbox().close();
         let backend = Arc::clone(upstream.backend());
         tracing::info!(backend = %backend.name(), client = %self.record.client(), "a client lost a backend");
         drop(upstream);

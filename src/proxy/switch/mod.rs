@@ -10,6 +10,7 @@ mod bounds;
 mod calls;
 mod client;
 mod downstream;
+mod evicted;
 mod heard;
 mod in_flight;
 mod job;

@@ -1,11 +1,13 @@
 //! What a request has opened: the session that its answer names, which need not be the one that was asked for.
 
+use std::sync::Arc;
+
 use super::Switch;
 use super::in_flight::At;
 use super::table::Binding;
 use crate::place::Refused;
 use crate::proxy::inlet::Frame;
-use crate::session::{Adopted, Attachment};
+use crate::session::{Adopted, Attachment, Subscriber};
 use crate::wire::envelope::Field;
 use crate::wire::method::{Effect, may_be_prefix};
 use crate::wire::{Envelope, Refusal, SessionId, reply};
@@ -37,8 +39,8 @@ impl Switch<'_> {
                 let message = format!("{session} is live on another server: resume it by its whole ID");
                 Some(Refused::later(Refusal::SessionLocked, message, &self.config))
             }
-            Adopted::Held(mut attachment) => {
-                attachment.set_stop_flag(upstream.stop_flag());
+            Adopted::Held(attachment) => {
+                attachment.subscribe(Subscriber::Inbox(Arc::clone(upstream.inbox())));
                 self.attach(at, session.clone(), Some(attachment));
                 None
             }

@@ -124,6 +124,9 @@ impl Switch<'_> {
     /// A server has answered something of sessile's own.
     pub(super) fn own_answer(&mut self, at: At, frame: &Frame) {
         let Some(id) = &frame.envelope.id else { return };
+        if self.has_let_leave(at, id) {
+            return;
+        }
         let called = |number: &u64| id.raw() == own_id(*number).as_bytes();
         let Some(number) = self.providers.calls.keys().copied().find(called) else { return };
         let Some(call) = self.providers.calls.get_mut(&number) else { return };

@@ -165,6 +165,9 @@ impl Switch<'_> {
     /// of sessions it knows.
     fn translate(&mut self, at: At, frame: &Frame) -> Option<Bytes> {
         let envelope = &frame.envelope;
+        if self.table.has_left(at, envelope) {
+            return self.answer_left(at, envelope);
+        }
         match (envelope.known(), &envelope.id) {
             (None, _) => Some(frame.bytes.clone()),
             (Some(known), Some(id)) => {

@@ -3,6 +3,7 @@
 //! Client ids pass unchanged, so answers find their way by themselves; what is kept of them is for the day a backend is
 //! lost. Ids of server requests overlap between backends and are rewritten to numbers unique on this connection.
 
+use super::evicted::Left;
 use super::in_flight::{At, InFlight, InFlightTable};
 use crate::metrics::Outcome;
 use crate::runtime::account::{Account, HeldMap, Owns, Recent};
@@ -21,7 +22,7 @@ const ASKED_BYTES_MAX: usize = 96 * 1024;
 const PAST_MAX: usize = 448;
 const INFERENCES_MAX: usize = 896;
 /// Sessions whose backend was lost: seven eighths of a power of two, as a table is full then.
-const LOST_MAX: usize = 14 * 1024;
+pub(super) const LOST_MAX: usize = 14 * 1024;
 /// What a session takes in the directory.
 const OWNER_BYTES: usize = 160;
 
@@ -78,6 +79,8 @@ struct Memories {
     past: Recent<()>,
     /// Requests that were answered for an upstream which may still answer them.
     stranded: HeldMap<u64, Stranded>,
+    /// Sessions that it has left on upstreams that stay.
+    left: Left,
 }
 
 /// Such a request: for whom, and whether its answer would name a session.
@@ -125,6 +128,7 @@ impl Table {
                 lost: HeldMap::new(account),
                 past: Recent::new(account, PAST_MAX),
                 stranded: HeldMap::new(account),
+                left: Left::new(account),
             })
         })
     }
@@ -238,10 +242,10 @@ impl Table {
         }
     }
 
-    /// Takes off the requests on an upstream that name no session and are not being answered; should it answer them after
-    /// all, that is too late.
-    pub(super) fn strand(&mut self, at: At) -> Vec<Id> {
-        let is_stranded = |flight: &InFlight| flight.at == at && flight.session.is_none() && !flight.begun;
+    /// Takes off those of the requests on an upstream that are not being answered; should it answer them after all, that is
+    /// too late.
+    pub(super) fn strand(&mut self, at: At, those: impl Fn(&InFlight) -> bool) -> Vec<Id> {
+        let is_stranded = |flight: &InFlight| flight.at == at && !flight.begun && those(flight);
         let stranded = self.flights.extract(is_stranded);
         for (id, flight) in &stranded {
             let key = self.sessions.hash_of((at, id));
@@ -348,6 +352,25 @@ impl Table {
         left.into_iter().filter_map(attached).collect()
     }
 
+    /// What the client has left, if it may have left anything.
+    pub(super) fn left(&self) -> Option<&Left> {
+        self.memories.as_ref().map(|memories| &memories.left)
+    }
+
+    /// The same, to be changed.
+    pub(super) fn left_mut(&mut self) -> &mut Left {
+        &mut self.memories().left
+    }
+
+    /// What follows of this session needs a resume first.
+    pub(super) fn note_lost(&mut self, session: &SessionId) {
+        let name = self.sessions.hash_of(session);
+        let lost = &mut self.memories().lost;
+        if lost.len() < LOST_MAX {
+            lost.insert(name, ());
+        }
+    }
+
     /// Takes everything that hangs on an upstream off the books.
     pub(super) fn drop_upstream(&mut self, at: At) -> Dropped {
         let ids = self.flights.extract(|flight| flight.at == at).into_iter().map(|(id, _)| id).collect();
@@ -355,16 +378,13 @@ impl Table {
         if let Some(memories) = &mut self.memories {
             memories.stranded.extract(|_, stranded| stranded.at == at);
             memories.inferences.forget(|upstream| *upstream == at);
+            memories.left.forget(at);
         }
         let there =
             |binding: &Binding| matches!(binding, Binding::Bound { at: upstream, .. } if *upstream == at);
         let mut sessions = Vec::new();
         for (session, binding) in self.sessions.extract(|_, binding| there(binding)) {
-            let name = self.sessions.hash_of(&session);
-            let lost = &mut self.memories().lost;
-            if lost.len() < LOST_MAX {
-                lost.insert(name, ());
-            }
+            self.note_lost(&session);
             if matches!(binding, Binding::Bound { attached: true, .. }) {
                 sessions.push(session);
             }

@@ -19,7 +19,7 @@ use crate::place::InUse;
 use crate::proxy::inlet::{Inlet, InletFault, Piece};
 use crate::proxy::queue::{Queue, Queued};
 use crate::runtime::account::Account;
-use crate::runtime::stop_flag::StopFlag;
+use crate::session::Inbox;
 use crate::wire::{Id, SessionId};
 
 /// One connection of one client to one backend.
@@ -33,7 +33,8 @@ pub(super) struct Upstream {
     dry: bool,
     /// Frames that wait for the end of that one.
     behind: Queue,
-    stop_flag: Arc<StopFlag>,
+    /// What its sessions tell.
+    inbox: Arc<Inbox>,
     /// While it is, no other is dialled for this client.
     _in_use: Option<InUse>,
     /// Broadcasts that wait for a birth.
@@ -70,7 +71,7 @@ impl Upstream {
             midway: false,
             dry: false,
             behind: Queue::new(account),
-            stop_flag: Arc::default(),
+            inbox: Arc::default(),
             _in_use: in_use,
             kept: Kept::new(account),
             fate: Fate::Pass,
@@ -211,9 +212,9 @@ impl Upstream {
         self.stream.backend()
     }
 
-    /// Raised when the upstream has to be given up.
-    pub(super) fn stop_flag(&self) -> &Arc<StopFlag> {
-        &self.stop_flag
+    /// What its sessions tell.
+    pub(super) fn inbox(&self) -> &Arc<Inbox> {
+        &self.inbox
     }
 
     /// Whether the backend has taken all that was queued.

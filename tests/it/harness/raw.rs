@@ -93,7 +93,8 @@ async fn serve(mut stream: TcpStream, lines: mpsc::UnboundedSender<Client>, says
             | "session.list"
             | "sessions.list"
             | "session.getLastId"
-            | "sessions.checkInUse" => json!({"result": {}}),
+            | "sessions.checkInUse"
+            | "sessions.close" => json!({"result": {}}),
             _ => {
                 let _test_is_over = lines.send(Client::resumed(stream, unread)).is_err();
                 return;

@@ -21,7 +21,7 @@ async fn spread(fleet: &Fleet, balancer: &Balancer) -> (Client, Vec<String>) {
 }
 
 /// The session of the next event that releases an SDK's wait for a turn.
-async fn told(client: &mut Client) -> String {
+pub(super) async fn told(client: &mut Client) -> String {
     loop {
         let params = client.asked("session.event").await["params"].clone();
         let event = &params["event"];
@@ -78,7 +78,7 @@ fn a_session_whose_place_is_not_known_yet_holds_up_no_other() {
     });
 }
 
-fn hasty(fleet: &Fleet) -> Text {
+pub(super) fn hasty(fleet: &Fleet) -> Text {
     let text = switched(fleet).probed_often();
     text.set("health.rise", "1").set("timeouts.locate", "\"500ms\"")
 }

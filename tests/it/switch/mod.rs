@@ -3,6 +3,7 @@
 mod asks;
 mod bounds;
 mod contradictions;
+mod evicted;
 mod faulty;
 mod fleetwide;
 mod held;

@@ -1,0 +1,234 @@
+//! A session goes on elsewhere while its backend here is down: this client's part in it ends, and nothing else does.
+//!
+//! The upstream stays for the client's other sessions. When its backend comes back it still has the client attached to a copy
+//! of the session. So it is told that the client leaves, behind all that it was sent about the session before; and until it has
+//! answered that, what it says of the session is not for the client.
+
+use bytes::Bytes;
+
+use super::Switch;
+use super::in_flight::{At, InFlight};
+use super::loss::GONE;
+use super::parting::session_error;
+use super::table::{Binding, LOST_MAX, Table};
+use crate::fleet::Health;
+use crate::runtime::account::{Account, HeldMap, Owns};
+use crate::wire::envelope::Field;
+use crate::wire::method::Effect;
+use crate::wire::{Envelope, Id, Refusal, SessionId, reply};
+
+/// What the id begins with under which a backend is told.
+const LEAVES: &str = "\"sessile-left-";
+
+/// Sessions that the client has left on upstreams that stay, until their backends have answered that: by the hash of both.
+#[derive(Debug)]
+pub(super) struct Left(HeldMap<u64, Leaving>);
+
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    at: At,
+    /// How many answers are due.
+    answers: u32,
+}
+
+impl Owns for Leaving {
+    fn owns(&self) -> usize {
+        0
+    }
+}
+
+impl Left {
+    /// None.
+    pub(super) fn new(account: &Account) -> Self {
+        Self(HeldMap::new(account))
+    }
+
+    fn add(&mut self, key: u64, at: At) {
+        let answers = self.0.get(&key).map_or(0, |leaving| leaving.answers).saturating_add(1);
+        if answers > 1 || self.0.len() < LOST_MAX {
+            self.0.insert(key, Leaving { at, answers });
+        }
+    }
+
+    /// The backend of an upstream has answered one.
+    fn answered(&mut self, key: u64, at: At) {
+        let Some(leaving) = self.0.get_mut(&key).filter(|leaving| leaving.at == at) else { return };
+        leaving.answers = leaving.answers.saturating_sub(1);
+        if leaving.answers == 0 {
+            self.0.remove(&key);
+        }
+    }
+
+    /// An upstream is lost.
+    pub(super) fn forget(&mut self, at: At) {
+        self.0.extract(|_, leaving| leaving.at == at);
+    }
+}
+
+impl Switch<'_> {
+    /// Sessions have to leave an upstream: their requests are answered, and who waits for a turn's end is told.
+    pub(super) fn evicted(&mut self, at: At, sessions: &[SessionId]) {
+        for session in sessions {
+            let Some(Evicted { ids, attached, key }) = self.table.evict(at, session) else { continue };
+            self.answer_lost(&ids);
+            if attached {
+                self.say_own(session_error(session, Refusal::BackendLost, GONE));
+            }
+            let id = format!("{LEAVES}{key:x}\"");
+            self.push_up(at, reply::of_session("session.detach", Some(id.as_bytes()), session).into());
+        }
+        // Perhaps nothing is left there to stay for.
+        self.attend(at, Health::Unknown);
+    }
+
+    /// Notes that a backend has let the client leave a session, if that is what it answers.
+    pub(super) fn has_let_leave(&mut self, at: At, id: &Id) -> bool {
+        let key = str::from_utf8(id.raw()).ok().and_then(|id| id.strip_prefix(LEAVES)?.strip_suffix('"'));
+        let key = key.and_then(|key| u64::from_str_radix(key, 16).ok());
+        if let Some(key) = key {
+            self.table.left_mut().answered(key, at);
+        }
+        key.is_some()
+    }
+
+    /// A frame about a session that the client has left: it gets nothing of it, and a request is answered.
+    pub(super) fn answer_left(&mut self, at: At, envelope: &Envelope) -> Option<Bytes> {
+        if let Some(id) = &envelope.id {
+            self.push_up(at, reply::client_gone(id).into());
+            // The upstream's turn to be written to is over.
+            self.barred = true;
+        }
+        None
+    }
+}
+
+/// What a session leaves behind that has to leave an upstream.
+struct Evicted {
+    /// Requests without an answer.
+    ids: Vec<Id>,
+    /// The client was attached to it.
+    attached: bool,
+    /// Its key among those that the client has left.
+    key: u64,
+}
+
+impl Table {
+    /// Takes a session that has to leave an upstream off the books; `None`: it has left already.
+    fn evict(&mut self, at: At, session: &SessionId) -> Option<Evicted> {
+        let attached = match self.sessions.get(session)? {
+            Binding::Bound { at: known, attachment: Some(attachment), attached, .. }
+                if *known == at && attachment.is_leaving() =>
+            {
+                *attached
+            }
+            Binding::Bound { .. } | Binding::Placing(_) => return None,
+        };
+        let is_about = |flight: &InFlight| flight.session.as_ref() == Some(session);
+        let ids = self.strand(at, is_about);
+        // An answer that has begun comes to its end, and changes nothing.
+        for (id, flight) in self.flights.extract(|flight| flight.at == at && is_about(flight)) {
+            self.flights
+                .insert(id, InFlight { session: None, effect: Effect::None, shared: false, ..flight });
+        }
+        self.sessions.remove(session);
+        self.note_lost(session);
+        let key = self.sessions.hash_of((at, session));
+        self.left_mut().add(key, at);
+        Some(Evicted { ids, attached, key })
+    }
+
+    /// Whether a frame of an upstream is about a session that the client has left there.
+    pub(super) fn has_left(&self, at: At, envelope: &Envelope) -> bool {
+        let Some(Left(left)) = self.left().filter(|left| !left.0.is_empty()) else { return false };
+        let Field::Is(session) = &envelope.session else { return false };
+        left.contains_key(&self.sessions.hash_of((at, session)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::fleet::Backend;
+    use crate::metrics::{Metrics, Outcome};
+    use crate::runtime::account::Budget;
+    use crate::session::{Adopted, Attachment, Directory};
+    use crate::wire::Scan;
+    use crate::wire::method::Timed;
+
+    const AT: At = 3;
+
+    fn id(number: u64) -> Id {
+        let body = format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"m"}}"#);
+        Scan::whole(body.as_bytes()).unwrap().id.unwrap()
+    }
+
+    fn about(session: &str) -> Envelope {
+        let body = format!(
+            r#"{{"jsonrpc":"2.0","method":"session.event","params":{{"sessionId":"{session}","event":{{}}}}}}"#
+        );
+        Scan::whole(body.as_bytes()).unwrap()
+    }
+
+    fn attachment(directory: &Arc<Directory>, session: &SessionId) -> Attachment {
+        let series = Metrics::new().unwrap().backend(&"b".into());
+        let Adopted::Held(attachment) = directory.adopt(session, &Backend::new("b", "b:1", series).0) else {
+            panic!("nobody has it")
+        };
+        attachment
+    }
+
+    #[test]
+    fn what_is_about_the_session_leaves_the_books_and_an_answer_that_has_begun_comes_to_its_end() {
+        let directory = Directory::new(prometheus::IntGauge::new("g", "g").unwrap());
+        let account = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 1 << 20, None).account();
+        let mut table = Table::new(&account);
+        let [taken, stays] = ["taken", "stays"].map(SessionId::new);
+        for session in [&taken, &stays] {
+            let attachment = Some(attachment(&directory, session));
+            let binding = Binding::Bound { at: AT, attachment, attached: true, flights: 0 };
+            table.sessions.insert(session.clone(), binding);
+        }
+        for (number, session) in [(1, Some(&taken)), (2, Some(&taken)), (3, Some(&stays)), (4, None)] {
+            let flight = InFlight::new(AT, session.cloned(), Effect::Detach, false, Timed::Other);
+            table.depart(id(number), flight);
+        }
+        table.begin(&id(2));
+        assert!(table.evict(AT, &taken).is_none(), "it need not leave");
+        let other = directory.adopt(&taken, attached_to(&table, &taken));
+        let Adopted::Held(other) = other else { panic!("it is there") };
+        let over = other.evict();
+        assert!(table.evict(AT + 1, &taken).is_none(), "it is on another upstream");
+        let Evicted { ids, attached, key } = table.evict(AT, &taken).unwrap();
+        assert_eq!((ids, attached, over.is_cancelled()), (vec![id(1)], true, true));
+        assert!(table.evict(AT, &taken).is_none());
+        assert!(table.is_lost(&taken) && !table.is_lost(&stays));
+        assert!(table.is_too_late(AT, &id(1)) && table.is_owed(AT, &id(2)) && table.is_owed(AT, &id(3)));
+        // By the time that its answer ends, the session may be there again.
+        let attachment = Some(attachment(&directory, &taken));
+        let back = Binding::Bound { at: AT, attachment, attached: true, flights: 0 };
+        table.sessions.insert(taken.clone(), back);
+        table.arrive(&id(2), Outcome::Success);
+        assert_eq!(table.attached().len(), 2, "it changes nothing");
+        assert!(table.has_left(AT, &about("taken")));
+        assert!(!table.has_left(AT, &about("stays")) && !table.has_left(AT + 1, &about("taken")));
+        table.left_mut().answered(key, AT + 1);
+        assert!(table.has_left(AT, &about("taken")));
+        table.left_mut().add(key, AT);
+        table.left_mut().answered(key, AT);
+        assert!(table.has_left(AT, &about("taken")), "it has left twice");
+        table.left_mut().answered(key, AT);
+        assert!(!table.has_left(AT, &about("taken")) && table.left().unwrap().0.is_empty());
+        table.left_mut().add(key, AT);
+        drop(table.drop_upstream(AT));
+        assert!(table.left().unwrap().0.is_empty());
+    }
+
+    fn attached_to<'a>(table: &'a Table, session: &SessionId) -> &'a Arc<Backend> {
+        match table.sessions.get(session) {
+            Some(Binding::Bound { attachment: Some(attachment), .. }) => attachment.backend(),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -221,9 +221,8 @@ pub fn decide(
     }
 }
 
-/// Whether it matters that this member, which is down, has not answered. A session that must exist may be anywhere. One
-/// that is created is, if it exists, where the ring would have put it or where it was put before; with round robin,
-/// anywhere.
+/// Whether it matters that this member, which is down, has not answered. A session that must exist may be anywhere; one
+/// that is created only where the ring would have put it or where it was put before, or, in turn, anywhere.
 pub fn may_have(facts: &Facts<'_>, ring: &Ring, at: usize) -> bool {
     let natural = match (facts.strategy, facts.key) {
         (Strategy::ConsistentHash, Some(key)) => ring.walk(key).next(),

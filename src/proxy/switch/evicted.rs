@@ -10,60 +10,14 @@ use super::Switch;
 use super::in_flight::{At, InFlight};
 use super::loss::GONE;
 use super::parting::session_error;
-use super::table::{Binding, LOST_MAX, Table};
+use super::table::{Binding, Table};
 use crate::fleet::Health;
-use crate::runtime::account::{Account, HeldMap, Owns};
 use crate::wire::envelope::Field;
 use crate::wire::method::Effect;
 use crate::wire::{Envelope, Id, Refusal, SessionId, reply};
 
 /// What the id begins with under which a backend is told.
 const LEAVES: &str = "\"sessile-left-";
-
-/// Sessions that the client has left on upstreams that stay, until their backends have answered that: by the hash of both.
-#[derive(Debug)]
-pub(super) struct Left(HeldMap<u64, Leaving>);
-
-#[derive(Clone, Copy, Debug)]
-struct Leaving {
-    at: At,
-    /// How many answers are due.
-    answers: u32,
-}
-
-impl Owns for Leaving {
-    fn owns(&self) -> usize {
-        0
-    }
-}
-
-impl Left {
-    /// None.
-    pub(super) fn new(account: &Account) -> Self {
-        Self(HeldMap::new(account))
-    }
-
-    fn add(&mut self, key: u64, at: At) {
-        let answers = self.0.get(&key).map_or(0, |leaving| leaving.answers).saturating_add(1);
-        if answers > 1 || self.0.len() < LOST_MAX {
-            self.0.insert(key, Leaving { at, answers });
-        }
-    }
-
-    /// The backend of an upstream has answered one.
-    fn answered(&mut self, key: u64, at: At) {
-        let Some(leaving) = self.0.get_mut(&key).filter(|leaving| leaving.at == at) else { return };
-        leaving.answers = leaving.answers.saturating_sub(1);
-        if leaving.answers == 0 {
-            self.0.remove(&key);
-        }
-    }
-
-    /// An upstream is lost.
-    pub(super) fn forget(&mut self, at: At) {
-        self.0.extract(|_, leaving| leaving.at == at);
-    }
-}
 
 impl Switch<'_> {
     /// Sessions have to leave an upstream: their requests are answered, and who waits for a turn's end is told.
@@ -139,9 +93,9 @@ impl Table {
 
     /// Whether a frame of an upstream is about a session that the client has left there.
     pub(super) fn has_left(&self, at: At, envelope: &Envelope) -> bool {
-        let Some(Left(left)) = self.left().filter(|left| !left.0.is_empty()) else { return false };
+        let Some(left) = self.left().filter(|left| !left.is_empty()) else { return false };
         let Field::Is(session) = &envelope.session else { return false };
-        left.contains_key(&self.sessions.hash_of((at, session)))
+        left.has(self.sessions.hash_of((at, session)))
     }
 }
 
@@ -219,10 +173,10 @@ mod tests {
         table.left_mut().answered(key, AT);
         assert!(table.has_left(AT, &about("taken")), "it has left twice");
         table.left_mut().answered(key, AT);
-        assert!(!table.has_left(AT, &about("taken")) && table.left().unwrap().0.is_empty());
+        assert!(!table.has_left(AT, &about("taken")) && table.left().unwrap().is_empty());
         table.left_mut().add(key, AT);
         drop(table.drop_upstream(AT));
-        assert!(table.left().unwrap().0.is_empty());
+        assert!(table.left().unwrap().is_empty());
     }
 
     fn attached_to<'a>(table: &'a Table, session: &SessionId) -> &'a Arc<Backend> {

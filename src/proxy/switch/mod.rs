@@ -15,6 +15,7 @@ mod heard;
 mod in_flight;
 mod job;
 mod jobs;
+mod left;
 mod loss;
 mod merge;
 mod opened;

@@ -3,8 +3,8 @@
 //! Client ids pass unchanged, so answers find their way by themselves; what is kept of them is for the day a backend is
 //! lost. Ids of server requests overlap between backends and are rewritten to numbers unique on this connection.
 
-use super::evicted::Left;
 use super::in_flight::{At, InFlight, InFlightTable};
+use super::left::Left;
 use crate::metrics::Outcome;
 use crate::runtime::account::{Account, HeldMap, Owns, Recent};
 use crate::session::Attachment;
@@ -22,7 +22,7 @@ const ASKED_BYTES_MAX: usize = 96 * 1024;
 const PAST_MAX: usize = 448;
 const INFERENCES_MAX: usize = 896;
 /// Sessions whose backend was lost: seven eighths of a power of two, as a table is full then.
-pub(super) const LOST_MAX: usize = 14 * 1024;
+const LOST_MAX: usize = 14 * 1024;
 /// What a session takes in the directory.
 const OWNER_BYTES: usize = 160;
 

@@ -28,7 +28,7 @@ struct Prepared {
 }
 
 impl Reloader {
-    /// Puts the first configuration in force, with the sockets and states that are there already. Nobody is let in before
+    /// Puts the first configuration in force, with the sockets and states that were passed. Nothing is accepted before
     /// [`open`](Self::open).
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl Reloader {
         Ok(reloader)
     }
 
-    /// Lets clients and operators in. From now on it is this process that restarts backends.
+    /// Accepts clients and operators. From now on this process restarts backends.
     pub async fn open(&self) {
         self.inner.lock().await.sockets.open();
         let restarting = restart(Arc::clone(self.balancer()), self.generation());

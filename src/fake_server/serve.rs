@@ -1,8 +1,8 @@
 //! Accepting, and one connection from accept to close.
 //!
 //! A connection is one task that reads and writes; a request that has to wait (a delay, a mute server) becomes a task
-//! of its own, so answers overtake each other as they do on the real server. Requests that came in one batch are all
-//! judged by what held **before** the batch, and those that load a session are worked last: who pipelines behind an
+//! of its own, so answers overtake each other as they do on the real server. Requests that came in one batch all see the
+//! state **before** the batch, and those that load a session are handled last: a client that pipelines behind an
 //! unanswered `connect` or `session.create` is refused every time here, not 19 times in 20.
 
 use std::io;
@@ -49,7 +49,7 @@ impl Server {
         changed.unwrap()
     }
 
-    /// Waits until the state is so. It cannot fail: the sender lives as long as `self`.
+    /// Waits until `condition` holds. It cannot fail: the sender lives as long as `self`.
     pub(super) async fn until(&self, condition: impl FnMut(&State) -> bool) {
         let _closed = self.state.subscribe().wait_for(condition).await.is_err();
     }
@@ -81,7 +81,7 @@ fn admit(server: &Arc<Server>, stream: TcpStream) {
         return;
     }
     if server.state.borrow().faults.turn_away {
-        // Where it cannot be reset it is closed: that tells the peer as much.
+        // If it cannot be reset it is closed, which serves as well.
         drop(stream.set_zero_linger());
         return;
     }
@@ -236,12 +236,12 @@ impl Connection {
         }
     }
 
-    /// Closes the socket as the state says: FIN, unless somebody asked for a reset.
+    /// Closes the socket as the state says: by FIN, unless a reset was asked for.
     async fn close(&self, mut stream: TcpStream) {
         let cut = self.server.state.borrow().connections.get(&self.number).map(|connection| connection.cut);
         let _gone: io::Result<()> = match cut {
             Some(Cut::Reset) => stream.set_zero_linger(),
-            // What is unread at close would turn the FIN into a reset.
+            // Unread bytes at close would turn the FIN into a reset.
             _ => stream.shutdown().await.and_then(|()| discard(&stream)),
         };
     }

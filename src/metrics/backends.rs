@@ -91,18 +91,23 @@ impl Families {
         Ok(Self {
             relayed_bytes: counters(r, "relayed_bytes_total", "Bytes carried.", &["backend", "direction"])?,
             up: int_gauges(r, "backend_up", "1 while probes are answered.", &b)?,
-            state: int_gauges(
-                r,
-                "backend_state",
-                "1 for the state an operator chose.",
-                &["backend", "state"],
-            )?,
+            state: int_gauges(r, "backend_state", "1 for the state in force.", &["backend", "state"])?,
             info: int_gauges(r, "backend_info", "The server's version; always 1.", &["backend", "version"])?,
             connections_active: int_gauges(r, "backend_connections_active", "Links open now.", &b)?,
             sessions_active: int_gauges(r, "backend_sessions_active", "Sessions owned now.", &b)?,
             probes: counters(r, "backend_probes_total", "Probes sent.", &["backend", "result"])?,
-            probe_duration: histograms(r, "backend_probe_duration_seconds", "Of answered probes.", &b)?,
-            connect_duration: histograms(r, "backend_connect_duration_seconds", "Of successful dials.", &b)?,
+            probe_duration: histograms(
+                r,
+                "backend_probe_duration_seconds",
+                "How long answered probes took.",
+                &b,
+            )?,
+            connect_duration: histograms(
+                r,
+                "backend_connect_duration_seconds",
+                "How long successful dials took.",
+                &b,
+            )?,
             connect_failures: counters(
                 r,
                 "backend_connect_failures_total",
@@ -121,7 +126,12 @@ impl Families {
                 "Times that restart_command was run for it.",
                 &["backend", "result"],
             )?,
-            last_probe: gauges(r, "backend_last_probe_seconds", "Of the last answered probe.", &b)?,
+            last_probe: gauges(
+                r,
+                "backend_last_probe_seconds",
+                "How long the last answered probe took.",
+                &b,
+            )?,
             stale_copies_closed: counters(
                 r,
                 "stale_copies_closed_total",
@@ -201,7 +211,7 @@ impl BackendSeries {
         }
     }
 
-    /// The right to set gauges, from now on that of whoever has this number.
+    /// Takes the right to set gauges: only the holder of the latest number has it.
     pub fn take_voice(&self) -> u64 {
         let mut used = self.used();
         used.voice = used.voice.saturating_add(1);
@@ -256,16 +266,16 @@ impl BackendSeries {
         });
     }
 
-    /// Until when the certificate shown to the server counts; `None`: none is shown.
+    /// When the certificate shown to the server expires; `None`: none is shown.
     pub fn certificate_expires(&self, at: Option<i64>) {
         self.while_used(|f| match at {
             Some(at) => f.certificate_expiry.with_label_values(&[&*self.name]).set(at),
-            // It need not have been there.
+            // It may not have been there.
             None => drop(f.certificate_expiry.remove_label_values(&[&*self.name])),
         });
     }
 
-    /// The version the server says it has; only the newest is exposed. Said by whoever has the voice.
+    /// The version that the server reports; only the newest is exposed, from the backend that has the voice.
     pub fn version(&self, version: &str) {
         let mut known = self.version.lock().unwrap_or_else(PoisonError::into_inner);
         if known.as_deref() == Some(version) {

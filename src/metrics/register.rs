@@ -6,7 +6,7 @@ use prometheus::{
     Registry,
 };
 
-/// From half a millisecond (a locate) to ten seconds (the longest deadline that is answered).
+/// Buckets from half a millisecond (a locate) to ten seconds (the longest deadline).
 pub(super) const SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
@@ -77,7 +77,7 @@ thread_local! {
     static DESCRIBED: std::cell::RefCell<Vec<Described>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
-/// What `register` registers on this thread: families without a series are in no answer to a scrape.
+/// What `register` registers on this thread, since a scrape does not show families without a series.
 #[cfg(test)]
 pub(super) fn described(register: impl FnOnce()) -> Vec<Described> {
     DESCRIBED.take();

@@ -54,7 +54,8 @@ pub struct Requests {
 
 impl Requests {
     pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
-        let durations = histograms(r, "request_duration_seconds", "Of answered requests.", &["class"])?;
+        let durations =
+            histograms(r, "request_duration_seconds", "From a request to its answer.", &["class"])?;
         let help = "Requests answered with an error, by its code.";
         let errors = counters(r, "request_errors_total", help, &["class", "code"])?;
         for class in Timed::ALL {

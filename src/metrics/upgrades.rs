@@ -1,4 +1,4 @@
-//! What is told of upgrades: how they went, and what the processes before this one still carry.
+//! The metrics of upgrades: how they ended, and what the processes before this one still carry.
 
 use prometheus::{IntGauge, Registry};
 
@@ -26,7 +26,7 @@ impl Upgrades {
         })
     }
 
-    /// An upgrade that failed; one that worked is counted by nobody who is scraped.
+    /// An upgrade that failed. One that works is not counted: this process is not scraped any more.
     pub fn failed(&self) {
         self.tried.with_label_values(&["error"]).inc();
     }

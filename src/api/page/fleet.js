@@ -111,7 +111,7 @@ function writeBackend(parts, backend, old, seconds) {
   writeSaid(parts.said, notes(backend));
 }
 
-/** What is out of the ordinary about a backend. */
+/** Remarks on a backend. */
 function notes(backend) {
   const notes = [];
   if (backend.error) {

@@ -141,20 +141,20 @@ function drawFile(status) {
     el("li", {}, el("span", { className: "id" }, line ? `${line}:${column} ` : ""), message, help ? el("span", { className: "help" }, help) : "")));
 }
 
-/** Says how something that was asked for went. */
+/** Announces the result of an action. */
 function speak(text) {
   $("told").hidden = false;
   write($("told"), text);
 }
 
-/** Answers the question that is open, if one is. */
+/** Closes the open confirmation, if there is one. */
 let answer = () => {};
 $("confirm").addEventListener("submit", (event) => answer(event.submitter.value));
 $("confirm").addEventListener("cancel", () => answer("no"));
-// However else it closed. This event comes late: the next question may be open by then.
+// Closed in another way. This event comes late: the next confirmation may be open by then.
 $("confirm").addEventListener("close", () => { if (!$("confirm").open) answer("no"); });
 
-/** Gives a backend a state, after a question where that takes something away. */
+/** Sets the state of a backend; asks for confirmation if that takes it out of use. */
 async function ask(backend, state) {
   if (backend.state === state) return;
   answer("no");

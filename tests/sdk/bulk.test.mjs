@@ -18,11 +18,12 @@ const LARGE = 64 * MiB;
 const GROWTH_MAX = 8 * MiB;
 /**
  * Two cores also carry three servers, two clients and all the parsing of what is sent: below these, in ms, the ratio of
- * two p99 is their noise. A request is one round trip; a turn is a dozen, most of them between server and model.
+ * two p90 is their noise. A request is one round trip; a turn is a dozen, most of them between server and model.
  */
-const P99_FLOORS = { requests: 250, turns: 1000 };
+const P90_FLOORS = { requests: 250, turns: 1000 };
 
-const p99 = (times) => [...times].sort((a, b) => a - b)[Math.ceil(times.length * 0.99) - 1];
+/** Whoever had to wait until a large frame has passed would have had time for little else: that is more than one in ten. */
+const p90 = (times) => [...times].sort((a, b) => a - b)[Math.ceil(times.length * 0.9) - 1];
 
 /** An ID that belongs to each server, by its name. */
 async function idOfEach(servers, at, name, count) {
@@ -98,11 +99,11 @@ test('64 MiB pass while others chat: memory is bounded, and so is what they wait
   assert.ok(carried > 2 * LARGE, `${carried} bytes went to backends`);
   const growth = after.most - before.now;
   t.diagnostic(`memory: ${(before.now / MiB).toFixed(1)} MiB before, ${(after.most / MiB).toFixed(1)} MiB at most`);
-  for (const [kind, floor] of Object.entries(P99_FLOORS)) {
+  for (const [kind, floor] of Object.entries(P90_FLOORS)) {
     const [without, during] = [calm, loaded].map((rounds) => rounds.flatMap((times) => times[kind]));
-    t.diagnostic(`${kind}: p99 ${p99(without).toFixed(1)} ms of ${without.length} without, ${p99(during).toFixed(1)} ms of ${during.length} with 64 MiB passing`);
-    const bound = Math.max(2 * p99(without), floor);
-    assert.ok(p99(during) <= bound, `p99 of ${kind}: ${p99(during)} ms, with nothing passing ${p99(without)} ms`);
+    t.diagnostic(`${kind}: p90 ${p90(without).toFixed(1)} ms of ${without.length} without, ${p90(during).toFixed(1)} ms of ${during.length} with 64 MiB passing`);
+    const bound = Math.max(2 * p90(without), floor);
+    assert.ok(p90(during) <= bound, `p90 of ${kind}: ${p90(during)} ms, with nothing passing ${p90(without)} ms`);
   }
   assert.ok(growth <= GROWTH_MAX, `it grew by ${growth / MiB} MiB`);
 

@@ -1,14 +1,8 @@
 //! What a client has told servers of itself and what they have answered. Every further server is told the same.
 
-use crate::fleet::{Avoided, Backend};
 use crate::link::{StateFault, StateFrame, StateFrames};
 use crate::runtime::account::Account;
 use crate::wire::Id;
-
-use std::sync::Arc;
-
-/// Backends that may be silent on one client's state requests: after these it is the request that has no answer.
-const SILENT_MAX: u8 = 2;
 
 /// A client's state as servers know it.
 #[derive(Clone, Debug, Default)]
@@ -70,40 +64,5 @@ impl Handshake {
     /// Bytes that it takes.
     pub(super) fn bytes(&self) -> usize {
         self.state.bytes()
-    }
-}
-
-/// The backends that have failed one client.
-#[derive(Debug, Default)]
-pub(super) struct Failures {
-    avoided: Avoided,
-    /// How often one was silent on a state request.
-    silences: u8,
-}
-
-impl Failures {
-    /// One was lost, or given up.
-    pub(super) fn add(&mut self, backend: &Arc<Backend>) {
-        self.avoided.add(backend);
-    }
-
-    /// One did not answer a state request in time.
-    pub(super) fn note_silence(&mut self) {
-        self.silences = self.silences.saturating_add(1);
-    }
-
-    /// Whether so many were silent that no further one is asked.
-    pub(super) fn are_silent(&self) -> bool {
-        self.silences >= SILENT_MAX
-    }
-
-    /// Those that are tried last.
-    pub(super) fn avoided(&self) -> &Avoided {
-        &self.avoided
-    }
-
-    /// The same, to be added to.
-    pub(super) fn avoided_mut(&mut self) -> &mut Avoided {
-        &mut self.avoided
     }
 }

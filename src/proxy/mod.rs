@@ -11,6 +11,7 @@ pub mod conn;
 pub mod opening;
 mod refusals;
 mod handshake;
+mod state_requests;
 mod rules;
 mod park;
 mod queue;

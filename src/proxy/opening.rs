@@ -15,9 +15,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::handshake::{Failures, Handshake};
+use tokio::time::Instant;
+
 use super::refusals::{NO_SESSION, draining, malformed};
 use super::rules::Rules;
+use super::state_requests::StateRequests;
 use crate::balancer::Balancer;
 use crate::close::{At, By, Close};
 use crate::config::{Config, Listener};
@@ -45,10 +47,9 @@ pub struct Opening<'a> {
     scout: Option<Scout>,
     /// A frame read but not yet acted on.
     next: Option<Frame>,
-    handshake: Handshake,
+    /// What servers are told of the client.
+    state: StateRequests,
     scouts_lost: usize,
-    /// The scouts that were lost.
-    failures: Failures,
     for_home: ForHome,
 }
 
@@ -76,9 +77,8 @@ impl<'a> Opening<'a> {
             client,
             scout: None,
             next: None,
-            handshake: Handshake::default(),
+            state: StateRequests::default(),
             scouts_lost: 0,
-            failures: Failures::default(),
             for_home: ForHome::new(&account),
         }
     }
@@ -89,8 +89,8 @@ impl<'a> Opening<'a> {
     /// How the connection ended instead; everything that waited has been answered.
     pub async fn until_session(&mut self) -> Result<Session, Close> {
         loop {
-            let blocked =
-                self.scout.as_ref().is_some_and(|scout| scout.is_busy() || scout.pending() >= PENDING_MAX);
+            let is_full = self.scout.as_ref().is_some_and(|scout| scout.pending() >= PENDING_MAX);
+            let blocked = is_full || self.state.is_open();
             if !blocked && let Some(frame) = self.next.take() {
                 if let Some(session) = self.act(frame).await? {
                     return Ok(session);
@@ -102,7 +102,7 @@ impl<'a> Opening<'a> {
                     Ok(frame) => self.next = Some(frame),
                     Err(fault) => return Err(self.faulty(fault).await),
                 },
-                news = news(&mut self.scout) => self.heard(news).await?,
+                news = news(&mut self.scout, self.state.due()) => self.heard(news).await?,
                 () = self.balancer.shutdown.reaches(self.record.client()) => {
                     return Err(self.refuse(&draining(&self.config), None).await);
                 }
@@ -133,8 +133,8 @@ impl<'a> Opening<'a> {
             session: id,
             tracked,
             must_exist: id.is_some() && !session.frame.envelope.creates(),
-            frames: self.handshake.frames(),
-            version: self.handshake.version(),
+            frames: self.state.handshake().frames(),
+            version: self.state.handshake().version(),
             have: self
                 .scout
                 .as_ref()
@@ -145,7 +145,7 @@ impl<'a> Opening<'a> {
 
     /// Answers `id` and everything else that waits with a refusal; the close that follows.
     pub async fn refuse(&mut self, refused: &Refused, id: Option<&Id>) -> Close {
-        let waiting = self.scout.take().into_iter().flat_map(Scout::into_pending).map(|(id, _)| id);
+        let waiting = self.scout.take().into_iter().flat_map(Scout::into_pending);
         let next = self.next.take().and_then(|frame| frame.envelope.method.and(frame.envelope.id));
         let owed = self.for_home.take_owed();
         let ids: Vec<Id> = id.cloned().into_iter().chain(waiting).chain(next).chain(owed).collect();
@@ -251,9 +251,9 @@ impl<'a> Opening<'a> {
 }
 
 /// News of the scout, if there is one.
-async fn news(scout: &mut Option<Scout>) -> io::Result<News> {
+async fn news(scout: &mut Option<Scout>, due: Option<Instant>) -> io::Result<News> {
     match scout {
-        Some(scout) => scout.news().await,
+        Some(scout) => scout.news(due).await,
         None => std::future::pending().await,
     }
 }

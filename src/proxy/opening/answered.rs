@@ -9,7 +9,7 @@ use super::Opening;
 use super::client::Frame;
 use super::scout::{News, Scout};
 use crate::close::{At, By, Close, Why};
-use crate::link::{Link, StateFrame};
+use crate::link::Link;
 use crate::place::{self, Refused};
 use crate::proxy::refusals::{lost, malformed, too_much};
 use crate::wire::method::Way;
@@ -36,9 +36,9 @@ impl Opening<'_> {
             return self.answer(id, &malformed("a request with this id is in flight")).await;
         }
         let body = bytes.get(body_at..).unwrap_or_default();
-        let state = match (envelope.known(), &envelope.id) {
+        let mut state = match (envelope.known(), &envelope.id) {
             (Some(known), Some(id)) if known.way == Way::State => {
-                match self.handshake.request(self.client.held_by(), body, known.greets, id.clone()) {
+                match self.state.handshake().request(self.client.held_by(), body, known.greets, id.clone()) {
                     Ok(state) => Some(state),
                     Err(fault) => return self.answer(id, &too_much(fault)).await,
                 }
@@ -48,7 +48,7 @@ impl Opening<'_> {
         };
         loop {
             if self.has_wrong_scout() {
-                drop(self.lost(envelope.id.as_ref()).await?);
+                self.lost(envelope.id.as_ref()).await?;
             }
             let mut scout = match self.scout.take() {
                 Some(scout) => scout,
@@ -62,27 +62,31 @@ impl Opening<'_> {
             };
             let due = Instant::now().checked_add(self.config.timeouts.rehome);
             self.carried_up(&scout, bytes.len());
-            let sent = scout.send(&bytes, &envelope, state.clone(), due).await;
+            let sent = scout.send(&bytes, &envelope, due).await;
             self.scout = Some(scout);
-            match sent {
-                Ok(()) => return Ok(()),
-                // The request itself is still unsent, so it is not among those that are lost.
-                Err(_) => drop(self.lost(envelope.id.as_ref()).await?),
+            if sent.is_ok() {
+                if let (Some(state), Some(id)) = (state.take(), envelope.id) {
+                    self.state.open(id, state, self.config.timeouts.rehome);
+                }
+                return Ok(());
             }
+            // The request itself is still unsent, so it is not among those that are lost.
+            self.lost(envelope.id.as_ref()).await?;
         }
     }
 
     async fn seek_scout(&mut self) -> Result<Link, Refused> {
-        let mut failures = std::mem::take(&mut self.failures);
+        let mut avoided = self.state.avoided().clone();
+        let handshake = self.state.handshake();
         let seeking = place::scout(
             self.balancer,
-            self.handshake.frames(),
-            self.handshake.version(),
-            self.handshake.is_authenticated(),
-            failures.avoided_mut(),
+            handshake.frames(),
+            handshake.version(),
+            handshake.is_authenticated(),
+            &mut avoided,
         );
         let sought = self.unless_closing(seeking).await;
-        self.failures = failures;
+        self.state.set_avoided(avoided);
         sought
     }
 
@@ -92,56 +96,54 @@ impl Opening<'_> {
             Ok(news) => news,
             Err(error) => return self.replaced(error.kind() == io::ErrorKind::TimedOut).await,
         };
-        if let Some(state) = news.state {
-            if state.is_connect() {
-                self.learn(&state, &news.bytes);
+        if let Some((id, answer)) = news.answered {
+            if let (false, Some(connect)) = (answer.is_error, self.state.open_connect(&id)) {
+                self.learn(connect, &news.bytes);
             }
-            self.handshake.accepted(state);
+            if !self.state.answered(&id, &answer)
+                && let (false, Some(version)) = (answer.is_error, answer.protocol_version)
+            {
+                self.state.speaks(version);
+            }
         }
-        self.handshake.speaks(news.version);
         self.carried_down(news.bytes.len());
         self.client.send(&news.bytes).await
     }
 
-    /// The scout is lost, or was `silent`. Its state frames go to the next at once: nothing else can go on before them.
+    /// The scout is lost, or was `silent`. A state request goes to the next at once: nothing else can go on before it.
     async fn replaced(&mut self, silent: bool) -> Result<(), Close> {
-        let unanswered = self.lost(None).await?;
-        if silent {
-            self.failures.note_silence();
+        if let (true, Some(scout)) = (silent, &self.scout) {
+            self.state.note_silence(scout.link().stream.backend());
         }
-        for state in unanswered {
-            if self.failures.are_silent() {
-                return Err(self.refuse(&lost(&self.config), Some(state.id())).await);
+        self.lost(None).await?;
+        let open = self.state.open_id().cloned();
+        match self.state.give_up(open.as_ref()) {
+            None => Ok(()),
+            Some(state) if self.state.may_repeat() => {
+                self.scouted(Frame::of_state(&state, self.client.held_by())).await
             }
-            let frame = Frame::of_state(&state, self.client.held_by());
-            self.scouted(frame).await?;
+            Some(state) => Err(self.refuse(&lost(&self.config), Some(state.id())).await),
         }
-        Ok(())
     }
 
-    /// The scout is lost: what it owed is answered, but for state frames, which are given back, and `unsent`.
-    async fn lost(&mut self, unsent: Option<&Id>) -> Result<Vec<StateFrame>, Close> {
-        let Some(scout) = self.scout.take() else { return Ok(Vec::new()) };
+    /// The scout is lost: what it owed is answered, but for a state request and for `unsent`.
+    async fn lost(&mut self, unsent: Option<&Id>) -> Result<(), Close> {
+        let Some(scout) = self.scout.take() else { return Ok(()) };
         self.scouts_lost = self.scouts_lost.saturating_add(1);
         let backend = Arc::clone(scout.link().stream.backend());
         tracing::debug!(backend = %backend.name(), "scout lost");
         // A scout may be lost over what this client has sent it.
         backend.hasten_probe();
-        self.failures.add(&backend);
+        self.state.avoid(&backend);
         if scout.is_midway() {
             return Err(Close::new(By::Backend, At::Opening, Why::BackendLost));
         }
         let refused = lost(&self.config);
-        let mut unanswered = Vec::new();
-        for (id, state) in scout.into_pending() {
-            if Some(&id) == unsent {
-                continue;
-            }
-            match state {
-                Some(state) => unanswered.push(state),
-                None => self.answer(&id, &refused).await?,
+        for id in scout.into_pending() {
+            if Some(&id) != unsent && self.state.open_id() != Some(&id) {
+                self.answer(&id, &refused).await?;
             }
         }
-        Ok(unanswered)
+        Ok(())
     }
 }

@@ -10,13 +10,15 @@ impl Opening<'_> {
     /// Whether the client may learn where sessions are: where backends demand a token, only after a good `connect`.
     /// Until then every frame goes to a scout that demands one, and refuses it in its own words.
     pub(in crate::proxy) fn may_know(&self) -> bool {
-        self.handshake.is_authenticated() || !self.balancer.demands_token()
+        self.state.handshake().is_authenticated() || !self.balancer.demands_token()
     }
 
     /// Whether the scout may not hear the client: the fleet has come to demand a token since, and this one does not.
     pub(in crate::proxy) fn has_wrong_scout(&self) -> bool {
         let backend = self.scout.as_ref().map(|scout| scout.link().stream.backend());
-        backend.is_some_and(|backend| !self.balancer.may_hear(backend, self.handshake.is_authenticated()))
+        backend.is_some_and(|backend| {
+            !self.balancer.may_hear(backend, self.state.handshake().is_authenticated())
+        })
     }
 
     /// Why a request is not let through, if it is not.

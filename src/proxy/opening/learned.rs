@@ -50,16 +50,17 @@ impl Opening<'_> {
         let (Some(known), Some(id), None) = (envelope.known(), &envelope.id, &frame.rest) else {
             return Ok(false);
         };
-        if !known.greets || self.scout.is_some() || !self.handshake.is_empty() {
+        if !known.greets || self.scout.is_some() || !self.state.handshake().is_empty() {
             return Ok(false);
         }
         let body = frame.bytes.get(frame.body_at..).unwrap_or_default();
         let Some(greeting) = recall(self.balancer, &self.config, body, id) else { return Ok(false) };
-        let state = match self.handshake.request(self.client.held_by(), body, known.greets, id.clone()) {
-            Ok(state) => state,
-            Err(fault) => return self.answer(id, &too_much(fault)).await.map(|()| true),
-        };
-        self.handshake.recalled(state, greeting.protocol_version);
+        let state =
+            match self.state.handshake().request(self.client.held_by(), body, known.greets, id.clone()) {
+                Ok(state) => state,
+                Err(fault) => return self.answer(id, &too_much(fault)).await.map(|()| true),
+            };
+        self.state.recalled(state, greeting.protocol_version);
         self.carried_down(greeting.frame.len());
         self.client.send(&greeting.frame).await?;
         Ok(true)

@@ -125,7 +125,8 @@ impl Opening<'_> {
             };
             let reads = !partial && self.client.room() > 0;
             tokio::select! {
-                news = scout.news() => match news {
+                // A state request is answered before a session is named.
+                news = scout.news(None) => match news {
                     Ok(_) => self.heard(news).await?,
                     Err(_) => break,
                 },
@@ -144,7 +145,7 @@ impl Opening<'_> {
             Some(scout) if scout.is_midway() => {
                 return Err(Close::new(By::Backend, At::Opening, Why::BackendLost));
             }
-            Some(scout) => scout.into_pending().map(|(id, _)| id).collect(),
+            Some(scout) => scout.into_pending().collect(),
             None => Vec::new(),
         };
         for id in unanswered {
@@ -157,7 +158,7 @@ impl Opening<'_> {
     async fn hold(&mut self, frame: Frame) -> Result<(), Close> {
         if let (None, Some(scout)) = (&frame.envelope.method, self.scout.as_mut()) {
             let due = Instant::now().checked_add(self.config.timeouts.rehome);
-            if let Err(error) = scout.send(&frame.bytes, &frame.envelope, None, due).await {
+            if let Err(error) = scout.send(&frame.bytes, &frame.envelope, due).await {
                 tracing::debug!(%error, "the scout did not take an answer");
             }
             return Ok(());

@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep_until};
 use crate::close::By;
 use crate::fleet::{Health, Standing};
 use crate::frames::{Piece, Pieces, more_and_ack, send_by};
-use crate::link::{Link, StateFrame};
-use crate::runtime::account::{Account, Charge, HeldMap, Owns};
+use crate::link::Link;
+use crate::runtime::account::{Account, Charge, HeldMap};
 use crate::wire::{Envelope, Id, Scan};
 
 /// Frames up to this size are forwarded whole.
@@ -26,7 +26,7 @@ pub struct Scout {
     link: Link,
     standing: watch::Receiver<Standing>,
     /// Requests of the client that it has not answered.
-    pending: HeldMap<Id, Pending>,
+    pending: HeldMap<Id, ()>,
     /// Requests of its own that the client has not answered.
     asks: usize,
     pieces: Pieces,
@@ -36,33 +36,13 @@ pub struct Scout {
     charge: Option<Charge>,
 }
 
-/// A request the scout has to answer. Few are state frames, so those are boxed.
-#[derive(Debug)]
-struct Pending(Option<Box<Told>>);
-
-/// A state frame, and by when it must be answered: nothing else is sent meanwhile.
-#[derive(Debug)]
-struct Told {
-    state: StateFrame,
-    due: Option<Instant>,
-}
-
-/// A state frame is charged by itself.
-impl Owns for Pending {
-    fn owns(&self) -> usize {
-        0
-    }
-}
-
 /// What came from the scout.
 #[derive(Debug)]
 pub struct News {
     /// Bytes for the client.
     pub bytes: Bytes,
-    /// A state frame was answered with a result.
-    pub state: Option<StateFrame>,
-    /// And that result said this.
-    pub version: Option<Box<[u8]>>,
+    /// The request that they answer, and what they say.
+    pub answered: Option<(Id, Envelope)>,
 }
 
 impl Scout {
@@ -90,11 +70,6 @@ impl Scout {
         self.link
     }
 
-    /// Whether a state frame waits for its answer: the next frame must wait for it too.
-    pub fn is_busy(&self) -> bool {
-        self.pending.iter().any(|(_, pending)| pending.0.is_some())
-    }
-
     /// Whether it has a request with this id to answer.
     pub fn owes(&self, id: &Id) -> bool {
         self.pending.contains_key(id)
@@ -120,42 +95,30 @@ impl Scout {
         self.pieces.left()
     }
 
-    /// The ids that wait for an answer, and the state frames among them.
-    pub fn into_pending(mut self) -> impl Iterator<Item = (Id, Option<StateFrame>)> {
-        self.pending
-            .extract(|_, _| true)
-            .into_iter()
-            .map(|(id, pending)| (id, pending.0.map(|told| told.state)))
+    /// The ids that wait for an answer.
+    pub fn into_pending(mut self) -> impl Iterator<Item = Id> {
+        self.pending.extract(|_, ()| true).into_iter().map(|(id, ())| id)
     }
 
-    /// Sends a frame of the client, by `due`. `state` marks one that changes the connection's state.
+    /// Sends a frame of the client, by `due`.
     ///
     /// # Errors
     /// The socket's: the scout is lost.
-    pub async fn send(
-        &mut self,
-        bytes: &[u8],
-        envelope: &Envelope,
-        state: Option<StateFrame>,
-        due: Option<Instant>,
-    ) -> io::Result<()> {
+    pub async fn send(&mut self, bytes: &[u8], envelope: &Envelope, due: Option<Instant>) -> io::Result<()> {
         match (&envelope.method, &envelope.id) {
-            (Some(_), Some(id)) => {
-                self.pending.insert(id.clone(), Pending(state.map(|state| Box::new(Told { state, due }))));
-            }
+            (Some(_), Some(id)) => self.pending.insert(id.clone(), ()),
             (None, Some(_)) => self.asks = self.asks.saturating_sub(1),
             _ => {}
         }
         send_by(&mut self.link.stream, bytes, due).await
     }
 
-    /// The next bytes for the client. Cancel-safe.
+    /// The next bytes for the client, `due` by then if anything is. Cancel-safe.
     ///
     /// # Errors
-    /// The scout is lost: its socket ended or failed, it sent what is no frame, it did not answer a state frame in time,
-    /// or probes say it is down.
-    pub async fn news(&mut self) -> io::Result<News> {
-        let due = self.pending.iter().filter_map(|(_, pending)| pending.0.as_ref()?.due).min();
+    /// The scout is lost: its socket ended or failed, it sent what is no frame, nothing came in time, or probes say it is
+    /// down.
+    pub async fn news(&mut self, due: Option<Instant>) -> io::Result<News> {
         loop {
             let news = self.take()?;
             self.settle();
@@ -200,21 +163,18 @@ impl Scout {
     fn forward(&mut self, piece: Piece) -> News {
         let mut scan = self.scan.take().unwrap_or_else(|| Scan::of(By::Backend));
         scan.feed(piece.body());
-        let mut news = News { bytes: piece.bytes.freeze(), state: None, version: None };
+        let mut news = News { bytes: piece.bytes.freeze(), answered: None };
         if piece.left > 0 {
             self.scan = Some(scan);
             return news;
         }
         // A body that is no envelope settles nothing; the client may make of it what it will.
         let Ok(envelope) = scan.finish() else { return news };
-        match (envelope.method, envelope.id) {
+        match (&envelope.method, &envelope.id) {
             (Some(_), Some(_)) => self.asks = self.asks.saturating_add(1),
             (None, Some(id)) => {
-                let told = self.pending.remove(&id).and_then(|pending| pending.0);
-                if !envelope.is_error {
-                    news.state = told.map(|told| told.state);
-                    news.version = envelope.protocol_version;
-                }
+                self.pending.remove(id);
+                news.answered = Some((id.clone(), envelope));
             }
             _ => {}
         }

@@ -26,7 +26,6 @@ mod act;
 mod server;
 mod slow;
 mod stall;
-mod state_requests;
 mod table;
 mod union;
 mod upstream;
@@ -48,9 +47,9 @@ use crate::wire::{Id, reply};
 
 use crate::proxy::queue::Queued;
 use crate::proxy::rules::Rules;
+use crate::proxy::state_requests::StateRequests;
 use downstream::Downstream;
 use job::{Event, Job};
-use state_requests::StateRequests;
 use table::Table;
 use upstreams::Upstreams;
 use waiting::Waiting;

@@ -74,15 +74,13 @@ fn takes(session: &SessionId, bytes: usize) -> usize {
 
 impl Switch<'_> {
     /// The answer to a birth is there: what was kept of its session goes first.
-    pub(super) fn tell_births(&mut self, at: At, answer: &Envelope) {
-        if !answer.id.as_ref().and_then(|id| self.table.flights.get(id)).is_some_and(|flight| flight.born) {
+    pub(super) fn tell_birth(&mut self, at: At, answer: &Envelope) {
+        let (Field::Is(session), Some(upstream)) = (&answer.result_session, self.upstreams.get_mut(at))
+        else {
             return;
-        }
-        let Some(upstream) = self.upstreams.get_mut(at) else { return };
-        if let Field::Is(session) = &answer.result_session {
-            for event in upstream.take_kept(session) {
-                self.tell(at, event);
-            }
+        };
+        for event in upstream.take_kept(session) {
+            self.tell(at, event.into());
         }
     }
 

@@ -4,8 +4,6 @@
 //! of the session. So it is told that the client leaves, behind all that it was sent about the session before; and until it has
 //! answered that, what it says of the session is not for the client.
 
-use bytes::Bytes;
-
 use super::Switch;
 use super::in_flight::{At, InFlight};
 use super::loss::GONE;
@@ -45,14 +43,13 @@ impl Switch<'_> {
         key.is_some()
     }
 
-    /// A frame about a session that the client has left: it gets nothing of it, and a request is answered.
-    pub(super) fn answer_left(&mut self, at: At, envelope: &Envelope) -> Option<Bytes> {
-        if let Some(id) = &envelope.id {
+    /// A server says something of a session that the client has left there: a request is answered.
+    pub(super) fn answer_left(&mut self, at: At, id: Option<&Id>) {
+        if let Some(id) = id {
             self.push_up(at, reply::client_gone(id).into());
             // The upstream's turn to be written to is over.
             self.barred = true;
         }
-        None
     }
 }
 
@@ -158,7 +155,7 @@ mod tests {
         assert_eq!((ids, attached, over.is_cancelled()), (vec![id(1)], true, true));
         assert!(table.evict(AT, &taken).is_none());
         assert!(table.is_lost(&taken) && !table.is_lost(&stays));
-        assert!(table.is_too_late(AT, &id(1)) && table.is_owed(AT, &id(2)) && table.is_owed(AT, &id(3)));
+        assert!(table.late(AT, &id(1)).is_some() && is_owed(&table, 2) && is_owed(&table, 3));
         // By the time that its answer ends, the session may be there again.
         let attachment = Some(attachment(&directory, &taken));
         let back = Binding::Bound { at: AT, attachment, attached: true, flights: 0 };
@@ -177,6 +174,10 @@ mod tests {
         table.left_mut().add(key, AT);
         drop(table.drop_upstream(AT));
         assert!(table.left().unwrap().is_empty());
+    }
+
+    fn is_owed(table: &Table, number: u64) -> bool {
+        table.flights.get(&id(number)).is_some_and(|flight| flight.at == AT)
     }
 
     fn attached_to<'a>(table: &'a Table, session: &SessionId) -> &'a Arc<Backend> {

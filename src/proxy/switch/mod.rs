@@ -11,6 +11,7 @@ mod calls;
 mod client;
 mod downstream;
 mod evicted;
+mod fate;
 mod heard;
 mod in_flight;
 mod job;

@@ -3,34 +3,34 @@
 use std::sync::Arc;
 
 use super::Switch;
+use super::fate::Opens;
 use super::in_flight::At;
 use super::table::Binding;
 use crate::place::Refused;
 use crate::proxy::inlet::Frame;
 use crate::session::{Adopted, Attachment, Subscriber};
 use crate::wire::envelope::Field;
-use crate::wire::method::{Effect, may_be_prefix};
 use crate::wire::{Envelope, Refusal, SessionId, reply};
 
 impl Switch<'_> {
-    /// Takes note of the session that an answer names, if a request of this client has opened it. What to tell the client
-    /// instead, if the session is another server's: the copy that was opened is let go of.
-    pub(super) fn opened(&mut self, at: At, envelope: &Envelope) -> Option<Refused> {
-        let (Some(id), Field::Is(session), false) =
-            (&envelope.id, &envelope.result_session, envelope.is_error)
-        else {
-            return None;
-        };
-        let flight = self.table.flights.get_mut(id).filter(|flight| flight.at == at)?;
-        if flight.effect != Effect::Attach || flight.session.as_ref() == Some(session) {
+    /// Takes note of the session that an answer has opened. What to tell the client instead, if that is another server's: the
+    /// copy that was opened is let go of.
+    pub(super) fn open(&mut self, at: At, opens: &Opens, envelope: &Envelope) -> Option<Refused> {
+        if *opens == Opens::Nothing {
             return None;
         }
+        let (Some(id), Field::Is(session)) = (&envelope.id, &envelope.result_session) else { return None };
         // What was asked for is not what the client is attached to now.
-        flight.effect = Effect::None;
-        let by_prefix = flight.session.clone().filter(|asked| may_be_prefix(asked.as_str()));
-        if let Some(asked) = by_prefix.filter(|_| self.balancer.now().has_several()) {
-            return Some(self.opened_another(at, &asked, session));
+        self.table.misses(id);
+        match opens {
+            Opens::Nothing => None,
+            Opens::Named => self.adopt(at, session),
+            Opens::InsteadOf(asked) => Some(self.opened_another(at, asked, session)),
         }
+    }
+
+    /// Attaches this client to a session that it has opened there, if it is live nowhere else.
+    fn adopt(&mut self, at: At, session: &SessionId) -> Option<Refused> {
         let upstream = self.upstreams.get(at)?;
         match self.balancer.directory.adopt(session, upstream.backend()) {
             Adopted::Elsewhere(owner) => {
@@ -69,28 +69,10 @@ impl Switch<'_> {
         Refused { refusal: Refusal::Denied, message, retry_after: None }
     }
 
-    /// The answer to a delete, in the words of the one that the client has called: another was sent in its place.
-    fn deleted(&self, at: At, frame: Frame) -> Frame {
-        const DELETED: &[u8] = br#"{"success":true}"#;
+    /// A refusal in the place of an answer, which is then what the frame says of itself.
+    pub(super) fn refused_instead(&self, frame: Frame, refused: &Refused) -> Frame {
         let Some(id) = &frame.envelope.id else { return frame };
-        let is_one = self.table.flights.get(id).is_some_and(|flight| flight.at == at && flight.deletes);
-        let is_empty = || {
-            let said: Option<serde_json::Value> = serde_json::from_slice(frame.body()).ok();
-            said.is_some_and(|said| said.get("result") == Some(&serde_json::json!({})))
-        };
-        if !(is_one && is_empty()) {
-            return frame;
-        }
-        let (before, after) = reply::around_result(id, DELETED.len());
-        let bytes = [&before, DELETED, after].concat().into();
-        Frame { bytes, ..frame }
-    }
-
-    /// The answer to be passed on, or a refusal in its place, which is then what it says of itself.
-    pub(super) fn or_refusal(&mut self, at: At, frame: Frame) -> Frame {
-        let Some(refused) = self.opened(at, &frame.envelope) else { return self.deleted(at, frame) };
-        let Some(id) = &frame.envelope.id else { return frame };
-        let Refused { refusal, message, retry_after } = &refused;
+        let Refused { refusal, message, retry_after } = refused;
         self.balancer.metrics.errors_answered.with_label_values(&[refusal.label()]).inc();
         let bytes = reply::error(id, *refusal, message, *retry_after).into();
         let (is_error, error_code) = (true, Some(refusal.code()));
@@ -118,4 +100,17 @@ impl Switch<'_> {
         // The upstream's turn to be written to is over.
         self.barred = true;
     }
+}
+
+/// The answer to a delete, in the words of the one that the client has called: another was sent in its place.
+pub(super) fn deleted(frame: Frame) -> Frame {
+    const DELETED: &[u8] = br#"{"success":true}"#;
+    let Some(id) = &frame.envelope.id else { return frame };
+    let said: Option<serde_json::Value> = serde_json::from_slice(frame.body()).ok();
+    if said.is_none_or(|said| said.get("result") != Some(&serde_json::json!({}))) {
+        return frame;
+    }
+    let (before, after) = reply::around_result(id, DELETED.len());
+    let bytes = [&before, DELETED, after].concat().into();
+    Frame { bytes, ..frame }
 }

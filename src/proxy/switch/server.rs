@@ -6,8 +6,10 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use super::Switch;
+use super::fate::{Answer, Fate, Rest, ServerView};
 use super::in_flight::{At, InFlight};
-use super::upstream::Fate;
+use super::opened::deleted;
+use super::upstream::Upstream;
 use crate::close::Close;
 use crate::config::Lifecycle;
 use crate::metrics::Outcome;
@@ -15,9 +17,9 @@ use crate::net::READ_BYTES_MAX;
 use crate::proxy::inlet::{Frame, InletFault, Piece};
 use crate::proxy::opening::learned;
 use crate::proxy::queue::Queued;
-use crate::wire::Envelope;
+use crate::runtime::account::Charge;
 use crate::wire::envelope::Field;
-use crate::wire::method::Way;
+use crate::wire::{Envelope, Id, SessionId};
 
 impl Switch<'_> {
     /// Moves what can move between one backend and the client.
@@ -80,80 +82,131 @@ impl Switch<'_> {
     pub(super) fn take_from(&mut self, at: At, piece: Piece) {
         match piece {
             Piece::Frame(frame) => {
-                let partial = frame.left > 0;
-                let fate = self.fate(at, &frame.envelope);
-                if fate == Fate::Own && !partial {
-                    return self.own_answer(at, &frame);
-                }
-                let frame = if partial || fate != Fate::Pass { frame } else { self.or_refusal(at, frame) };
-                let mut frame = frame;
-                let bytes = if fate == Fate::Pass { self.translate(at, &frame) } else { None };
-                let fate = if fate == Fate::Pass && bytes.is_none() { Fate::Drop } else { fate };
-                let Some(upstream) = self.upstreams.get_mut(at) else { return };
-                upstream.set_fate(fate);
-                if partial && bytes.is_some() {
-                    self.client.begin_frame(at);
-                    if let (None, Some(id)) = (&frame.envelope.method, &frame.envelope.id) {
-                        self.table.begin(id);
-                    }
-                }
-                if !partial && fate == Fate::Pass {
-                    self.tell_births(at, &frame.envelope);
-                }
-                let bytes = bytes.unwrap_or_default();
-                match frame.charge.take() {
-                    Some(charge) => self.tell(at, Queued::counted(bytes, Some(charge))),
-                    None => self.tell(at, bytes),
-                }
-                if !partial && frame.envelope.method.is_none() {
-                    if let (Fate::Pass, Some(id)) = (fate, &frame.envelope.id)
-                        && let Some(connect) = self.state.open_connect(id)
-                    {
-                        learned::learn(&self.balancer, &self.config, connect, frame.body());
-                    }
-                    self.answered(at, fate, &frame.envelope);
-                }
+                let fate = self.server_view(at).fate(&frame);
+                self.carry(at, fate, frame);
             }
             Piece::More { bytes, end } => {
-                let Some(fate) = self.upstreams.get(at).map(|upstream| upstream.fate()) else { return };
-                if fate == Fate::Pass {
-                    self.tell(at, bytes);
+                let Some(rest) = self.upstreams.get(at).map(Upstream::rest) else { return };
+                if rest == Rest::Pass {
+                    self.tell(at, bytes.into());
                 }
                 if let Some(envelope) = end {
                     if self.client.hears(at) {
                         self.fall_silent();
                     }
-                    if envelope.method.is_none() {
-                        if fate == Fate::Pass {
-                            self.tell_births(at, &envelope);
-                            // The client has the beginning of this answer already: all that can be done is to let go of a copy.
-                            self.opened(at, &envelope);
-                        }
-                        self.answered(at, fate, &envelope);
-                    }
+                    let fate = self.server_view(at).at_end(rest, &envelope);
+                    self.carried(at, fate, &envelope);
                 }
             }
         }
     }
 
-    /// What becomes of a frame: an answer is the client's only if this upstream was asked for it and has not answered yet.
-    fn fate(&self, at: At, envelope: &Envelope) -> Fate {
-        if envelope.method.is_some() {
-            return Fate::Pass;
+    /// What is known at this moment.
+    fn server_view(&self, at: At) -> ServerView<'_, impl Fn() -> bool> {
+        let hears_all = self.rules.listener().lifecycle == Lifecycle::All;
+        ServerView { table: &self.table, at, hears_all, is_many: || self.balancer.now().has_several() }
+    }
+
+    /// Does with a frame, or with its beginning, what is decided.
+    fn carry(&mut self, at: At, fate: Fate, mut frame: Frame) {
+        if frame.left > 0 {
+            self.begin_from(at, fate.rest());
         }
-        match &envelope.id {
-            Some(id) if self.table.is_owed(at, id) => Fate::Pass,
-            Some(id) if id.raw().starts_with(b"\"sessile-") => Fate::Own,
-            Some(id) if self.table.is_too_late(at, id) => Fate::Late,
-            _ => {
-                self.balancer.metrics.stray_answers.inc();
-                Fate::Drop
+        let bytes = match fate {
+            Fate::Drop | Fate::LateBegin => return,
+            Fate::Stray => return self.balancer.metrics.stray_answers.inc(),
+            Fate::Own => return self.own_answer(at, &frame),
+            Fate::Late(born) => return self.late(at, &frame.envelope, born.as_ref()),
+            Fate::Left => return self.answer_left(at, frame.envelope.id.as_ref()),
+            Fate::Keep => return self.keep(at, &frame),
+            Fate::Answer(answer) => return self.answer(at, &answer, frame),
+            Fate::Begin => {
+                if let Some(id) = &frame.envelope.id {
+                    self.table.begin(id);
+                }
+                std::mem::take(&mut frame.bytes)
             }
+            Fate::Pass => std::mem::take(&mut frame.bytes),
+            Fate::Ask { is_inference } => self.ask(at, &frame, is_inference),
+            Fate::Cancel(number) => numbered(&frame, frame.envelope.cancels.as_ref(), number),
+        };
+        self.tell(at, queued(bytes, frame.charge.take()));
+    }
+
+    /// Does what the end of a frame brings about that had begun.
+    fn carried(&mut self, at: At, fate: Fate, envelope: &Envelope) {
+        match fate {
+            Fate::Answer(answer) => {
+                if answer.is_birth {
+                    self.tell_birth(at, envelope);
+                }
+                // The client has the beginning of this answer already: all that can be done is to let go of a copy.
+                self.open(at, &answer.opens, envelope);
+                self.answered(at, envelope);
+            }
+            Fate::Late(born) => self.late(at, envelope, born.as_ref()),
+            _ => {}
         }
     }
 
-    pub(super) fn tell(&mut self, at: At, piece: impl Into<Queued>) {
-        let piece = piece.into();
+    /// A frame has begun whose rest is still to come.
+    fn begin_from(&mut self, at: At, rest: Rest) {
+        if let Some(upstream) = self.upstreams.get_mut(at) {
+            upstream.set_rest(rest);
+        }
+        if rest == Rest::Pass {
+            self.client.begin_frame(at);
+        }
+    }
+
+    /// Passes on an answer, or what is said in its place.
+    fn answer(&mut self, at: At, answer: &Answer, frame: Frame) {
+        let mut frame = match self.open(at, &answer.opens, &frame.envelope) {
+            Some(refused) => self.refused_instead(frame, &refused),
+            None if answer.is_delete => deleted(frame),
+            None => frame,
+        };
+        if answer.is_birth {
+            self.tell_birth(at, &frame.envelope);
+        }
+        self.tell(at, queued(frame.bytes.clone(), frame.charge.take()));
+        if let Some(connect) = frame.envelope.id.as_ref().and_then(|id| self.state.open_connect(id)) {
+            learned::learn(&self.balancer, &self.config, connect, frame.body());
+        }
+        self.answered(at, &frame.envelope);
+    }
+
+    /// A request of a server, under a number of its own.
+    fn ask(&mut self, at: At, frame: &Frame, is_inference: bool) -> Bytes {
+        let Some(id) = &frame.envelope.id else { return Bytes::new() };
+        if let (true, Field::Is(request)) = (is_inference, &frame.envelope.request) {
+            self.table.infer(request, at);
+        }
+        self.balancer.metrics.ids_rewritten.inc();
+        let number = self.table.ask(at, id.clone());
+        self.give_up_asked();
+        numbered(frame, Some(id), number)
+    }
+
+    /// Keeps a broadcast until it is known whether its session is this client's.
+    fn keep(&mut self, at: At, frame: &Frame) {
+        if let (Field::Is(session), Some(upstream)) = (&frame.envelope.session, self.upstreams.get_mut(at)) {
+            upstream.keep(session.clone(), &frame.bytes);
+        }
+    }
+
+    /// An answer has come after the client was told that none would.
+    fn late(&mut self, at: At, envelope: &Envelope, born: Option<&SessionId>) {
+        if let Some(id) = &envelope.id {
+            self.table.arrive_late(at, id);
+        }
+        if let Some(session) = born {
+            self.close_copy(at, session);
+        }
+    }
+
+    /// Queues what comes of a backend for the client.
+    pub(super) fn tell(&mut self, at: At, piece: Queued) {
         if let Some(upstream) = self.upstreams.get(at) {
             let count = u64::try_from(piece.len()).unwrap_or(u64::MAX);
             upstream.backend().series().bytes_to_client.inc_by(count);
@@ -161,61 +214,9 @@ impl Switch<'_> {
         self.say(piece);
     }
 
-    /// What of a backend's frame the client is to see: answers as they are, requests under a number of their own, events
-    /// of sessions it knows.
-    fn translate(&mut self, at: At, frame: &Frame) -> Option<Bytes> {
-        let envelope = &frame.envelope;
-        if self.table.has_left(at, envelope) {
-            return self.answer_left(at, envelope);
-        }
-        match (envelope.known(), &envelope.id) {
-            (None, _) => Some(frame.bytes.clone()),
-            (Some(known), Some(id)) => {
-                if let (Way::Inference, Field::Is(request)) = (known.way, &envelope.request) {
-                    self.table.infer(request, at);
-                }
-                self.balancer.metrics.ids_rewritten.inc();
-                let number = self.table.ask(at, id.clone());
-                self.give_up_asked();
-                Some(frame.with_id(id, number.to_string().as_bytes()))
-            }
-            (Some(known), None) if known.broadcast && !self.may_hear(envelope) => {
-                if let (Field::Is(session), true) = (&envelope.session, self.table.is_bearing(at)) {
-                    self.upstreams.get_mut(at)?.keep(session.clone(), &frame.bytes);
-                }
-                None
-            }
-            (Some(known), None) if known.way == Way::Cancel => {
-                let id = envelope.cancels.as_ref()?;
-                let number = self.table.number_of(at, id)?;
-                Some(frame.with_id(id, number.to_string().as_bytes()))
-            }
-            (Some(_), None) => Some(frame.bytes.clone()),
-        }
-    }
-
-    /// Whether a broadcast event is any of this client's business: it knows the session.
-    fn may_hear(&self, envelope: &Envelope) -> bool {
-        let known = match &envelope.session {
-            Field::Is(session) | Field::Long(session) => self.table.has_named(session),
-            Field::Absent => true,
-        };
-        known || self.rules.listener().lifecycle == Lifecycle::All
-    }
-
-    /// An answer has passed, or was too late: what it changes.
-    fn answered(&mut self, at: At, fate: Fate, envelope: &Envelope) {
+    /// An answer has passed: what it changes.
+    fn answered(&mut self, at: At, envelope: &Envelope) {
         let Some(id) = &envelope.id else { return };
-        if fate == Fate::Late
-            && let (Some(true), Field::Is(session)) =
-                (self.table.arrive_late(at, id), &envelope.result_session)
-        {
-            // It was born for a client that has been told it was not: nobody else would ever let go of it.
-            return self.close_copy(at, session);
-        }
-        if fate != Fate::Pass {
-            return;
-        }
         let outcome = if envelope.is_error { Outcome::Error(envelope.error_code) } else { Outcome::Success };
         let Some(flight) = self.table.arrive(id, outcome) else { return };
         self.landed(&flight, outcome);
@@ -230,5 +231,18 @@ impl Switch<'_> {
         let metrics = &self.balancer.metrics;
         metrics.requests_in_flight.dec();
         metrics.requests.answered(flight.class, flight.since.elapsed(), outcome);
+    }
+}
+
+/// A frame with this number in the place of a server's id.
+fn numbered(frame: &Frame, id: Option<&Id>, number: u64) -> Bytes {
+    id.map_or_else(Bytes::new, |id| frame.with_id(id, number.to_string().as_bytes()))
+}
+
+/// Bytes for the client, counted by the charge that has been held for them, if one was.
+fn queued(bytes: Bytes, charge: Option<Charge>) -> Queued {
+    match charge {
+        Some(charge) => Queued::counted(bytes, Some(charge)),
+        None => bytes.into(),
     }
 }

@@ -142,11 +142,6 @@ impl Table {
         self.flights.bytes().saturating_add(self.asked.bytes()).saturating_add(memories)
     }
 
-    /// Whether an upstream owes the client the answer to a request with this id.
-    pub(super) fn is_owed(&self, at: At, id: &Id) -> bool {
-        self.flights.get(id).is_some_and(|flight| flight.at == at)
-    }
-
     /// Whether a request of this client that ends its part in the session has no answer yet.
     pub(super) fn is_ending(&self, session: &SessionId) -> bool {
         let ends =
@@ -254,19 +249,29 @@ impl Table {
         stranded.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Whether an answer comes after the client was told that none would.
-    pub(super) fn is_too_late(&self, at: At, id: &Id) -> bool {
-        let Some(memories) = &self.memories else { return false };
-        !memories.stranded.is_empty() && memories.stranded.contains_key(&self.sessions.hash_of((at, id)))
-    }
-
-    /// Notes such an answer: whether it may name a session. `None` if it is in time.
-    pub(super) fn arrive_late(&mut self, at: At, id: &Id) -> Option<bool> {
-        let stranded = &mut self.memories.as_mut()?.stranded;
+    /// Of an answer that comes after the client was told that none would: whether it may name a session. `None` if it is in
+    /// time.
+    pub(super) fn late(&self, at: At, id: &Id) -> Option<bool> {
+        let stranded = &self.memories.as_ref()?.stranded;
         if stranded.is_empty() {
             return None;
         }
-        stranded.remove(&self.sessions.hash_of((at, id))).map(|stranded| stranded.born)
+        stranded.get(&self.sessions.hash_of((at, id))).map(|stranded| stranded.born)
+    }
+
+    /// Notes such an answer.
+    pub(super) fn arrive_late(&mut self, at: At, id: &Id) {
+        let key = self.sessions.hash_of((at, id));
+        if let Some(memories) = &mut self.memories {
+            memories.stranded.remove(&key);
+        }
+    }
+
+    /// The request with this id will not attach the client to the session that it names.
+    pub(super) fn misses(&mut self, id: &Id) {
+        if let Some(flight) = self.flights.get_mut(id) {
+            flight.effect = Effect::None;
+        }
     }
 
     /// A new number for a server request.

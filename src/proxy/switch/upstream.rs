@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::QUEUE_BYTES_MAX;
 use super::births::Kept;
+use super::fate::Rest;
 use super::slow::Intake;
 use super::stall::Pace;
 use crate::balancer::Balancer;
@@ -40,24 +41,11 @@ pub(super) struct Upstream {
     /// Broadcasts that wait for a birth.
     kept: Kept,
     /// What becomes of the rest of a large frame from this backend.
-    fate: Fate,
+    rest: Rest,
     /// Since when nothing moves.
     pace: Pace,
     /// What the backend takes while the client waits for that.
     intake: Intake,
-}
-
-/// What becomes of a frame of a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// It is for the client.
-    Pass,
-    /// It is for nobody.
-    Drop,
-    /// It answers what sessile has asked for itself.
-    Own,
-    /// It answers what the client was told would not be answered.
-    Late,
 }
 
 impl Upstream {
@@ -74,7 +62,7 @@ impl Upstream {
             inbox: Arc::default(),
             _in_use: in_use,
             kept: Kept::new(account),
-            fate: Fate::Pass,
+            rest: Rest::default(),
             pace: Pace::default(),
             intake: Intake::default(),
         }
@@ -179,13 +167,13 @@ impl Upstream {
     }
 
     /// What becomes of the rest of the frame that has begun.
-    pub(super) fn fate(&self) -> Fate {
-        self.fate
+    pub(super) fn rest(&self) -> Rest {
+        self.rest
     }
 
     /// That is decided.
-    pub(super) fn set_fate(&mut self, fate: Fate) {
-        self.fate = fate;
+    pub(super) fn set_rest(&mut self, rest: Rest) {
+        self.rest = rest;
     }
 
     /// Bytes that are still to follow what the client has of a frame.

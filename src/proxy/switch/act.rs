@@ -87,7 +87,7 @@ impl Switch<'_> {
         let (balancer, known) = (self.balancer.clone(), self.known());
         let number = self.send_out(|number| job::place(&balancer, number, named, must_exist, known));
         if let Some(session) = named.session() {
-            self.table.sessions.insert(session.clone(), Binding::Placing(number));
+            self.table.bind(session.clone(), Binding::Placing(number));
         }
         self.wait(number, frame);
     }
@@ -122,7 +122,7 @@ impl Switch<'_> {
     /// To an upstream; false if it is refused instead.
     pub(super) fn forward(&mut self, at: At, frame: Frame) -> bool {
         if let (Some(_), Some(id)) = (&frame.envelope.method, &frame.envelope.id)
-            && self.table.flights.contains_key(id)
+            && self.table.is_in_flight(id)
         {
             // Another with this id has been sent while this one waited.
             self.refuse(Some(id), &plain(Refusal::Malformed, "a request with this id is in flight"));
@@ -166,7 +166,7 @@ impl Switch<'_> {
     /// The client's answer to a server's request: under the server's own id again.
     fn answer_up(&mut self, at: At, frame: Frame) {
         let Some(id) = &frame.envelope.id else { return };
-        let Some(asked) = self.table.asked(id).filter(|asked| asked.at == at) else { return };
+        let Some(asked) = self.table.asked_mut().answer(id).filter(|asked| asked.at == at) else { return };
         let bytes = frame.with_id(id, asked.id.raw());
         if frame.left > 0 {
             self.client.set_rest(Some(Target::Upstream(asked.at)));

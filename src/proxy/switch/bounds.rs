@@ -3,7 +3,6 @@
 use bytes::Bytes;
 
 use super::in_flight::At;
-use super::table::Table;
 use super::{QUEUE_BYTES_MAX, Switch};
 use crate::link::StateFrame;
 use crate::net::READ_BYTES_MAX;
@@ -11,16 +10,8 @@ use crate::place::Refused;
 use crate::proxy::inlet::Frame;
 use crate::proxy::queue::Queued;
 use crate::proxy::refusals::too_much;
-use crate::runtime::account::{Held, Owns};
+use crate::runtime::account::Held;
 use crate::wire::{Id, Refusal, SessionId, reply};
-
-/// What the requests in flight of one client may take, in both directions, with what is remembered of those that are
-/// over and with the client's state; a further request is refused.
-const BOOKS_BYTES_MAX: usize = 176 * 1024;
-/// What of the requests of one client is in flight in any case, however much others hold.
-const FLIGHTS_BYTES_FREE: usize = 8 * 1024;
-/// What a request with a short id owns.
-const SMALL_OWNS: usize = 16;
 
 /// What is read at once for a client that holds as much as its share.
 const READ_BYTES_MIN: usize = 8 * 1024;
@@ -95,7 +86,7 @@ impl Switch<'_> {
 
     /// Tells servers that the client will not answer what they asked first, if it owes too many answers.
     pub(super) fn give_up_asked(&mut self) {
-        while let Some(asked) = self.table.give_up_oldest() {
+        while let Some(asked) = self.table.asked_mut().give_up_oldest() {
             self.push_up(asked.at, reply::client_gone(&asked.id).into());
             // The upstream's turn to be written to may be over.
             self.barred = true;
@@ -121,48 +112,9 @@ fn may_be_owed(
     (owed == 0 && bytes <= SMALL_BYTES) || (owed < QUEUE_BYTES_MAX && (has_room() || all() < OWED_BYTES_FREE))
 }
 
-impl Table {
-    /// Whether one more request may be in flight, beside `others` that count with them.
-    pub(super) fn may_depart(&self, id: &Id, session: Option<&SessionId>, others: usize) -> bool {
-        self.has_room(self.flights.bytes_with(self.owned(id, session)), others)
-    }
-
-    /// Whether an upstream may have one more of them: the backend of a few must not take the room of all.
-    pub(super) fn may_depart_to(&self, at: At, id: &Id, session: Option<&SessionId>, others: usize) -> bool {
-        self.has_room(self.flights.bytes_with_share(at, self.owned(id, session)), others)
-    }
-
-    /// The same for a small request, whatever its id.
-    pub(super) fn has_share(&self, at: At, others: usize) -> bool {
-        self.has_room(self.flights.bytes_with_share(at, SMALL_OWNS), others)
-    }
-
-    /// What the request would own.
-    fn owned(&self, id: &Id, session: Option<&SessionId>) -> usize {
-        let name = session.filter(|session| !self.sessions.contains_key(session)).map_or(0, Owns::owns);
-        id.owns().saturating_add(name)
-    }
-
-    /// Whether the requests in flight may take so many bytes.
-    fn has_room(&self, flights: usize, others: usize) -> bool {
-        let more = flights.saturating_sub(self.flights.bytes());
-        self.books().saturating_add(others).saturating_add(more) <= BOOKS_BYTES_MAX
-            && (flights <= FLIGHTS_BYTES_FREE || self.account.has_room(more))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::in_flight::InFlight;
     use super::*;
-    use crate::runtime::account::Budget;
-    use crate::wire::Scan;
-    use crate::wire::method::{Effect, Timed};
-
-    fn id(number: usize, bytes: usize) -> Id {
-        let body = format!(r#"{{"jsonrpc":"2.0","id":"{number:0>bytes$}","method":"m"}}"#);
-        Scan::whole(body.as_bytes()).unwrap().id.unwrap()
-    }
 
     #[test]
     fn backends_that_read_nothing_are_owed_one_floor_together_and_others_get_small_frames() {
@@ -181,43 +133,6 @@ mod tests {
             assert!(may(0, true));
             let all: usize = owed.iter().sum();
             assert!(all <= OWED_BYTES_FREE + 2 * READ_BYTES_MAX + 20 * SMALL_BYTES, "{all}");
-        }
-    }
-
-    #[test]
-    fn however_many_backends_answer_nothing_there_is_room_for_requests_to_another() {
-        for (silent, id_bytes) in [1, 2, 3, 8, 30].into_iter().flat_map(|n| [6, 36, 60, 250].map(|m| (n, m)))
-        {
-            let budget = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None);
-            let mut table = Table::new(&budget.account());
-            let mut number = 0;
-            let mut asks = |table: &mut Table, at: At| {
-                let id = id(number, id_bytes);
-                number += 1;
-                let may = table.may_depart(&id, None, 0) && table.may_depart_to(at, &id, None, 0);
-                if may {
-                    table.depart(id, InFlight::new(at, None, Effect::None, false, Timed::Other));
-                }
-                may
-            };
-            let mut taken = vec![0; silent];
-            // All at once, and then one after the other.
-            while (0..silent).fold(false, |any, at| {
-                let may = asks(&mut table, at as At);
-                taken[at] += usize::from(may);
-                any || may
-            }) {}
-            let most = *taken.iter().max().unwrap();
-            assert!(most > 256 / (silent + 1), "{taken:?} of {id_bytes} bytes");
-            let mut other = 0;
-            while asks(&mut table, 1000) {
-                other += 1;
-            }
-            assert!(other >= most / 4, "{other} beside {taken:?} of {id_bytes} bytes");
-            for flight in table.flights.extract(|_| true) {
-                drop(flight);
-            }
-            assert!((0..silent).all(|at| asks(&mut table, at as At)), "as at first");
         }
     }
 }

@@ -174,7 +174,7 @@ impl Switch<'_> {
                 (None, None) => wait(!self.providers.is_idle()),
             },
             Plan::Place(_) => wait(!self.providers.is_idle()),
-            Plan::Whole(session) => match self.table.sessions.get(session) {
+            Plan::Whole(session) => match self.table.binding(session) {
                 Some(Binding::Bound { at, .. }) => {
                     let at = *at;
                     self.full(at, bytes)
@@ -272,7 +272,7 @@ impl Switch<'_> {
     /// The request that costs its backend is told why, as long as nothing of its answer has come.
     fn blame(&mut self, at: At, subject: &Subject, refused: &Refused) {
         let Some(id) = subject.id.as_ref().filter(|_| !subject.is_answer) else { return };
-        if self.table.flights.get(id).is_none_or(|flight| flight.at != at || flight.begun) {
+        if self.table.flight(id).is_none_or(|flight| flight.at != at || flight.begun) {
             return;
         }
         let outcome = Outcome::Error(Some(refused.refusal.code()));
@@ -287,12 +287,12 @@ impl Switch<'_> {
     fn dismiss(&mut self, subject: &Subject, refused: &Refused) {
         let Some(id) = &subject.id else { return };
         if subject.is_answer {
-            if let Some(asked) = self.table.asked(id) {
+            if let Some(asked) = self.table.asked_mut().answer(id) {
                 let Refused { refusal, message, retry_after } = refused;
                 return self
                     .push_up(asked.at, reply::error(&asked.id, *refusal, message, *retry_after).into());
             }
-            if self.table.flights.contains_key(id) {
+            if self.table.is_in_flight(id) {
                 return;
             }
         }

@@ -5,14 +5,12 @@
 //! answered that, what it says of the session is not for the client.
 
 use super::Switch;
-use super::in_flight::{At, InFlight};
+use super::in_flight::At;
 use super::loss::GONE;
 use super::parting::session_error;
-use super::table::{Binding, Table};
+use super::table::Evicted;
 use crate::fleet::Health;
-use crate::wire::envelope::Field;
-use crate::wire::method::Effect;
-use crate::wire::{Envelope, Id, Refusal, SessionId, reply};
+use crate::wire::{Id, Refusal, SessionId, reply};
 
 /// What the id begins with under which a backend is told.
 const LEAVES: &str = "\"sessile-left-";
@@ -53,60 +51,19 @@ impl Switch<'_> {
     }
 }
 
-/// What a session leaves behind that has to leave an upstream.
-struct Evicted {
-    /// Requests without an answer.
-    ids: Vec<Id>,
-    /// The client was attached to it.
-    attached: bool,
-    /// Its key among those that the client has left.
-    key: u64,
-}
-
-impl Table {
-    /// Takes a session that has to leave an upstream off the books; `None`: it has left already.
-    fn evict(&mut self, at: At, session: &SessionId) -> Option<Evicted> {
-        let attached = match self.sessions.get(session)? {
-            Binding::Bound { at: known, attachment: Some(attachment), attached, .. }
-                if *known == at && attachment.is_leaving() =>
-            {
-                *attached
-            }
-            Binding::Bound { .. } | Binding::Placing(_) => return None,
-        };
-        let is_about = |flight: &InFlight| flight.session.as_ref() == Some(session);
-        let ids = self.strand(at, is_about);
-        // An answer that has begun comes to its end, and changes nothing.
-        for (id, flight) in self.flights.extract(|flight| flight.at == at && is_about(flight)) {
-            self.flights
-                .insert(id, InFlight { session: None, effect: Effect::None, shared: false, ..flight });
-        }
-        self.sessions.remove(session);
-        self.note_lost(session);
-        let key = self.sessions.hash_of((at, session));
-        self.left_mut().add(key, at);
-        Some(Evicted { ids, attached, key })
-    }
-
-    /// Whether a frame of an upstream is about a session that the client has left there.
-    pub(super) fn has_left(&self, at: At, envelope: &Envelope) -> bool {
-        let Some(left) = self.left().filter(|left| !left.is_empty()) else { return false };
-        let Field::Is(session) = &envelope.session else { return false };
-        left.has(self.sessions.hash_of((at, session)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
+    use super::super::in_flight::InFlight;
+    use super::super::table::{Binding, Table};
     use super::*;
     use crate::fleet::Backend;
     use crate::metrics::{Metrics, Outcome};
     use crate::runtime::account::Budget;
     use crate::session::{Adopted, Attachment, Directory};
-    use crate::wire::Scan;
-    use crate::wire::method::Timed;
+    use crate::wire::method::{Effect, Timed};
+    use crate::wire::{Envelope, Scan};
 
     const AT: At = 3;
 
@@ -139,7 +96,7 @@ mod tests {
         for session in [&taken, &stays] {
             let attachment = Some(attachment(&directory, session));
             let binding = Binding::Bound { at: AT, attachment, attached: true, flights: 0 };
-            table.sessions.insert(session.clone(), binding);
+            table.bind(session.clone(), binding);
         }
         for (number, session) in [(1, Some(&taken)), (2, Some(&taken)), (3, Some(&stays)), (4, None)] {
             let flight = InFlight::new(AT, session.cloned(), Effect::Detach, false, Timed::Other);
@@ -159,7 +116,7 @@ mod tests {
         // By the time that its answer ends, the session may be there again.
         let attachment = Some(attachment(&directory, &taken));
         let back = Binding::Bound { at: AT, attachment, attached: true, flights: 0 };
-        table.sessions.insert(taken.clone(), back);
+        table.bind(taken.clone(), back);
         table.arrive(&id(2), Outcome::Success);
         assert_eq!(table.attached().len(), 2, "it changes nothing");
         assert!(table.has_left(AT, &about("taken")));
@@ -177,11 +134,11 @@ mod tests {
     }
 
     fn is_owed(table: &Table, number: u64) -> bool {
-        table.flights.get(&id(number)).is_some_and(|flight| flight.at == AT)
+        table.flight(&id(number)).is_some_and(|flight| flight.at == AT)
     }
 
     fn attached_to<'a>(table: &'a Table, session: &SessionId) -> &'a Arc<Backend> {
-        match table.sessions.get(session) {
+        match table.binding(session) {
             Some(Binding::Bound { attachment: Some(attachment), .. }) => attachment.backend(),
             other => panic!("{other:?}"),
         }

@@ -107,7 +107,8 @@ impl<M: Fn() -> bool> ServerView<'_, M> {
             }
             (Some(known), None) if known.broadcast => self.of_broadcast(envelope),
             (Some(known), None) if known.way == Way::Cancel => {
-                let asked = envelope.cancels.as_ref().and_then(|id| self.table.number_of(self.at, id));
+                let asked =
+                    envelope.cancels.as_ref().and_then(|id| self.table.asked().number_of(self.at, id));
                 asked.map_or(Fate::Drop, Fate::Cancel)
             }
             (Some(_), None) => Fate::Pass,
@@ -154,7 +155,7 @@ impl<M: Fn() -> bool> ServerView<'_, M> {
 
     /// The client's request that this upstream owes the answer to.
     fn flight(&self, id: &Id) -> Option<&InFlight> {
-        self.table.flights.get(id).filter(|flight| flight.at == self.at)
+        self.table.flight(id).filter(|flight| flight.at == self.at)
     }
 
     fn to(&self, flight: &InFlight, envelope: &Envelope) -> Answer {
@@ -342,10 +343,10 @@ mod tests {
         let about = event("session.lifecycle", r#"{"sessionId":"s"}"#);
         let mut knows = table();
         let binding = Binding::Bound { at: OTHER, attachment: None, attached: false, flights: 0 };
-        knows.sessions.insert(SessionId::new("s"), binding);
+        knows.bind(SessionId::new("s"), binding);
         let mut knew = table();
         let binding = Binding::Bound { at: OTHER, attachment: None, attached: false, flights: 0 };
-        knew.sessions.insert(SessionId::new("s"), binding);
+        knew.bind(SessionId::new("s"), binding);
         knew.release(&SessionId::new("s"));
         let bears = asked(AT, None, Effect::Attach, true);
         let bears_elsewhere = asked(OTHER, None, Effect::Attach, true);
@@ -383,9 +384,9 @@ mod tests {
         }
         let cancel = event("$/cancelRequest", r#"{"id":1}"#);
         assert_eq!(fate(&table, &cancel), Fate::Drop, "nothing was asked");
-        table.ask(OTHER, id("1"));
+        table.asked_mut().ask(OTHER, id("1"));
         assert_eq!(fate(&table, &cancel), Fate::Drop, "another has asked");
-        let number = table.ask(AT, id("1"));
+        let number = table.asked_mut().ask(AT, id("1"));
         assert_eq!(fate(&table, &cancel), Fate::Cancel(number));
     }
 

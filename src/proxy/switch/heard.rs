@@ -88,7 +88,8 @@ impl Switch<'_> {
 
     /// A session has a home: its frames go there.
     fn placed(&mut self, job: u64, session: Option<SessionId>, placed: Placed) {
-        let waits = |session| matches!(self.table.sessions.get(session), Some(Binding::Placing(number)) if *number == job);
+        let waits =
+            |session| matches!(self.table.binding(session), Some(Binding::Placing(number)) if *number == job);
         if !session.as_ref().is_none_or(waits) {
             // It was given up, and the session may have been placed again meanwhile.
             return;
@@ -115,9 +116,7 @@ impl Switch<'_> {
         if let (Some(attachment), Some(upstream)) = (&attachment, self.upstreams.get(at)) {
             attachment.subscribe(Subscriber::Inbox(Arc::clone(upstream.inbox())));
         }
-        self.table
-            .sessions
-            .insert(session.clone(), Binding::Bound { at, attachment, attached: false, flights: 0 });
+        self.table.bind(session.clone(), Binding::Bound { at, attachment, attached: false, flights: 0 });
         self.flush(job, at);
         // What waited may have been given up meanwhile.
         self.table.release(&session);
@@ -202,7 +201,7 @@ impl Switch<'_> {
     /// The state request in flight should have been answered by now. Nothing else of this client can go on before it is,
     /// so who owes the answer is given up.
     pub(super) fn overdue(&mut self) -> Result<(), Close> {
-        let flight = self.state.open_id().and_then(|id| self.table.flights.get(id));
+        let flight = self.state.open_id().and_then(|id| self.table.flight(id));
         let Some(at) = flight.map(|flight| flight.at) else {
             // It waits for a backend to be found, which has a bound of its own.
             self.state.wait(self.config.timeouts.rehome);

@@ -8,7 +8,7 @@ use super::in_flight::At;
 use super::table::Binding;
 use crate::place::Refused;
 use crate::proxy::inlet::Frame;
-use crate::session::{Adopted, Attachment, Subscriber};
+use crate::session::{Adopted, Subscriber};
 use crate::wire::envelope::Field;
 use crate::wire::{Envelope, Refusal, SessionId, reply};
 
@@ -41,11 +41,11 @@ impl Switch<'_> {
             }
             Adopted::Held(attachment) => {
                 attachment.subscribe(Subscriber::Inbox(Arc::clone(upstream.inbox())));
-                self.attach(at, session.clone(), Some(attachment));
+                self.table.attach(at, session.clone(), Some(attachment));
                 None
             }
             Adopted::Claimed => {
-                self.attach(at, session.clone(), None);
+                self.table.attach(at, session.clone(), None);
                 None
             }
         }
@@ -57,14 +57,12 @@ impl Switch<'_> {
     fn opened_another(&mut self, at: At, asked: &SessionId, opened: &SessionId) -> Refused {
         let is_there =
             |binding: &Binding| matches!(binding, Binding::Bound { at: known, .. } if *known == at);
-        if !self.table.sessions.get(opened).is_some_and(is_there) {
+        if !self.table.binding(opened).is_some_and(is_there) {
             let id = Some(&b"\"sessile-close\""[..]);
             self.push_up(at, reply::of_session("session.destroy", id, opened).into());
             self.barred = true;
         }
-        if let Some(Binding::Bound { attached, .. }) = self.table.sessions.get_mut(asked) {
-            *attached = false;
-        }
+        self.table.detach(asked);
         let message = format!("Session not found: {asked}: it has just been deleted");
         Refused { refusal: Refusal::Denied, message, retry_after: None }
     }
@@ -78,20 +76,6 @@ impl Switch<'_> {
         let (is_error, error_code) = (true, Some(refusal.code()));
         let envelope = Envelope { is_error, error_code, result_session: Field::Absent, ..frame.envelope };
         Frame { bytes, envelope, ..frame }
-    }
-
-    /// This client is attached to a session there.
-    fn attach(&mut self, at: At, session: SessionId, attachment: Option<Attachment>) {
-        match self.table.sessions.get_mut(&session) {
-            Some(Binding::Bound { at: known, attached, .. }) if *known == at => *attached = true,
-            // It is being placed: that brings the attachment.
-            Some(Binding::Placing(_)) => {}
-            _ => {
-                self.table
-                    .sessions
-                    .insert(session, Binding::Bound { at, attachment, attached: true, flights: 0 });
-            }
-        }
     }
 
     /// Lets go of a session that was opened on a server where it should not be.

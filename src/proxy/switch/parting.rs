@@ -39,9 +39,8 @@ impl Switch<'_> {
         if !taken {
             tracing::debug!("a client did not take its last bytes");
         }
-        let flights = i64::try_from(self.table.flights.len()).unwrap_or(i64::MAX);
+        let flights = i64::try_from(self.table.forget_flights()).unwrap_or(i64::MAX);
         self.balancer.metrics.requests_in_flight.sub(flights);
-        self.table.flights.clear();
         if close.by == By::Client && self.config.timeouts.linger.is_some() {
             self.park_all();
         }
@@ -67,7 +66,7 @@ impl Switch<'_> {
             }
             let (stream, inlet, mut out) = upstream.into_parts();
             // A turn may wait for what only the client could have said.
-            for id in self.table.unanswered(at) {
+            for id in self.table.asked_mut().take_of(at) {
                 out.push(reply::client_gone(&id));
             }
             park(&self.balancer, Parked { stream, inlet, out, sessions });
@@ -170,7 +169,7 @@ impl Switch<'_> {
 
     /// Answers every request that is on its way, waits, or has come and was not looked at.
     fn refuse_all(&mut self, refused: &Refused) {
-        let flying: Vec<Id> = self.table.flights.iter().map(|(id, _)| id).cloned().collect();
+        let flying: Vec<Id> = self.table.ids_in_flight();
         let mut frames: Vec<Frame> = self.waiting.take_all().collect();
         while let Ok(Some(piece)) = self.client.next(self.config.limits.opening_bytes) {
             if let Piece::Frame(frame) = piece {

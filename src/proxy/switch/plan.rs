@@ -72,7 +72,7 @@ impl View<'_> {
     pub(super) fn plan(&self, frame: &Frame) -> Plan {
         let envelope = &frame.envelope;
         let Some(method) = &envelope.method else {
-            let asker = envelope.id.as_ref().and_then(|id| self.table.asker(id));
+            let asker = envelope.id.as_ref().and_then(|id| self.table.asked().asker(id));
             return asker.map_or(Plan::Drop, Plan::Answer);
         };
         if let Some(no) = self.forbids(envelope, method) {
@@ -96,7 +96,7 @@ impl View<'_> {
     /// Why a request may not be made at all, if it may not.
     fn forbids(&self, envelope: &Envelope, method: &Called) -> Option<No> {
         if let Some(id) = &envelope.id
-            && self.table.flights.contains_key(id)
+            && self.table.is_in_flight(id)
         {
             return Some(No::ever(Refusal::Malformed, "a request with this id is in flight"));
         }
@@ -120,7 +120,7 @@ impl View<'_> {
         let known = envelope.known()?;
         let named = envelope.named();
         let session = named.session();
-        let is_bound = session.is_some_and(|session| self.table.sessions.contains_key(session));
+        let is_bound = session.is_some_and(|session| self.table.has(session));
         let adds = !is_bound && known.effect == Effect::Attach;
         if adds && let Some(why) = self.table.may_not_settle() {
             return Some(why);
@@ -159,7 +159,7 @@ impl View<'_> {
 
     /// The same, its ID being a whole one.
     pub(super) fn to_session(&self, named: Named) -> Plan {
-        match named.session().and_then(|session| self.table.sessions.get(session)) {
+        match named.session().and_then(|session| self.table.binding(session)) {
             Some(Binding::Bound { at, .. }) => Plan::To(*at),
             Some(Binding::Placing(job)) => Plan::Wait(*job),
             None => Plan::Place(named),
@@ -169,7 +169,7 @@ impl View<'_> {
     /// A cancellation follows the request it cancels: to its backend, or to where it waits.
     fn cancel(&self, envelope: &Envelope) -> Plan {
         let Some(id) = &envelope.cancels else { return Plan::Drop };
-        if let Some(flight) = self.table.flights.get(id) {
+        if let Some(flight) = self.table.flight(id) {
             return Plan::Cancel(flight.at);
         }
         self.waiting.job_of(id).map_or(Plan::Drop, Plan::Wait)
@@ -201,7 +201,7 @@ mod tests {
 
     use super::super::in_flight::InFlight;
     use super::*;
-    use crate::runtime::account::Budget;
+    use crate::runtime::account::{Account, Budget};
     use crate::wire::method::{Timed, all};
     use crate::wire::{Id, Scan};
 
@@ -227,17 +227,20 @@ mod tests {
         frame(&format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"m"}}"#)).envelope.id.unwrap()
     }
 
+    fn account() -> Account {
+        Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 1 << 20, None).account()
+    }
+
     fn table(stands: Stands) -> Table {
-        let budget = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 1 << 20, None);
-        let mut table = Table::new(&budget.account());
+        let mut table = Table::new(&account());
         let session = SessionId::new("s");
         let bound = |at| Binding::Bound { at, attachment: None, attached: true, flights: 0 };
         match stands {
             Stands::Unknown => {}
-            Stands::Placing => table.sessions.insert(session, Binding::Placing(5)),
-            Stands::Bound => table.sessions.insert(session, bound(3)),
+            Stands::Placing => table.bind(session, Binding::Placing(5)),
+            Stands::Bound => table.bind(session, bound(3)),
             Stands::Lost => {
-                table.sessions.insert(session, bound(4));
+                table.bind(session, bound(4));
                 drop(table.drop_upstream(4));
             }
         }
@@ -263,7 +266,7 @@ mod tests {
             allow: std::iter::empty::<String>().collect(),
             deny: asked.denied.iter().map(|name| (*name).to_owned()).collect(),
         };
-        let waiting = Waiting::new(&table.account);
+        let waiting = Waiting::new(&account());
         let Asked { may_know, is_many, .. } = *asked;
         View { table, waiting: &waiting, methods: &methods, may_know, is_many, state_bytes: 0 }.plan(frame)
     }
@@ -346,7 +349,7 @@ mod tests {
     #[test]
     fn answers_and_cancellations_follow_what_they_are_about() {
         let mut table = table(Stands::Bound);
-        let number = table.ask(3, id(1));
+        let number = table.asked_mut().ask(3, id(1));
         let answer = |number: u64| frame(&format!(r#"{{"jsonrpc":"2.0","id":{number},"result":null}}"#));
         assert_eq!(planned(&table, &USUAL, &answer(number)), Plan::Answer(3));
         assert_eq!(planned(&table, &USUAL, &answer(number + 1)), Plan::Drop, "nobody has asked");

@@ -183,7 +183,7 @@ impl Switch<'_> {
             self.table.infer(request, at);
         }
         self.balancer.metrics.ids_rewritten.inc();
-        let number = self.table.ask(at, id.clone());
+        let number = self.table.asked_mut().ask(at, id.clone());
         self.give_up_asked();
         numbered(frame, Some(id), number)
     }

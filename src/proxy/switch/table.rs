@@ -1,28 +1,30 @@
 //! The books of one client: its sessions, the requests in flight in both directions, and what each answer changes.
 //!
 //! Client ids pass unchanged, so answers find their way by themselves; what is kept of them is for the day a backend is
-//! lost. Ids of server requests overlap between backends and are rewritten to numbers unique on this connection.
+//! lost.
 
 use super::in_flight::{At, InFlight, InFlightTable};
 use super::left::Left;
+use super::memories::Memories;
+use super::server_requests::ServerRequests;
 use crate::metrics::Outcome;
-use crate::runtime::account::{Account, HeldMap, Owns, Recent};
+use crate::runtime::account::{Account, HeldMap, Owns};
 use crate::session::Attachment;
+use crate::wire::envelope::Field;
 use crate::wire::method::Effect;
-use crate::wire::{Id, SessionId};
+use crate::wire::{Envelope, Id, SessionId};
 
 /// Sessions of one client; one more is refused.
 const SESSIONS_MAX: usize = 16 * 1024;
 /// What one more may own: its name, and its place in the directory.
 const SESSION_BYTES_MAX: usize = 1024;
-/// What server requests that the client has not answered may take: beyond, the oldest is given up.
-const ASKED_BYTES_MAX: usize = 96 * 1024;
-/// How many of the sessions that a client has left last are remembered, and of the inferences begun last: at least so many, and
-/// at most twice as many, at which a table is full.
-const PAST_MAX: usize = 448;
-const INFERENCES_MAX: usize = 896;
-/// Sessions whose backend was lost: seven eighths of a power of two, as a table is full then.
-const LOST_MAX: usize = 14 * 1024;
+/// What the requests in flight of one client may take, in both directions, with what is remembered of those that are
+/// over and with the client's state; a further request is refused.
+const BOOKS_BYTES_MAX: usize = 176 * 1024;
+/// What of the requests of one client is in flight in any case, however much others hold.
+const FLIGHTS_BYTES_FREE: usize = 8 * 1024;
+/// What a request with a short id owns.
+const SMALL_OWNS: usize = 16;
 /// What a session takes in the directory.
 const OWNER_BYTES: usize = 160;
 
@@ -42,58 +44,13 @@ impl Owns for Binding {
     }
 }
 
-/// A server request that waits for the client's answer.
-#[derive(Debug)]
-pub(super) struct Asked {
-    pub at: At,
-    pub id: Id,
-}
-
-impl Owns for Asked {
-    fn owns(&self) -> usize {
-        self.id.owns()
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct Table {
-    pub sessions: HeldMap<SessionId, Binding>,
-    pub flights: InFlightTable,
-    asked: HeldMap<u64, Asked>,
-    /// No number below is among them.
-    asked_first: u64,
-    asked_last: u64,
-    /// What few clients come to need.
-    memories: Option<Box<Memories>>,
-    pub account: Account,
-}
-
-/// What is remembered of what is over. Names are known by their hashes.
-#[derive(Debug)]
-struct Memories {
-    /// Which upstream made an inference request.
-    inferences: Recent<At>,
-    /// Sessions whose backend was lost: what follows needs a resume first.
-    lost: HeldMap<u64, ()>,
-    /// Sessions that the client has named and is through with: what is broadcast about them may still be news to it.
-    past: Recent<()>,
-    /// Requests that were answered for an upstream which may still answer them.
-    stranded: HeldMap<u64, Stranded>,
-    /// Sessions that it has left on upstreams that stay.
-    left: Left,
-}
-
-/// Such a request: for whom, and whether its answer would name a session.
-#[derive(Debug)]
-struct Stranded {
-    at: At,
-    born: bool,
-}
-
-impl Owns for Stranded {
-    fn owns(&self) -> usize {
-        0
-    }
+    sessions: HeldMap<SessionId, Binding>,
+    flights: InFlightTable,
+    asked: ServerRequests,
+    memories: Memories,
+    account: Account,
 }
 
 /// What a lost upstream leaves behind.
@@ -105,6 +62,16 @@ pub(super) struct Dropped {
     pub sessions: Vec<SessionId>,
 }
 
+/// What a session leaves behind that has to leave an upstream.
+pub(super) struct Evicted {
+    /// Requests without an answer.
+    pub ids: Vec<Id>,
+    /// The client was attached to it.
+    pub attached: bool,
+    /// Its key among those that the client has left.
+    pub key: u64,
+}
+
 impl Table {
     /// Nothing yet.
     pub(super) fn new(account: &Account) -> Self {
@@ -112,34 +79,70 @@ impl Table {
             // They are as many as servers have opened.
             sessions: HeldMap::new(&account.apart()),
             flights: InFlightTable::new(account),
-            asked: HeldMap::new(account),
-            asked_first: 1,
-            asked_last: 0,
-            memories: None,
+            asked: ServerRequests::new(account),
+            memories: Memories::default(),
             account: account.clone(),
         }
     }
 
-    fn memories(&mut self) -> &mut Memories {
-        let account = &self.account;
-        self.memories.get_or_insert_with(|| {
-            Box::new(Memories {
-                inferences: Recent::new(account, INFERENCES_MAX),
-                lost: HeldMap::new(account),
-                past: Recent::new(account, PAST_MAX),
-                stranded: HeldMap::new(account),
-                left: Left::new(account),
-            })
-        })
+    /// Where a session of this client is.
+    pub(super) fn binding(&self, session: &SessionId) -> Option<&Binding> {
+        self.sessions.get(session)
+    }
+
+    /// Whether this is a session of this client.
+    pub(super) fn has(&self, session: &SessionId) -> bool {
+        self.sessions.contains_key(session)
+    }
+
+    /// A session is there from now on.
+    pub(super) fn bind(&mut self, session: SessionId, binding: Binding) {
+        self.sessions.insert(session, binding);
+    }
+
+    /// The client has opened a session there, or come to another in doing so.
+    pub(super) fn attach(&mut self, at: At, session: SessionId, attachment: Option<Attachment>) {
+        match self.sessions.get_mut(&session) {
+            Some(Binding::Bound { at: known, attached, .. }) if *known == at => *attached = true,
+            // It is being placed: that brings the attachment.
+            Some(Binding::Placing(_)) => {}
+            _ => self.bind(session, Binding::Bound { at, attachment, attached: true, flights: 0 }),
+        }
+    }
+
+    /// The client has no part in a session, whatever it has asked for.
+    pub(super) fn detach(&mut self, session: &SessionId) {
+        if let Some(Binding::Bound { attached, .. }) = self.sessions.get_mut(session) {
+            *attached = false;
+        }
+    }
+
+    /// The request of this client with this id that is in flight.
+    pub(super) fn flight(&self, id: &Id) -> Option<&InFlight> {
+        self.flights.get(id)
+    }
+
+    /// Whether a request of this client with this id is in flight.
+    pub(super) fn is_in_flight(&self, id: &Id) -> bool {
+        self.flights.contains_key(id)
+    }
+
+    /// The ids of the requests in flight.
+    pub(super) fn ids_in_flight(&self) -> Vec<Id> {
+        self.flights.iter().map(|(id, _)| id).cloned().collect()
+    }
+
+    /// Forgets the requests in flight: how many there were.
+    pub(super) fn forget_flights(&mut self) -> usize {
+        let flights = self.flights.len();
+        self.flights.clear();
+        flights
     }
 
     /// Bytes of everything but sessions, those that are lost among them.
     pub(super) fn books(&self) -> usize {
-        let memories = self.memories.as_ref().map_or(0, |memories| {
-            let Memories { inferences, past, stranded, .. } = &**memories;
-            inferences.bytes().saturating_add(past.bytes()).saturating_add(stranded.bytes())
-        });
-        self.flights.bytes().saturating_add(self.asked.bytes()).saturating_add(memories)
+        let flights = self.flights.bytes();
+        flights.saturating_add(self.asked.bytes()).saturating_add(self.memories.bytes())
     }
 
     /// Whether a request of this client that ends its part in the session has no answer yet.
@@ -219,15 +222,13 @@ impl Table {
         if matches!(self.sessions.get(session), Some(Binding::Bound { attached: false, flights: 0, .. })) {
             self.sessions.remove(session);
             let name = self.sessions.hash_of(session);
-            self.memories().past.insert(name, ());
+            self.memories.leave(&self.account, name);
         }
     }
 
     /// Whether the client has ever named this session.
     pub(super) fn has_named(&self, session: &SessionId) -> bool {
-        let name = || self.sessions.hash_of(session);
-        let is_past = |memories: &Memories| memories.past.get(name()).is_some();
-        self.sessions.contains_key(session) || self.memories.as_deref().is_some_and(is_past)
+        self.has(session) || self.memories.knows(|| self.sessions.hash_of(session))
     }
 
     /// The answer to a request has begun.
@@ -244,7 +245,7 @@ impl Table {
         let stranded = self.flights.extract(is_stranded);
         for (id, flight) in &stranded {
             let key = self.sessions.hash_of((at, id));
-            self.memories().stranded.insert(key, Stranded { at, born: flight.born });
+            self.memories.strand(&self.account, key, at, flight.born);
         }
         stranded.into_iter().map(|(id, _)| id).collect()
     }
@@ -252,19 +253,12 @@ impl Table {
     /// Of an answer that comes after the client was told that none would: whether it may name a session. `None` if it is in
     /// time.
     pub(super) fn late(&self, at: At, id: &Id) -> Option<bool> {
-        let stranded = &self.memories.as_ref()?.stranded;
-        if stranded.is_empty() {
-            return None;
-        }
-        stranded.get(&self.sessions.hash_of((at, id))).map(|stranded| stranded.born)
+        self.memories.stranded(|| self.sessions.hash_of((at, id)))
     }
 
     /// Notes such an answer.
     pub(super) fn arrive_late(&mut self, at: At, id: &Id) {
-        let key = self.sessions.hash_of((at, id));
-        if let Some(memories) = &mut self.memories {
-            memories.stranded.remove(&key);
-        }
+        self.memories.arrive(self.sessions.hash_of((at, id)));
     }
 
     /// The request with this id will not attach the client to the session that it names.
@@ -274,68 +268,35 @@ impl Table {
         }
     }
 
-    /// A new number for a server request.
-    pub(super) fn ask(&mut self, at: At, id: Id) -> u64 {
-        self.asked_last = self.asked_last.saturating_add(1);
-        self.asked.insert(self.asked_last, Asked { at, id });
-        self.asked_last
+    /// What servers have asked the client.
+    pub(super) fn asked(&self) -> &ServerRequests {
+        &self.asked
     }
 
-    /// Gives up the oldest server request, if there are more of them than may be.
-    pub(super) fn give_up_oldest(&mut self) -> Option<Asked> {
-        while self.asked.bytes() > ASKED_BYTES_MAX && self.asked_first <= self.asked_last {
-            let oldest = self.asked.remove(&self.asked_first);
-            self.asked_first = self.asked_first.saturating_add(1);
-            if oldest.is_some() {
-                return oldest;
-            }
-        }
-        None
-    }
-
-    /// The server request that the client's answer with this id is for.
-    pub(super) fn asked(&mut self, id: &Id) -> Option<Asked> {
-        self.asked.remove(&number(id)?)
-    }
-
-    /// Who made that request.
-    pub(super) fn asker(&self, id: &Id) -> Option<At> {
-        self.asked.get(&number(id)?).map(|asked| asked.at)
-    }
-
-    /// Takes the requests of an upstream that the client has not answered.
-    pub(super) fn unanswered(&mut self, at: At) -> Vec<Id> {
-        self.asked.extract(|_, asked| asked.at == at).into_iter().map(|(_, asked)| asked.id).collect()
-    }
-
-    /// The number that stands for a server request.
-    pub(super) fn number_of(&self, at: At, id: &Id) -> Option<u64> {
-        self.asked.iter().find(|(_, asked)| asked.at == at && asked.id == *id).map(|(number, _)| *number)
+    /// The same, to be changed.
+    pub(super) fn asked_mut(&mut self) -> &mut ServerRequests {
+        &mut self.asked
     }
 
     /// Remembers whose an inference request is.
     pub(super) fn infer(&mut self, request: &SessionId, at: At) {
         let name = self.sessions.hash_of(request);
-        self.memories().inferences.insert(name, at);
+        self.memories.infer(&self.account, name, at);
     }
 
     /// Whose an inference request is.
     pub(super) fn inference(&self, request: &SessionId) -> Option<At> {
-        self.memories.as_ref()?.inferences.get(self.sessions.hash_of(request)).copied()
+        self.memories.inference(|| self.sessions.hash_of(request))
     }
 
     /// Whether the session's backend was lost and nothing has brought it back since.
     pub(super) fn is_lost(&self, session: &SessionId) -> bool {
-        let lost = self.memories.as_ref().map(|memories| &memories.lost).filter(|lost| !lost.is_empty());
-        lost.is_some_and(|lost| lost.contains_key(&self.sessions.hash_of(session)))
+        self.memories.is_lost(|| self.sessions.hash_of(session))
     }
 
     /// A request is on its way that brings a lost session back.
     pub(super) fn revive(&mut self, session: &SessionId) {
-        let Some(memories) = self.memories.as_mut().filter(|memories| !memories.lost.is_empty()) else {
-            return;
-        };
-        memories.lost.remove(&self.sessions.hash_of(session));
+        self.memories.revive(|| self.sessions.hash_of(session));
     }
 
     /// Whether a session of this client is on an upstream.
@@ -359,32 +320,56 @@ impl Table {
 
     /// What the client has left, if it may have left anything.
     pub(super) fn left(&self) -> Option<&Left> {
-        self.memories.as_ref().map(|memories| &memories.left)
+        self.memories.left()
     }
 
     /// The same, to be changed.
     pub(super) fn left_mut(&mut self) -> &mut Left {
-        &mut self.memories().left
+        self.memories.left_mut(&self.account)
     }
 
     /// What follows of this session needs a resume first.
-    pub(super) fn note_lost(&mut self, session: &SessionId) {
+    fn note_lost(&mut self, session: &SessionId) {
         let name = self.sessions.hash_of(session);
-        let lost = &mut self.memories().lost;
-        if lost.len() < LOST_MAX {
-            lost.insert(name, ());
+        self.memories.lose(&self.account, name);
+    }
+
+    /// Takes a session that has to leave an upstream off the books; `None`: it has left already.
+    pub(super) fn evict(&mut self, at: At, session: &SessionId) -> Option<Evicted> {
+        let attached = match self.sessions.get(session)? {
+            Binding::Bound { at: known, attachment: Some(attachment), attached, .. }
+                if *known == at && attachment.is_leaving() =>
+            {
+                *attached
+            }
+            Binding::Bound { .. } | Binding::Placing(_) => return None,
+        };
+        let is_about = |flight: &InFlight| flight.session.as_ref() == Some(session);
+        let ids = self.strand(at, is_about);
+        // An answer that has begun comes to its end, and changes nothing.
+        for (id, flight) in self.flights.extract(|flight| flight.at == at && is_about(flight)) {
+            self.flights
+                .insert(id, InFlight { session: None, effect: Effect::None, shared: false, ..flight });
         }
+        self.sessions.remove(session);
+        self.note_lost(session);
+        let key = self.sessions.hash_of((at, session));
+        self.left_mut().add(key, at);
+        Some(Evicted { ids, attached, key })
+    }
+
+    /// Whether a frame of an upstream is about a session that the client has left there.
+    pub(super) fn has_left(&self, at: At, envelope: &Envelope) -> bool {
+        let Some(left) = self.left().filter(|left| !left.is_empty()) else { return false };
+        let Field::Is(session) = &envelope.session else { return false };
+        left.has(self.sessions.hash_of((at, session)))
     }
 
     /// Takes everything that hangs on an upstream off the books.
     pub(super) fn drop_upstream(&mut self, at: At) -> Dropped {
         let ids = self.flights.extract(|flight| flight.at == at).into_iter().map(|(id, _)| id).collect();
-        self.asked.extract(|_, asked| asked.at == at);
-        if let Some(memories) = &mut self.memories {
-            memories.stranded.extract(|_, stranded| stranded.at == at);
-            memories.inferences.forget(|upstream| *upstream == at);
-            memories.left.forget(at);
-        }
+        drop(self.asked.take_of(at));
+        self.memories.drop_upstream(at);
         let there =
             |binding: &Binding| matches!(binding, Binding::Bound { at: upstream, .. } if *upstream == at);
         let mut sessions = Vec::new();
@@ -398,7 +383,83 @@ impl Table {
     }
 }
 
-/// The number that stands for a server request, in a client's answer.
-fn number(id: &Id) -> Option<u64> {
-    str::from_utf8(id.raw()).ok()?.parse().ok()
+/// How many requests may be in flight.
+impl Table {
+    /// Whether one more request may be in flight, beside `others` that count with them.
+    pub(super) fn may_depart(&self, id: &Id, session: Option<&SessionId>, others: usize) -> bool {
+        self.has_room(self.flights.bytes_with(self.owned(id, session)), others)
+    }
+
+    /// Whether an upstream may have one more of them: the backend of a few must not take the room of all.
+    pub(super) fn may_depart_to(&self, at: At, id: &Id, session: Option<&SessionId>, others: usize) -> bool {
+        self.has_room(self.flights.bytes_with_share(at, self.owned(id, session)), others)
+    }
+
+    /// The same for a small request, whatever its id.
+    pub(super) fn has_share(&self, at: At, others: usize) -> bool {
+        self.has_room(self.flights.bytes_with_share(at, SMALL_OWNS), others)
+    }
+
+    /// What the request would own.
+    fn owned(&self, id: &Id, session: Option<&SessionId>) -> usize {
+        let name = session.filter(|session| !self.sessions.contains_key(session)).map_or(0, Owns::owns);
+        id.owns().saturating_add(name)
+    }
+
+    /// Whether the requests in flight may take so many bytes.
+    fn has_room(&self, flights: usize, others: usize) -> bool {
+        let more = flights.saturating_sub(self.flights.bytes());
+        self.books().saturating_add(others).saturating_add(more) <= BOOKS_BYTES_MAX
+            && (flights <= FLIGHTS_BYTES_FREE || self.account.has_room(more))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::account::Budget;
+    use crate::wire::Scan;
+    use crate::wire::method::{Effect, Timed};
+
+    fn id(number: usize, bytes: usize) -> Id {
+        let body = format!(r#"{{"jsonrpc":"2.0","id":"{number:0>bytes$}","method":"m"}}"#);
+        Scan::whole(body.as_bytes()).unwrap().id.unwrap()
+    }
+
+    #[test]
+    fn however_many_backends_answer_nothing_there_is_room_for_requests_to_another() {
+        for (silent, id_bytes) in [1, 2, 3, 8, 30].into_iter().flat_map(|n| [6, 36, 60, 250].map(|m| (n, m)))
+        {
+            let budget = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None);
+            let mut table = Table::new(&budget.account());
+            let mut number = 0;
+            let mut asks = |table: &mut Table, at: At| {
+                let id = id(number, id_bytes);
+                number += 1;
+                let may = table.may_depart(&id, None, 0) && table.may_depart_to(at, &id, None, 0);
+                if may {
+                    table.depart(id, InFlight::new(at, None, Effect::None, false, Timed::Other));
+                }
+                may
+            };
+            let mut taken = vec![0; silent];
+            // All at once, and then one after the other.
+            while (0..silent).fold(false, |any, at| {
+                let may = asks(&mut table, at as At);
+                taken[at] += usize::from(may);
+                any || may
+            }) {}
+            let most = *taken.iter().max().unwrap();
+            assert!(most > 256 / (silent + 1), "{taken:?} of {id_bytes} bytes");
+            let mut other = 0;
+            while asks(&mut table, 1000) {
+                other += 1;
+            }
+            assert!(other >= most / 4, "{other} beside {taken:?} of {id_bytes} bytes");
+            for flight in table.flights.extract(|_| true) {
+                drop(flight);
+            }
+            assert!((0..silent).all(|at| asks(&mut table, at as At)), "as at first");
+        }
+    }
 }

@@ -15,8 +15,7 @@ impl Switch<'_> {
     /// A server might take the ID for the beginning of another. A delete is sent on as one that takes whole IDs only; the
     /// fleet is asked about the rest first, whatever this client has been told before: others may have deleted it.
     pub(super) fn by_whole_id(&mut self, frame: Frame, session: &SessionId) {
-        let attached =
-            matches!(self.table.sessions.get(session), Some(Binding::Bound { attached: true, .. }));
+        let attached = matches!(self.table.binding(session), Some(Binding::Bound { attached: true, .. }));
         let frame = if frame.envelope.instead_of_prefix().is_some() {
             let Some(frame) = instead(&frame) else {
                 return self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Malformed, NO_SESSION));
@@ -61,8 +60,8 @@ impl Switch<'_> {
     fn ask_whether_whole(&mut self, frame: Frame, session: &SessionId) {
         let (balancer, asked) = (self.balancer.clone(), session.clone());
         let number = self.send_out(|number| job::whole(&balancer, number, asked));
-        if !self.table.sessions.contains_key(session) {
-            self.table.sessions.insert(session.clone(), Binding::Placing(number));
+        if !self.table.has(session) {
+            self.table.bind(session.clone(), Binding::Placing(number));
         }
         self.wait(number, frame);
     }

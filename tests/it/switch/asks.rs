@@ -112,8 +112,9 @@ fn equal_questions_of_many_clients_are_asked_once() {
         }
         for server in fleet.iter() {
             let asked = server.look(|state| state.count("session.list"));
-            // The first, then one for all who came when it had been asked; then their second ones, likewise.
-            assert!((2..=6).contains(&asked), "asked {asked} times");
+            // The first, then one for all who came when it had been asked; then their second ones, likewise, in as many
+            // rounds as it takes for all of them to come.
+            assert!((2..=20).contains(&asked), "asked {asked} times for 40 questions");
         }
     });
 }
@@ -213,7 +214,7 @@ fn long_answers_are_held_once_and_those_who_take_nothing_are_given_up() {
     run(async {
         const NAME_BYTES: usize = 3 << 20;
         let raws = [Raw::saying(lists("long", NAME_BYTES).0).await, Raw::saying(lists("s", 10).0).await];
-        let text = Raw::text(&raws).set("timeouts.connect", "\"20s\"").set("timeouts.opening", "\"1s\"");
+        let text = Raw::text(&raws).set("timeouts.connect", "\"20s\"").set("timeouts.opening", "\"4s\"");
         let balancer = Balancer::start_up(&text).await;
         let mut idle = Vec::new();
         for number in 0..20 {

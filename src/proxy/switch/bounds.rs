@@ -1,4 +1,4 @@
-//! What one client may have at a time: sessions, requests in flight in both directions, and what it told servers.
+//! How much is queued for one client's upstreams and read from them, and which of its requests there is room for.
 
 use bytes::Bytes;
 

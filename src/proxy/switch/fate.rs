@@ -213,7 +213,10 @@ mod tests {
     use super::super::table::Binding;
     use super::*;
     use crate::close::By;
+    use crate::fleet::Backend;
+    use crate::metrics::Metrics;
     use crate::runtime::account::Budget;
+    use crate::session::{Adopted, Directory};
     use crate::wire::Scan;
     use crate::wire::method::Timed;
 
@@ -364,6 +367,32 @@ mod tests {
             assert_eq!(fate(table, &event("session.event", r#"{"sessionId":"s"}"#)), Fate::Pass);
             assert_eq!(fate(table, &event("mystery", "{}")), Fate::Pass);
         }
+    }
+
+    #[test]
+    fn what_is_said_of_a_session_that_the_client_has_left_is_for_nobody() {
+        let directory = Directory::new(prometheus::IntGauge::new("g", "g").unwrap());
+        let backend = Backend::new("b", "b:1", Metrics::new().unwrap().backend(&"b".into())).0;
+        let session = SessionId::new("s");
+        let attach = || match directory.adopt(&session, &backend) {
+            Adopted::Held(attachment) => attachment,
+            _ => panic!("nobody has it elsewhere"),
+        };
+        let mut table = table();
+        let (attachment, attached) = (Some(attach()), true);
+        table.bind(session.clone(), Binding::Bound { at: AT, attachment, attached, flights: 0 });
+        drop(attach().evict());
+        assert!(table.evict(AT, &session).is_some());
+        let asks = r#"{"jsonrpc":"2.0","id":1,"method":"permission.request","params":{"sessionId":"s"}}"#;
+        for what in ["session.event", "session.lifecycle"].map(|method| event(method, r#"{"sessionId":"s"}"#))
+        {
+            assert_eq!(fate(&table, &what), Fate::Left);
+        }
+        let begins = fate(&table, &begun(frame(asks)));
+        assert_eq!((begins.rest(), begins), (Rest::Drop, Fate::Left));
+        assert_eq!(fate(&table, &event("session.event", r#"{"sessionId":"t"}"#)), Fate::Pass);
+        let elsewhere = ServerView { table: &table, at: OTHER, hears_all: false, is_many: || true };
+        assert_eq!(elsewhere.fate(&frame(asks)), Fate::Ask { is_inference: false });
     }
 
     #[test]

@@ -19,7 +19,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::relay::tap::Walk;
 use crate::close::By;
 use crate::net::{self, Stream};
-use crate::runtime::account::{Account, Charge};
+use crate::runtime::account::{Account, Charge, allocated};
 use crate::wire::envelope::{self, Field};
 use crate::wire::method::Way;
 use crate::wire::{Envelope, Head, Id, Scan};
@@ -31,7 +31,6 @@ mod past;
 use fault::sound;
 pub use fault::{InletFault, Subject};
 pub use frame::Frame;
-pub(super) use frame::apart;
 
 /// Frames up to this size are waited for.
 pub const WHOLE_BYTES_MAX: usize = 64 * 1024;
@@ -132,7 +131,7 @@ impl Inlet {
 
     /// Bytes held of a frame that is not known to go anywhere yet.
     pub fn held(&self) -> usize {
-        self.unread.capacity()
+        allocated(self.unread.capacity())
     }
 
     /// Charges what is held, but for what was granted to be gathered; false if there is no room for it, and it is charged
@@ -160,19 +159,18 @@ impl Inlet {
         most: usize,
     ) -> Poll<io::Result<usize>> {
         let filled = net::poll_read_and_ack(self.of, stream, cx, &mut self.unread, most);
-        if filled.is_pending() && self.is_loose {
+        if filled.is_pending() {
             self.tighten();
         }
         filled
     }
 
-    /// What is left waits in a buffer of its own.
-    fn tighten(&mut self) {
-        self.is_loose = false;
-        if self.unread.len() < WHOLE_BYTES_MAX {
+    /// What is left waits in a buffer of its own. Whoever stops before there is nothing more to read calls this.
+    pub(super) fn tighten(&mut self) {
+        if std::mem::take(&mut self.is_loose) {
             self.unread = BytesMut::from(&*self.unread);
+            self.settle();
         }
-        self.settle();
     }
 
     /// What the bytes at hand make, if anything. `bytes_max` bounds the search for where a large frame must go.
@@ -268,8 +266,8 @@ impl Inlet {
 
     /// Accounts for what is held of a large frame; whether there is room for it.
     fn gathers(&mut self) -> bool {
-        let held = self.unread.capacity();
-        let bytes = if held > WHOLE_BYTES_MAX { held } else { 0 };
+        let held = self.held();
+        let bytes = if self.unread.capacity() > WHOLE_BYTES_MAX { held } else { 0 };
         let Some(gather) = &mut self.gather else { return false };
         let granted = gather.resize(bytes);
         gather.tell();
@@ -595,7 +593,7 @@ mod tests {
             let Ok(Some(Piece::Frame(first))) = inlet.next(1 << 20) else { panic!("it is whole") };
             assert!(matches!(inlet.next(1 << 20), Ok(None)));
             inlet.tighten();
-            assert_eq!(inlet.held(), 11);
+            assert_eq!(inlet.held(), allocated(11));
             let taken = first.bytes.clone();
             assert_eq!(first.charge.as_ref().map_or(0, Charge::bytes) > bytes / 2, gathers);
             drop(first);

@@ -1,7 +1,7 @@
 //! Bytes that a socket has not taken yet.
 //!
-//! A piece is often a slice of a buffer that holds others as well, so what has to wait is copied aside: of a buffer of
-//! 64 KiB nothing may be left but the few bytes that nobody takes. Then what the queue is charged is what it takes.
+//! A piece is often a slice of a buffer that holds others as well, or has grown to twice of what it holds. So what has to wait
+//! is copied aside, however long it is. Then what the queue is charged is what it takes, until the last byte of a piece has gone.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -13,12 +13,12 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
 use crate::net::{READ_BYTES_MAX, Sealed, Stream};
-use crate::runtime::account::{Account, Charge};
+use crate::runtime::account::{Account, Charge, allocated};
 
 /// Pieces written with one call.
 const SLICES: usize = 16;
-/// A piece of so many bytes is not copied: its buffer is not much larger.
-const LARGE_BYTES: usize = 32 * 1024;
+/// What has to wait is put together to pieces of about so many bytes.
+const TOGETHER_BYTES: usize = 32 * 1024;
 
 /// Bytes to be written, and who counts them.
 #[derive(Debug)]
@@ -29,8 +29,8 @@ pub(super) struct Queued {
 
 #[derive(Debug)]
 enum Counted {
-    /// The queue that it is in.
-    Here,
+    /// The queue that it is in: so much is allocated for it, as far as is known.
+    Here(usize),
     /// Somebody else, for as long as these are the bytes that are held.
     Elsewhere { _charge: Option<Charge> },
 }
@@ -47,22 +47,22 @@ impl Queued {
     }
 
     fn is_counted_here(&self) -> bool {
-        matches!(self.counted, Counted::Here)
+        matches!(self.counted, Counted::Here(_))
     }
 
     /// What the queue is charged for it.
     fn takes(&self) -> usize {
-        if self.is_counted_here() { self.bytes.len().saturating_add(size_of::<Self>()) } else { 0 }
-    }
-
-    fn is_small(&self) -> bool {
-        self.is_counted_here() && self.bytes.len() < LARGE_BYTES
+        match self.counted {
+            Counted::Here(allocated) => allocated.saturating_add(size_of::<Self>()),
+            Counted::Elsewhere { .. } => 0,
+        }
     }
 }
 
 impl From<Bytes> for Queued {
     fn from(bytes: Bytes) -> Self {
-        Self { bytes, counted: Counted::Here }
+        let counted = Counted::Here(allocated(bytes.len()));
+        Self { bytes, counted }
     }
 }
 
@@ -157,7 +157,7 @@ impl Queue {
         Poll::Ready(Ok(moved))
     }
 
-    /// Copies the small pieces that may be slices of larger buffers into buffers of their own, neighbours together.
+    /// Copies the pieces that may be slices of larger buffers into buffers of their own, neighbours together.
     fn tighten(&mut self) {
         if self.loose == 0 {
             return;
@@ -165,15 +165,22 @@ impl Queue {
         let tight = self.pieces.len().saturating_sub(self.loose);
         let mut loose = self.pieces.split_off(tight).into_iter().peekable();
         while let Some(piece) = loose.next() {
-            if !piece.is_small() {
+            if !piece.is_counted_here() {
                 self.pieces.push_back(piece);
                 continue;
             }
-            let mut copy = piece.bytes.to_vec();
-            while let Some(next) = loose.next_if(|next| next.is_small() && copy.len() < LARGE_BYTES) {
-                copy.extend_from_slice(&next.bytes);
+            let (mut bytes, mut together) = (piece.len(), vec![piece]);
+            while let Some(next) = loose
+                .next_if(|next| next.is_counted_here() && bytes.saturating_add(next.len()) <= TOGETHER_BYTES)
+            {
+                bytes = bytes.saturating_add(next.len());
+                together.push(next);
             }
-            self.pieces.push_back(Bytes::from(copy.into_boxed_slice()).into());
+            let mut copy = Vec::with_capacity(bytes);
+            for piece in together {
+                copy.extend_from_slice(&piece.bytes);
+            }
+            self.pieces.push_back(copy.into());
         }
         self.loose = 0;
         self.pieces.shrink_to(self.pieces.len().saturating_mul(2));
@@ -215,9 +222,6 @@ impl Queue {
         let mut takes: usize = 0;
         while let Some(piece) = self.pieces.front_mut() {
             if piece.len() > written {
-                if piece.is_counted_here() {
-                    takes = takes.saturating_add(written);
-                }
                 piece.bytes.advance(written);
                 break;
             }
@@ -256,7 +260,7 @@ mod tests {
     fn what_waits_holds_no_buffer_but_its_own() {
         let account = budget().account();
         let mut queue = Queue::new(&account);
-        let buffers: Vec<Bytes> = [100, 20, LARGE_BYTES - 1, 500]
+        let buffers: Vec<Bytes> = [100, 20, 60_000, 500]
             .map(|bytes| {
                 let (piece, buffer) = slice(bytes);
                 queue.push(piece);
@@ -265,7 +269,13 @@ mod tests {
             .into();
         queue.tighten();
         assert!(buffers.iter().all(Bytes::is_unique));
-        assert_eq!((queue.pieces.len(), queue.len()), (2, 100 + 20 + LARGE_BYTES - 1 + 500));
+        assert_eq!((queue.pieces.len(), queue.len()), (3, 100 + 20 + 60_000 + 500));
+        let takes = [120, 60_000, 500].map(|bytes| allocated(bytes) + size_of::<Queued>());
+        assert_eq!(account.bytes(), takes.iter().sum::<usize>());
+        queue.advance(50_000);
+        assert_eq!(account.bytes(), takes[1] + takes[2], "a buffer stays as long as a byte of it");
+        queue.advance(queue.len() - 1);
+        assert_eq!(account.bytes(), takes[2]);
         let (piece, buffer) = slice(9);
         queue.push_aside(piece);
         assert!(buffer.is_unique());

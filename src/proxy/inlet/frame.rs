@@ -2,19 +2,9 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::WHOLE_BYTES_MAX;
 use crate::link::StateFrame;
-use crate::runtime::account::{Charge, Owns};
+use crate::runtime::account::{Charge, Owns, allocated};
 use crate::wire::{Envelope, Head, Id, Named, Scan, reply};
-
-/// Up to this length, what has to wait is copied out of the buffer that others came in, too: that is not much larger
-/// otherwise.
-const APART_BYTES_MAX: usize = WHOLE_BYTES_MAX / 2;
-
-/// Bytes without a hold on what was read with them.
-pub(in crate::proxy) fn apart(bytes: Bytes) -> Bytes {
-    if bytes.len() < APART_BYTES_MAX { Bytes::copy_from_slice(&bytes) } else { bytes }
-}
 
 /// A frame.
 #[derive(Debug)]
@@ -52,13 +42,15 @@ impl Frame {
 
     /// The same, without a hold on what was read with it.
     pub(in crate::proxy) fn apart(self) -> Self {
-        Self { bytes: apart(self.bytes), ..self }
+        Self { bytes: Bytes::copy_from_slice(&self.bytes), ..self }
     }
 
     /// What it takes where it has to wait.
     pub(in crate::proxy) fn takes(&self) -> usize {
         let id = self.envelope.id.as_ref().map_or(0, Owns::owns);
-        self.bytes.len().saturating_add(id).saturating_add(size_of::<Self>())
+        let name = self.envelope.named().session().map_or(0, Owns::owns);
+        let owns = allocated(self.bytes.len()).saturating_add(id).saturating_add(name);
+        owns.saturating_add(allocated(size_of::<Self>()))
     }
 
     /// The part of the body that is there.

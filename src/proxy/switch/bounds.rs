@@ -15,8 +15,8 @@ use crate::wire::{Id, Refusal, SessionId, reply};
 
 /// What is read at once for a client that holds as much as its share.
 const READ_BYTES_MIN: usize = 8 * 1024;
-/// What all upstreams of a client may be owed in any case, however much it or others hold.
-const OWED_BYTES_FREE: usize = 64 * 1024;
+/// What all upstreams of a client may be owed in any case, however much it or others hold: that, or one usual frame.
+const OWED_BYTES_FREE: usize = 32 * 1024;
 /// So may each be that has taken everything else: the others must not keep requests from it.
 const SMALL_BYTES: usize = 4 * 1024;
 
@@ -109,7 +109,8 @@ fn may_be_owed(
     has_room: impl FnOnce() -> bool,
     all: impl FnOnce() -> usize,
 ) -> bool {
-    (owed == 0 && bytes <= SMALL_BYTES) || (owed < QUEUE_BYTES_MAX && (has_room() || all() < OWED_BYTES_FREE))
+    let is_free = || matches!(all(), all if all == 0 || all.saturating_add(bytes) <= OWED_BYTES_FREE);
+    (owed == 0 && bytes <= SMALL_BYTES) || (owed < QUEUE_BYTES_MAX && (has_room() || is_free()))
 }
 
 #[cfg(test)]
@@ -132,7 +133,7 @@ mod tests {
             assert_eq!(may(19, false), bytes <= SMALL_BYTES);
             assert!(may(0, true));
             let all: usize = owed.iter().sum();
-            assert!(all <= OWED_BYTES_FREE + 2 * READ_BYTES_MAX + 20 * SMALL_BYTES, "{all}");
+            assert!(all <= OWED_BYTES_FREE.max(READ_BYTES_MAX) + READ_BYTES_MAX + 20 * SMALL_BYTES, "{all}");
         }
     }
 }

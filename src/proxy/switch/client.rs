@@ -45,7 +45,9 @@ impl Switch<'_> {
                 self.barred = true;
                 break;
             }
-            let piece = match self.waiting.take_held() {
+            let held = self.waiting.take_held();
+            let was_held = held.is_some();
+            let piece = match held {
                 Some(frame) => Some(Piece::Frame(frame)),
                 None => match self.client.next(self.config.limits.opening_bytes) {
                     Ok(Some(Piece::Frame(frame))) if !is_sound(&frame) => {
@@ -63,7 +65,7 @@ impl Switch<'_> {
             };
             match piece {
                 Some(Piece::Frame(frame)) => {
-                    if !self.take(frame)? {
+                    if !self.take(frame, was_held)? {
                         (waits, self.barred) = (true, true);
                         break;
                     }
@@ -88,8 +90,8 @@ impl Switch<'_> {
         Ok(moved)
     }
 
-    /// Sends a frame on its way; false if it waits, and everything behind it.
-    fn take(&mut self, frame: Frame) -> Result<bool, Close> {
+    /// Sends a frame on its way; false if it waits, as it may have done before, and everything behind it.
+    fn take(&mut self, frame: Frame, was_held: bool) -> Result<bool, Close> {
         let bar = if self.must_wait(&frame) {
             Bar::Wait
         } else {
@@ -107,7 +109,7 @@ impl Switch<'_> {
                 Some(bar) => bar,
             }
         };
-        self.waiting.hold(frame);
+        self.waiting.hold(frame, was_held);
         self.gives_up(bar)
     }
 

@@ -23,13 +23,16 @@ use crate::proxy::queue::{Queue, Queued};
 use crate::runtime::account::Account;
 use crate::wire::Id;
 
+/// What a client that does not read may be told in any case, however much it or others hold.
+const TOLD_BYTES_FREE: usize = 16 * 1024;
+
 /// The client.
 pub(super) struct Downstream {
     socket: Stream,
     inlet: Inlet,
     out: Queue,
-    /// Frames of sessile's own that wait for the end of the speaker's.
-    aside: Queue,
+    /// Frames of sessile's own that wait for the end of the speaker's. Boxed: most of the time there are none.
+    aside: Option<Box<Queue>>,
     /// The upstream that is in the middle of a frame to the client.
     speaker: Option<Box<Delay>>,
     /// Where the rest of the client's large frame goes.
@@ -68,7 +71,7 @@ impl Downstream {
             socket,
             inlet: Inlet::new(By::Client, BytesMut::new(), account.charge()),
             out: Queue::new(account),
-            aside: Queue::new(account),
+            aside: None,
             speaker: None,
             rest: None,
             ended: false,
@@ -128,6 +131,11 @@ impl Downstream {
             None if held <= FREE_BYTES => Room::Is,
             None => Room::None,
         }
+    }
+
+    /// What has come and is not looked at waits in a buffer of its own.
+    pub(super) fn tighten(&mut self) {
+        self.inlet.tighten();
     }
 
     /// Charges what has come and is not whole.
@@ -197,13 +205,21 @@ impl Downstream {
         if self.speaker.is_none() {
             return Some(piece);
         }
-        self.aside.push_aside(piece);
+        let account = self.inlet.account();
+        self.aside.get_or_insert_with(|| Box::new(Queue::new(account))).push_aside(piece);
         None
     }
 
     /// A frame that was put aside and may be queued now.
     pub(super) fn next_aside(&mut self) -> Option<Queued> {
-        if self.speaker.is_some() { None } else { self.aside.pop() }
+        if self.speaker.is_some() {
+            return None;
+        }
+        let next = self.aside.as_mut()?.pop();
+        if next.is_none() {
+            self.aside = None;
+        }
+        next
     }
 
     /// Writes what the client takes; ready when nothing is left, with whether anything moved.
@@ -226,9 +242,13 @@ impl Downstream {
         self.out.len() >= QUEUE_BYTES_MAX
     }
 
-    /// Whether it takes so little of what it is told that it may not ask for more.
+    /// Whether it takes so little of what it is told that it may not ask for more: what answers its frames on the spot counts
+    /// in its share like everything else.
     pub(super) fn is_unread(&self) -> bool {
-        self.out.len().saturating_add(self.aside.len()) >= QUEUE_BYTES_MAX
+        let aside = self.aside.as_ref().map_or(0, |aside| aside.len());
+        let owed = self.out.len().saturating_add(aside);
+        let has_room = || owed < QUEUE_BYTES_MAX && self.account().has_room(READ_BYTES_MAX);
+        owed >= TOLD_BYTES_FREE && !has_room()
     }
 
     /// An upstream begins a frame of which only a part is there.

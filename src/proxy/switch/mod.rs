@@ -23,6 +23,7 @@ mod merge;
 mod opened;
 mod parting;
 mod provider;
+mod sessions;
 mod plan;
 mod act;
 mod server;
@@ -141,6 +142,11 @@ impl Switch<'_> {
             && self.client.poll_idle(moved, limit, cx).is_ready()
         {
             return Poll::Ready(Close::new(By::Balancer, Where::Relay, Why::Timeout));
+        }
+        // What was read and has to wait does so in buffers of its own.
+        self.client.tighten();
+        for (_, upstream) in self.upstreams.iter_mut() {
+            upstream.tighten();
         }
         Poll::Pending
     }

@@ -2,7 +2,8 @@
 //! ([`act`](super::act)) decides nothing.
 
 use super::in_flight::At;
-use super::table::{Binding, Table};
+use super::table::Binding;
+use super::table::Table;
 use super::waiting::Waiting;
 use crate::config::MethodPolicy;
 use crate::proxy::inlet::Frame;

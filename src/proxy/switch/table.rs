@@ -9,8 +9,10 @@ use super::in_flight::{At, InFlight, InFlightTable};
 use super::left::Left;
 use super::memories::Memories;
 use super::server_requests::ServerRequests;
+pub(super) use super::sessions::Binding;
+use super::sessions::Sessions;
 use crate::metrics::Outcome;
-use crate::runtime::account::{Account, HeldMap, Owns};
+use crate::runtime::account::Account;
 use crate::session::Attachment;
 use crate::wire::envelope::Field;
 use crate::wire::method::Effect;
@@ -20,28 +22,10 @@ use crate::wire::{Envelope, Id, SessionId};
 const SESSIONS_MAX: usize = 16 * 1024;
 /// What one more may own: its name, and its place in the directory.
 const SESSION_BYTES_MAX: usize = 1024;
-/// What a session takes in the directory.
-const OWNER_BYTES: usize = 160;
-
-/// Where a session of this client is.
-#[derive(Debug)]
-pub(super) enum Binding {
-    /// Being placed by this job.
-    Placing(u64),
-    /// On this upstream.
-    Bound { at: At, attachment: Option<Attachment>, attached: bool, flights: usize },
-}
-
-/// The same whether it is held or not: there is room for it to be.
-impl Owns for Binding {
-    fn owns(&self) -> usize {
-        OWNER_BYTES
-    }
-}
 
 #[derive(Debug)]
 pub(super) struct Table {
-    sessions: HeldMap<SessionId, Binding>,
+    sessions: Sessions,
     flights: InFlightTable,
     asked: ServerRequests,
     memories: Memories,
@@ -71,8 +55,7 @@ impl Table {
     /// Nothing yet.
     pub(super) fn new(account: &Account) -> Self {
         Self {
-            // They are as many as servers have opened.
-            sessions: HeldMap::new(&account.apart()),
+            sessions: Sessions::new(account),
             flights: InFlightTable::new(account),
             asked: ServerRequests::new(account),
             memories: Memories::default(),
@@ -97,8 +80,10 @@ impl Table {
 
     /// The client has opened a session there, or come to another in doing so.
     pub(super) fn attach(&mut self, at: At, session: SessionId, attachment: Option<Attachment>) {
-        match self.sessions.get_mut(&session) {
-            Some(Binding::Bound { at: known, attached, .. }) if *known == at => *attached = true,
+        match self.sessions.get(&session) {
+            Some(binding) if binding.is_on(at) => {
+                self.sessions.set_attached(&session, true);
+            }
             // It is being placed: that brings the attachment.
             Some(Binding::Placing(_)) => {}
             _ => self.bind(session, Binding::Bound { at, attachment, attached: true, flights: 0 }),
@@ -107,9 +92,7 @@ impl Table {
 
     /// The client has no part in a session, whatever it has asked for.
     pub(super) fn detach(&mut self, session: &SessionId) {
-        if let Some(Binding::Bound { attached, .. }) = self.sessions.get_mut(session) {
-            *attached = false;
-        }
+        self.sessions.set_attached(session, false);
     }
 
     /// The request of this client with this id that is in flight.
@@ -134,9 +117,9 @@ impl Table {
         flights
     }
 
-    /// Bytes of everything but sessions, those that are lost among them.
+    /// Bytes of everything but the sessions that the client is attached to, and those that are lost.
     pub(super) fn books(&self) -> usize {
-        let flights = self.flights.bytes();
+        let flights = self.flights.bytes().saturating_add(self.sessions.named_bytes());
         flights.saturating_add(self.asked.bytes()).saturating_add(self.memories.bytes())
     }
 
@@ -154,14 +137,12 @@ impl Table {
 
     /// The sessions that the client is attached to, wherever.
     pub(super) fn attached(&self) -> Vec<SessionId> {
-        let is_attached = |binding: &Binding| matches!(binding, Binding::Bound { attached: true, .. });
-        let attached = self.sessions.iter().filter(|(_, binding)| is_attached(binding));
-        attached.map(|(session, _)| session.clone()).collect()
+        self.sessions.attached().cloned().collect()
     }
 
     /// Whether the client is attached to any session.
     pub(super) fn is_attached(&self) -> bool {
-        self.sessions.iter().any(|(_, binding)| matches!(binding, Binding::Bound { attached: true, .. }))
+        self.sessions.attached().next().is_some()
     }
 
     /// Why this client may not have one more session, if it may not. One that it only asks about comes and goes with the
@@ -170,22 +151,20 @@ impl Table {
         if self.sessions.len() >= SESSIONS_MAX {
             return Some("this client has as many sessions as it may have: let go of one first");
         }
-        let more = self.sessions.bytes_with(1, SESSION_BYTES_MAX).saturating_sub(self.sessions.bytes());
-        let has_room = self.sessions.account().has_room(more);
+        let has_room = self.sessions.account().has_room(self.sessions.more_attached(SESSION_BYTES_MAX));
         (!has_room).then_some("there is no room for more sessions now: limits.opening_memory is used up")
     }
 
     /// The session that this job was to place will not be.
     pub(super) fn forget(&mut self, job: u64) {
-        self.sessions.extract(|_, binding| matches!(binding, Binding::Placing(number) if *number == job));
+        self.sessions.extract(|binding| matches!(binding, Binding::Placing(number) if *number == job));
     }
 
     /// Notes a request on its way.
     pub(super) fn depart(&mut self, id: Id, mut flight: InFlight) {
         if let Some(session) = &flight.session
-            && let Some(Binding::Bound { flights, .. }) = self.sessions.get_mut(session)
+            && self.sessions.depart(session)
         {
-            *flights = flights.saturating_add(1);
             flight.session = self.sessions.key(session).cloned();
             flight.shared = true;
         }
@@ -202,12 +181,11 @@ impl Table {
     }
 
     fn settle(&mut self, session: &SessionId, effect: Effect) {
-        let Some(Binding::Bound { attached, flights, .. }) = self.sessions.get_mut(session) else { return };
-        *flights = flights.saturating_sub(1);
-        match effect {
-            Effect::Attach => *attached = true,
-            Effect::Detach => *attached = false,
-            Effect::None => {}
+        if !self.sessions.arrive(session) {
+            return;
+        }
+        if effect != Effect::None {
+            self.sessions.set_attached(session, effect == Effect::Attach);
         }
         self.release(session);
     }
@@ -296,16 +274,12 @@ impl Table {
 
     /// Whether a session of this client is on an upstream.
     pub(super) fn bindings(&self, at: At) -> bool {
-        let there =
-            |binding: &Binding| matches!(binding, Binding::Bound { at: upstream, .. } if *upstream == at);
-        self.sessions.iter().any(|(_, binding)| there(binding))
+        self.sessions.iter().any(|(_, binding)| binding.is_on(at))
     }
 
     /// Takes the sessions that the client is attached to on an upstream, the client having gone.
     pub(super) fn leave(&mut self, at: At) -> Vec<(SessionId, Option<Attachment>)> {
-        let there =
-            |binding: &Binding| matches!(binding, Binding::Bound { at: upstream, .. } if *upstream == at);
-        let left = self.sessions.extract(|_, binding| there(binding));
+        let left = self.sessions.extract(|binding| binding.is_on(at));
         let attached = |(session, binding)| match binding {
             Binding::Bound { attachment, attached: true, .. } => Some((session, attachment)),
             Binding::Bound { .. } | Binding::Placing(_) => None,
@@ -365,10 +339,8 @@ impl Table {
         let ids = self.flights.extract(|flight| flight.at == at).into_iter().map(|(id, _)| id).collect();
         drop(self.asked.take_of(at));
         self.memories.drop_upstream(at);
-        let there =
-            |binding: &Binding| matches!(binding, Binding::Bound { at: upstream, .. } if *upstream == at);
         let mut sessions = Vec::new();
-        for (session, binding) in self.sessions.extract(|_, binding| there(binding)) {
+        for (session, binding) in self.sessions.extract(|binding| binding.is_on(at)) {
             self.note_lost(&session);
             if matches!(binding, Binding::Bound { attached: true, .. }) {
                 sessions.push(session);

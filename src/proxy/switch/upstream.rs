@@ -191,6 +191,11 @@ impl Upstream {
         self.inlet.answering().cloned()
     }
 
+    /// What was read and has to wait does so in a buffer of its own.
+    pub(super) fn tighten(&mut self) {
+        self.inlet.tighten();
+    }
+
     /// Bytes queued beyond what a queue holds.
     pub(super) fn overflow(&self) -> usize {
         self.out.len().saturating_add(self.behind.len()).saturating_sub(QUEUE_BYTES_MAX)

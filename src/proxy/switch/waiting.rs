@@ -12,8 +12,8 @@ use super::job::{Event, Job};
 use super::jobs::{JOB_BYTES_MAX, JOBS_MAX, Jobs};
 use super::{OVERFLOW_BYTES_MAX, QUEUE_BYTES_MAX};
 use crate::net::READ_BYTES_MAX;
-use crate::proxy::inlet::{Frame, apart};
-use crate::runtime::account::{Account, Charge};
+use crate::proxy::inlet::Frame;
+use crate::runtime::account::{Account, Charge, allocated};
 use crate::wire::Id;
 
 /// Bytes of all frames that wait for jobs.
@@ -65,9 +65,9 @@ impl Waiting {
         self.held.is_none() && self.is_empty()
     }
 
-    /// Keeps a frame until there is room on its way.
-    pub(super) fn hold(&mut self, frame: Frame) {
-        self.held = Some(Box::new(frame));
+    /// Keeps a frame until there is room on its way, in a buffer of its own, which it has if it `was_held`.
+    pub(super) fn hold(&mut self, frame: Frame, was_held: bool) {
+        self.held = Some(Box::new(if was_held { frame } else { frame.apart() }));
     }
 
     /// Whether a frame waits for room.
@@ -88,8 +88,10 @@ impl Waiting {
     /// Keeps more of the frame that has come last for a job.
     pub(super) fn push_more(&mut self, job: u64, more: Bytes) {
         if let Some(frames) = self.by_job.get_mut(&job) {
-            let more = apart(more);
-            frames.push(more.len(), Waiter::More(more));
+            // Without a hold on what was read with it.
+            let more = Bytes::copy_from_slice(&more);
+            let takes = allocated(more.len()).saturating_add(size_of::<Waiter>());
+            frames.push(takes, Waiter::More(more));
         }
     }
 

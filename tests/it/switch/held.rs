@@ -142,8 +142,8 @@ fn sessions_that_a_client_is_through_with_are_remembered_in_a_few_bytes_each() {
         let fleet = Fleet::built(1, |_, builder| builder.record(false)).await;
         let balancer = Balancer::start(&switched(&fleet)).await;
         let mut client = balancer.client().await;
-        for round in 0..8 {
-            let ids = (0..500).map(|n| 1000 + round * 500 + n);
+        for round in 0..32 {
+            let ids = (0..125).map(|n| 1000 + round * 125 + n);
             let asks = ids.clone().flat_map(|id| {
                 let session = format!("{id}{}", "x".repeat(250));
                 request(id, "session.getMessages", &json!({"sessionId": session}))

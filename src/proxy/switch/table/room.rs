@@ -42,8 +42,7 @@ impl Table {
 
     /// What the request would own.
     fn owned(&self, id: &Id, session: Option<&SessionId>) -> usize {
-        let name = session.filter(|session| !self.sessions.contains_key(session)).map_or(0, Owns::owns);
-        id.owns().saturating_add(name)
+        id.owns().saturating_add(session.map_or(0, |session| self.sessions.more_named(session)))
     }
 
     /// Whether the requests in flight may take so many bytes.

@@ -12,7 +12,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
-use crate::net::{READ_BYTES_MAX, Sealed, Stream};
+use crate::net::{READ_BYTES_MAX, SEALED_BYTES_MAX, Sealed, Stream};
 use crate::runtime::account::{Account, Charge, allocated};
 
 /// Pieces written with one call.
@@ -79,13 +79,15 @@ pub(super) struct Queue {
     bytes: usize,
     /// How many of the last pieces may be slices of larger buffers.
     loose: usize,
+    /// What TLS has taken since the socket last had everything.
+    sealed: usize,
     charge: Charge,
 }
 
 impl Queue {
     /// An empty one.
     pub(super) fn new(account: &Account) -> Self {
-        Self { pieces: VecDeque::new(), bytes: 0, loose: 0, charge: account.charge() }
+        Self { pieces: VecDeque::new(), bytes: 0, loose: 0, sealed: 0, charge: account.charge() }
     }
 
     pub(super) fn push(&mut self, piece: impl Into<Queued>) {
@@ -118,6 +120,24 @@ impl Queue {
         self.bytes
     }
 
+    /// Bytes that the peer has not taken, those that are sealed already among them.
+    pub(super) fn owed(&self) -> usize {
+        self.bytes.saturating_add(self.unsent())
+    }
+
+    /// What TLS may hold of it.
+    fn unsent(&self) -> usize {
+        self.sealed.min(SEALED_BYTES_MAX)
+    }
+
+    /// Charges what TLS holds.
+    fn settle_sealed(&mut self, stream: &Stream, sealed: usize) {
+        let before = self.unsent();
+        self.sealed = if stream.has_unsent() { self.sealed.saturating_add(sealed) } else { 0 };
+        let charged = self.charge.bytes().saturating_sub(before).saturating_add(self.unsent());
+        self.charge.force(charged);
+    }
+
     /// Whether more may be queued: up to `bytes_max`, and a part of that however much others hold.
     pub(super) fn has_room(&self, bytes_max: usize) -> bool {
         self.bytes < bytes_max
@@ -138,7 +158,11 @@ impl Queue {
                 Stream::Sealed(sealed) => self.poll_seal(sealed, cx),
             };
             match written {
-                Poll::Ready(written) => self.advance(written?),
+                Poll::Ready(written) => {
+                    let written = written?;
+                    self.advance(written);
+                    self.settle_sealed(stream, written);
+                }
                 Poll::Pending => {
                     self.tighten();
                     return if moved { Poll::Ready(Ok(true)) } else { Poll::Pending };
@@ -154,6 +178,7 @@ impl Queue {
         {
             return Poll::Pending;
         }
+        self.settle_sealed(stream, 0);
         Poll::Ready(Ok(moved))
     }
 
@@ -184,7 +209,8 @@ impl Queue {
         }
         self.loose = 0;
         self.pieces.shrink_to(self.pieces.len().saturating_mul(2));
-        self.charge.force(self.pieces.iter().map(Queued::takes).fold(0, usize::saturating_add));
+        let takes = self.pieces.iter().map(Queued::takes).fold(self.unsent(), usize::saturating_add);
+        self.charge.force(takes);
     }
 
     fn poll_write(&self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {

@@ -246,7 +246,7 @@ impl Downstream {
     /// in its share like everything else.
     pub(super) fn is_unread(&self) -> bool {
         let aside = self.aside.as_ref().map_or(0, |aside| aside.len());
-        let owed = self.out.len().saturating_add(aside);
+        let owed = self.out.owed().saturating_add(aside);
         let has_room = || owed < QUEUE_BYTES_MAX && self.account().has_room(READ_BYTES_MAX);
         owed >= TOLD_BYTES_FREE && !has_room()
     }

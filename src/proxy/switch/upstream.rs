@@ -217,7 +217,7 @@ impl Upstream {
 
     /// Bytes queued.
     pub(super) fn owed(&self) -> usize {
-        self.out.len()
+        self.out.owed()
     }
 
     /// Whether more may be queued for the backend.

@@ -137,8 +137,8 @@ impl Denied {
         let (status, message) = match self {
             Self::Foreign => (
                 StatusCode::FORBIDDEN,
-                "the Origin or Host of this request is foreign: call the admin address itself, as 127.0.0.1, [::1] \
-                 or localhost, and not from a page that came from elsewhere",
+                "the Origin or Host of this request is foreign: call the admin address itself, by its own name or as \
+                 127.0.0.1, [::1] or localhost, and not from a page that came from elsewhere",
             ),
             Self::NoToken => (
                 StatusCode::UNAUTHORIZED,

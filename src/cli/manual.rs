@@ -35,7 +35,7 @@ for https://, instead of \-\-ca, \-\-cert, \-\-key and \-\-name
 .TP
 SESSILE_LOG
 how much is logged: error, warn, info (the default), debug, trace or off; also for parts, as in
-\(dqwarn,sessile::proxy=debug\(dq or, for the access log alone, \(dqwarn,sessile::access=info\(dq; with anything else
+\(dqwarn,sessile::proxy=debug\(dq or, for the access log and warnings, \(dqwarn,sessile::access=info\(dq; with anything else
 \fBsessile run\fR says what is wrong with it and ends
 .SH "EXIT STATUS"
 .TP

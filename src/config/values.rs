@@ -181,8 +181,7 @@ impl Quantity for f64 {
             _ => return Err(must_be("a number", value)),
         };
         let finite = number.filter(|number| number.is_finite());
-        finite
-            .ok_or_else(|| ValueFault::new("must be a number within bounds, not one without end".to_owned()))
+        finite.ok_or_else(|| ValueFault::new("must be a finite number, and not less than 0".to_owned()))
     }
 
     fn show(self) -> String {

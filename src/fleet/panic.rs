@@ -8,15 +8,15 @@
 use super::health::Health;
 
 /// Whether less than `threshold` (a share from 0 to 1; `None` = never) of a fleet is up. `fleet` must not hold backends in
-/// maintenance; those that have not been probed yet do not count.
+/// maintenance; those that have not been probed yet may well be up.
 pub fn is_panic(fleet: impl IntoIterator<Item = Health>, threshold: Option<f64>) -> bool {
     let Some(threshold) = threshold else { return false };
-    let (mut up, mut probed) = (0_u32, 0_u32);
+    let (mut down, mut all) = (0_u32, 0_u32);
     for health in fleet {
-        up = up.saturating_add(u32::from(health == Health::Up));
-        probed = probed.saturating_add(u32::from(health != Health::Unknown));
+        down = down.saturating_add(u32::from(health == Health::Down));
+        all = all.saturating_add(1);
     }
-    f64::from(up) < threshold * f64::from(probed)
+    f64::from(all.saturating_sub(down)) < threshold * f64::from(all)
 }
 
 #[cfg(test)]
@@ -38,6 +38,7 @@ mod tests {
         assert!(!is_panic([Unknown, Unknown, Unknown], Some(0.5)));
         assert!(!is_panic([Unknown, Unknown, Up], Some(0.5)));
         assert!(!is_panic([], Some(1.0)));
-        assert!(is_panic([Unknown, Unknown, Down], Some(0.5)));
+        assert!(!is_panic([Unknown, Unknown, Down], Some(0.5)), "at the start one is found down first");
+        assert!(is_panic([Unknown, Down, Down], Some(0.5)));
     }
 }

@@ -178,7 +178,7 @@ impl Metrics {
             frame_memory: int_gauge(
                 r,
                 "frame_memory_bytes",
-                "Bytes of large frames that are not whole yet.",
+                "Bytes of large frames of servers that are not whole or not taken yet.",
             )?,
             answer_memory: int_gauge(
                 r,

@@ -184,7 +184,7 @@ async fn seal(
         ("no_tls", stream.try_write(PLAIN).err().unwrap_or(io::ErrorKind::InvalidData.into()), Some(stream))
     };
     balancer.metrics.tls_handshake_failures.with_label_values(&[LABEL, why]).inc();
-    tracing::info!(listener = LABEL, ?client, why, %error, "TLS handshake failed");
+    tracing::info!(listener = LABEL, client = client.map(display), why, %error, "TLS handshake failed");
     if let Some(left) = left {
         // The alert must not be lost by an RST.
         close_in_order(net::Stream::Plain(left)).await;

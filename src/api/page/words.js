@@ -68,7 +68,7 @@ const REASONS = {
   spill: "Live nowhere. The server at its place on the ring has more than its share, so the next one takes it.",
   slow_start: "Nobody has it. The server at its place on the ring came up a short time ago and takes only a part of its share, so the next one takes it.",
   failover: "Live nowhere. The server at its place on the ring takes nothing new now, so the next one does.",
-  blind: "Some server did not say whether it has it, but the ID is sure to be new: chosen by strategy.",
+  blind: "New. Some server did not say whether it has it, but would not have been chosen for it: chosen by strategy.",
 };
 
 /** Which backends share a home, as far as they have shown. */

@@ -39,8 +39,9 @@ impl Switch<'_> {
         if !taken {
             tracing::debug!("a client did not take its last bytes");
         }
-        let flights = i64::try_from(self.table.forget_flights()).unwrap_or(i64::MAX);
+        let flights = i64::try_from(self.table.flights_len()).unwrap_or(i64::MAX);
         self.balancer.metrics.requests_in_flight.sub(flights);
+        self.table.forget_flights();
         if close.by == By::Client && self.config.timeouts.linger.is_some() {
             self.park_all();
         }

@@ -110,11 +110,14 @@ impl Table {
         self.flights.iter().map(|(id, _)| id).cloned().collect()
     }
 
-    /// Forgets the requests in flight: how many there were.
-    pub(super) fn forget_flights(&mut self) -> usize {
-        let flights = self.flights.len();
+    /// How many requests are in flight.
+    pub(super) fn flights_len(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Forgets them, which gives back their memory: whoever counts them does so first.
+    pub(super) fn forget_flights(&mut self) {
         self.flights.clear();
-        flights
     }
 
     /// Bytes of everything but the sessions that the client is attached to, and those that are lost.

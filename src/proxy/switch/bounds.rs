@@ -87,10 +87,19 @@ impl Switch<'_> {
     /// Tells servers that the client will not answer what they asked first, if it owes too many answers.
     pub(super) fn give_up_asked(&mut self) {
         while let Some(asked) = self.table.asked_mut().give_up_oldest() {
-            self.push_up(asked.at, reply::client_gone(&asked.id).into());
-            // The upstream's turn to be written to may be over.
-            self.barred = true;
+            self.refuse_up(asked.at, &asked.id);
         }
+    }
+
+    /// Tells a server that its request gets no answer.
+    pub(super) fn refuse_up(&mut self, at: At, id: &Id) {
+        let frame = reply::client_gone(id);
+        self.record.add_to_backend(u64::try_from(frame.len()).unwrap_or(u64::MAX));
+        if let Some(upstream) = self.upstreams.get_mut(at) {
+            upstream.refuse(frame);
+        }
+        // The upstream's turn to be written to may be over.
+        self.barred = true;
     }
 
     /// A state frame, if there is room to keep it.

@@ -44,9 +44,7 @@ impl Switch<'_> {
     /// A server says something of a session that the client has left there: a request is answered.
     pub(super) fn answer_left(&mut self, at: At, id: Option<&Id>) {
         if let Some(id) = id {
-            self.push_up(at, reply::client_gone(id).into());
-            // The upstream's turn to be written to is over.
-            self.barred = true;
+            self.refuse_up(at, id);
         }
     }
 }

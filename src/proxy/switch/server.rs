@@ -36,6 +36,9 @@ impl Switch<'_> {
             }
             let bytes_max = self.config.limits.opening_bytes;
             let Some(upstream) = self.upstreams.get_mut(at) else { return Ok(true) };
+            if upstream.is_deaf() {
+                break;
+            }
             match upstream.next(bytes_max) {
                 Ok(Some(piece)) => {
                     self.take_from(at, piece);

@@ -16,6 +16,8 @@ use crate::close::Close;
 /// How slow a backend may be before requests that find no room are refused instead of waiting; at most half of what it
 /// takes to be given up.
 const REFUSED_AFTER: Duration = Duration::from_secs(4);
+/// Refusals of its own requests that a backend may leave untaken while more of it is read.
+const REFUSALS_BYTES_MAX: usize = 16 * 1024;
 
 /// What a backend takes while its client waits for that.
 #[derive(Debug, Default)]
@@ -24,11 +26,28 @@ pub(super) struct Intake {
     taken: u64,
     /// Since when somebody has found no room, or since when it has taken a queue's worth, and what it had taken then.
     full: Option<(Instant, u64)>,
+    /// Bytes of refusals among what it has not taken.
+    refusals: usize,
 }
 
 impl Intake {
     pub(super) fn took(&mut self, bytes: usize) {
         self.taken = self.taken.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
+    }
+
+    /// It has taken everything.
+    pub(super) fn drained(&mut self) {
+        self.refusals = 0;
+    }
+
+    /// A request of the backend is refused.
+    pub(super) fn refused(&mut self, bytes: usize) {
+        self.refusals = self.refusals.saturating_add(bytes);
+    }
+
+    /// Whether it asks on without taking what it is told about that.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.refusals >= REFUSALS_BYTES_MAX
     }
 
     /// There is room.

@@ -82,6 +82,9 @@ impl Upstream {
         };
         self.intake.took(queued.saturating_sub(self.out.len()));
         self.pace.wrote(moved, self.out.is_empty());
+        if self.out.is_empty() {
+            self.intake.drained();
+        }
         Ok(moved)
     }
 
@@ -234,6 +237,17 @@ impl Upstream {
             .bytes_to_backend
             .inc_by(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         if self.midway { self.behind.push_aside(bytes) } else { self.out.push(bytes) }
+    }
+
+    /// Refuses a request of the backend.
+    pub(super) fn refuse(&mut self, frame: Vec<u8>) {
+        self.intake.refused(frame.len());
+        self.push(frame);
+    }
+
+    /// Whether it asks on without taking what it is told about that: it is not read until it does.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.intake.is_deaf()
     }
 
     /// The client's large frame has begun, and only more of it may follow.

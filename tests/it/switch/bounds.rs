@@ -128,6 +128,29 @@ fn sessions_that_wait_for_their_place_hold_no_more_than_openings_may() {
 }
 
 #[test]
+fn a_server_that_asks_on_and_reads_nothing_is_not_read_on() {
+    run(async {
+        let mut raws = Raw::several(1).await;
+        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
+        // The client reads all of it and answers nothing.
+        let reading = tokio::spawn(async move {
+            loop {
+                client.frame().await;
+            }
+        });
+        let params = json!({"sessionId": sessions[0]});
+        let id = "i".repeat(250);
+        let frame =
+            frame(json!({"jsonrpc": "2.0", "id": id, "method": "tool.call", "params": params}).to_string());
+        flood(&mut lines[0], &frame).await;
+        let held = balancer.metrics().opening_memory.get();
+        assert!(held < 300 << 10, "{held} bytes are held");
+        reading.abort();
+    });
+}
+
+#[test]
 fn sessions_are_opened_for_as_long_as_there_is_memory_for_their_names() {
     run(async {
         let fleet = Fleet::shared(1).await;

@@ -280,13 +280,13 @@ test('with a token the page opens for who has it, and only in this tab', { timeo
   const token = 'a-token-for-the-status-page';
   const balancer = await fleet(t, 2, { token, admin: '0.0.0.0:0' });
   const page = await opened(t, balancer, { drawn: false });
-  const field = page.getByLabel('Token');
+  const field = page.getByRole('textbox', { name: 'Token' });
   await field.waitFor();
   assert.equal(await page.locator('.row').count(), 0);
   await field.fill('not-the-token-of-this-page');
   await page.keyboard.press('Enter');
   await says(page, '#locked-text', 'This is not the token');
-  await page.getByLabel('Token').fill(token);
+  await page.getByRole('textbox', { name: 'Token' }).fill(token);
   await page.keyboard.press('Enter');
   await page.waitForSelector('.row');
   await row(page, 'cli-1').getByRole('button', { name: 'drain' }).click();
@@ -299,7 +299,7 @@ test('with a token the page opens for who has it, and only in this tab', { timeo
   await page.waitForSelector('.row');
   const other = await page.context().newPage();
   await other.goto(`${balancer.origin}/`);
-  await other.getByLabel('Token').waitFor();
+  await other.getByRole('textbox', { name: 'Token' }).waitFor();
 });
 
 test('a balancer that is silent is told, and heard again', { timeout }, async (t) => {

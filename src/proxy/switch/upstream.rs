@@ -82,7 +82,8 @@ impl Upstream {
         };
         self.intake.took(queued.saturating_sub(self.out.len()));
         self.pace.wrote(moved, self.out.is_empty());
-        if self.out.is_empty() {
+        // What waits behind the client's large frame counts as well.
+        if self.out.is_empty() && self.behind.is_empty() {
             self.intake.drained();
         }
         Ok(moved)

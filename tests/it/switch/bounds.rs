@@ -130,23 +130,36 @@ fn sessions_that_wait_for_their_place_hold_no_more_than_openings_may() {
 #[test]
 fn a_server_that_asks_on_and_reads_nothing_is_not_read_on() {
     run(async {
-        let mut raws = Raw::several(1).await;
-        let balancer = Balancer::start(&Raw::text(&raws)).await;
-        let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
-        // The client reads all of it and answers nothing.
-        let reading = tokio::spawn(async move {
-            loop {
-                client.frame().await;
+        for midway in [false, true] {
+            let mut raws = Raw::several(1).await;
+            let balancer = Balancer::start(&Raw::text(&raws)).await;
+            let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
+            if midway {
+                // What it is told waits behind a large frame of the client, which stops in the midst of it.
+                let large = request(
+                    9,
+                    "session.send",
+                    &json!({"sessionId": sessions[0], "text": "y".repeat(300_000)}),
+                );
+                client.write(&large[..100_000]).await;
+                lines[0].bytes(64 << 10).await;
             }
-        });
-        let params = json!({"sessionId": sessions[0]});
-        let id = "i".repeat(250);
-        let frame =
-            frame(json!({"jsonrpc": "2.0", "id": id, "method": "tool.call", "params": params}).to_string());
-        flood(&mut lines[0], &frame).await;
-        let held = balancer.metrics().opening_memory.get();
-        assert!(held < 300 << 10, "{held} bytes are held");
-        reading.abort();
+            // The client reads all of it and answers nothing.
+            let reading = tokio::spawn(async move {
+                loop {
+                    client.frame().await;
+                }
+            });
+            let params = json!({"sessionId": sessions[0]});
+            let id = "i".repeat(250);
+            let frame = frame(
+                json!({"jsonrpc": "2.0", "id": id, "method": "tool.call", "params": params}).to_string(),
+            );
+            flood(&mut lines[0], &frame).await;
+            let held = balancer.metrics().opening_memory.get();
+            assert!(held < 300 << 10, "{held} bytes are held");
+            reading.abort();
+        }
     });
 }
 

@@ -20,7 +20,7 @@ const SWAPS: usize = 1000;
 const CONNECTIONS: usize = 1000;
 /// Bytes of one exchange.
 const PIECE: usize = 2048;
-/// Memory that a thousand changes may leave behind, in KiB: what an allocator keeps in hand.
+/// Memory that a thousand changes may leave behind, in KiB.
 const KEPT_KIB: usize = 6 << 10;
 
 #[test]
@@ -154,10 +154,13 @@ fn a_thousand_swaps_under_a_thousand_connections_close_none_and_leave_nothing_be
             connections.spawn(carry(stream, number, Arc::clone(&stop), Arc::clone(&count)));
         }
         until("all carry", || count.load(Ordering::Relaxed) >= 2 * CONNECTIONS as u64).await;
-        let mut early = None;
+        // What is resident swings by megabytes with what the allocator has not given back yet: the most of many readings
+        // is where it swings to, and a reading at the end that is over it is waited out.
+        let (mut memory, mut descriptors) = (0, 0);
         for swap in 0..SWAPS {
-            if swap == SWAPS / 5 {
-                early = Some((process.resident(), process.descriptors()));
+            if (SWAPS / 10..SWAPS / 5).contains(&swap) {
+                memory = process.resident().max(memory);
+                descriptors = process.descriptors();
             }
             let mut next = text.clone().weight("wire", u32::try_from(swap % 50).unwrap() + 1);
             if swap % 2 == 0 {
@@ -174,17 +177,16 @@ fn a_thousand_swaps_under_a_thousand_connections_close_none_and_leave_nothing_be
         }
         process.write(&text);
         assert_eq!(process.reload().await, 200);
-        let (memory, descriptors) = early.unwrap();
         // Extra backends go when their attendants have noticed.
         until("descriptors are given back", || process.descriptors() <= descriptors).await;
         let exchanged = count.load(Ordering::Relaxed);
         until("all go on", || count.load(Ordering::Relaxed) >= exchanged + 2 * CONNECTIONS as u64).await;
-        let now = process.resident();
         println!(
-            "{exchanged} exchanges; memory {memory} KiB then, {now} KiB now; {descriptors} descriptors, {} now",
+            "{exchanged} exchanges; memory {memory} KiB then, {} KiB now; {descriptors} descriptors, {} now",
+            process.resident(),
             process.descriptors()
         );
-        assert!(now <= memory + KEPT_KIB, "{memory} KiB has become {now} KiB");
+        until(&format!("no more than {memory} KiB"), || process.resident() <= memory + KEPT_KIB).await;
         let closed = process.metric("sessile_connections_closed_total").await;
         assert!(closed == 0.0, "{closed} closed: {}", process.lines(r#""why""#));
         assert!(process.metric("sessile_config_generation").await >= 900.0);

@@ -117,7 +117,8 @@ async fn status(State(reloader): State<Arc<Reloader>>) -> Json<Status> {
 }
 
 async fn backends(State(reloader): State<Arc<Reloader>>) -> Json<Backends> {
-    Json(Backends::of(&reloader).await)
+    let old = reloader.old_processes().status().await;
+    Json(Backends::of(&reloader).await.with_old(&old))
 }
 
 async fn probes(State(reloader): State<Arc<Reloader>>) -> Json<Probes> {
@@ -186,7 +187,8 @@ async fn command(
     let snapshot = reloader.balancer().snapshot();
     let member = snapshot.named(&name).and_then(|at| snapshot.members.get(at));
     if let (Ok(()), Some(member)) = (told, member) {
-        return Ok(Json(BackendStatus::of(&snapshot, member)));
+        let old = reloader.old_processes().status().await;
+        return Ok(Json(BackendStatus::of(&snapshot, member).with_old(&old)));
     }
     let known: Vec<&str> = snapshot.members.iter().map(|member| &**member.backend.name()).collect();
     let message = format!(

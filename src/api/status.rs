@@ -189,6 +189,7 @@ pub struct Failure {
 impl Status {
     /// The status of this moment.
     pub async fn of(reloader: &Reloader) -> Self {
+        let predecessors = reloader.old_processes().status().await;
         let balancer = reloader.balancer();
         let snapshot = balancer.snapshot();
         let config = &snapshot.config;
@@ -226,7 +227,7 @@ impl Status {
                 locate: config.placement.locate.label().into(),
             },
             listeners,
-            backends: Backends::of(reloader).await.backends,
+            backends: Backends::of(reloader).await.with_old(&predecessors).backends,
             discovery: reloader.names().await.into_iter().map(NameStatus::from).collect(),
             owners: balancer.directory.len(),
             pins: count(metrics.pins.get()),
@@ -234,7 +235,7 @@ impl Status {
             connections: total(&metrics.connections_active),
             placements: counts(&metrics.placements, Reason::ALL.map(Reason::label)),
             errors: counts(&metrics.errors_answered, Refusal::ALL.map(Refusal::label)),
-            predecessors: reloader.old_processes().status().await,
+            predecessors,
         }
     }
 }

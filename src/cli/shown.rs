@@ -204,6 +204,7 @@ fn backends(backends: &[BackendStatus], look: Look) -> String {
 fn notes(backend: &BackendStatus) -> Vec<(String, Tone)> {
     let mut notes = Vec::new();
     notes.extend(backend.source.as_ref().map(|name| (format!("of {name}"), Tone::Faint)));
+    notes.extend(of_old_processes(backend).map(|carried| (carried, Tone::Slow)));
     if backend.leaving {
         notes.push(("removed from the file, carries what it had".to_owned(), Tone::Slow));
     }
@@ -226,12 +227,11 @@ fn notes(backend: &BackendStatus) -> Vec<(String, Tone)> {
             Some("unset") => "demands a token, and upstream.connection_token is not set",
             _ => "demands another token than upstream.connection_token",
         };
-        notes.push((format!("{demands}: sessions that may be there are refused"), Tone::Bad));
+        notes.push((format!("{demands}: it cannot be asked which sessions it has"), Tone::Bad));
     }
     if backend.unanswered_questions >= UNANSWERED_TOLD {
         let many = backend.unanswered_questions;
-        let why =
-            format!("does not answer questions ({many} in a row): sessions that may be there are refused");
+        let why = format!("does not say which sessions it has ({many} questions in a row)");
         notes.push((why, Tone::Bad));
     }
     if let Some(error) = &backend.error {
@@ -255,6 +255,15 @@ fn notes(backend: &BackendStatus) -> Vec<(String, Tone)> {
     notes
 }
 
+/// What processes before this one still carry to a backend, if anything.
+fn of_old_processes(backend: &BackendStatus) -> Option<String> {
+    let (sessions, connections) = (backend.old_sessions, backend.old_connections);
+    (sessions > 0 || connections > 0).then(|| {
+        let (of_sessions, of_connections) = (s(sessions), s(connections));
+        format!("old processes: {sessions} session{of_sessions}, {connections} connection{of_connections}")
+    })
+}
+
 /// `sessile reload` that worked.
 pub(super) fn reloaded(reloaded: &Reloaded) -> String {
     let Reloaded { generation, changes } = reloaded;
@@ -270,7 +279,9 @@ pub(super) fn reloaded(reloaded: &Reloaded) -> String {
 pub(super) fn told(backend: &BackendStatus) -> String {
     let name = plain(&backend.name);
     let (sessions, connections) = (backend.sessions, backend.connections);
-    let has = format!("now {sessions} session{}, {connections} connection{}", s(sessions), s(connections));
+    let mut has =
+        format!("now {sessions} session{}, {connections} connection{}", s(sessions), s(connections));
+    has.extend(of_old_processes(backend).map(|carried| format!("; {carried}")));
     let state = backend.state.as_deref().unwrap_or_default();
     let mut text = match state {
         "ready" => format!("{name} is ready: it takes new sessions\n"),
@@ -330,6 +341,8 @@ mod tests {
             error: None,
             health_seconds: Some(7200.5),
             error_seconds: None,
+            old_connections: 0,
+            old_sessions: 0,
             mute: false,
             mute_reason: None,
             unanswered_questions: 0,
@@ -535,7 +548,7 @@ mod tests {
         let told =
             |why: &str| notes(&BackendStatus { mute: true, mute_reason: Some(why.into()), ..backend("a") });
         let said =
-            |demands: &str| [(format!("{demands}: sessions that may be there are refused"), Tone::Bad)];
+            |demands: &str| [(format!("{demands}: it cannot be asked which sessions it has"), Tone::Bad)];
         assert_eq!(told("unset"), said("demands a token, and upstream.connection_token is not set"));
         assert_eq!(told("refused"), said("demands another token than upstream.connection_token"));
     }
@@ -552,6 +565,7 @@ mod tests {
     fn commands_say_what_they_mean() {
         let drain = BackendStatus { state: Some("drain".into()), sessions: 1, ..backend("cli-1") };
         let maint = BackendStatus { state: Some("maint".into()), ..backend("cli-1") };
-        insta::assert_snapshot!([told(&backend("cli-1")), told(&drain), told(&maint)].concat());
+        let old = BackendStatus { old_sessions: 2, old_connections: 1, ..drain.clone() };
+        insta::assert_snapshot!([told(&backend("cli-1")), told(&drain), told(&maint), told(&old)].concat());
     }
 }

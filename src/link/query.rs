@@ -298,7 +298,7 @@ impl Attendant {
         if mute && !self.warned {
             tracing::error!(
                 backend = %backend.name(),
-                "backend demands a connection token that upstream.connection_token does not give: sessions that may be there are refused"
+                "backend demands a connection token that upstream.connection_token does not give: it cannot be asked which sessions it has"
             );
         } else if !mute && self.warned {
             tracing::info!(backend = %backend.name(), "backend can be asked where sessions are");

@@ -169,6 +169,12 @@ async fn upgrades_refuse_no_connection_and_end_none() {
         old.map(|old| (number(&old["pid"]), number(&old["connections"]))).collect::<Vec<_>>() == expected
     })
     .await;
+    // Of each backend it is said what they carry there.
+    let status = line.place.status().await;
+    let carried = |field: &str| -> u64 {
+        status["backends"].as_array().unwrap().iter().map(|backend| backend[field].as_u64().unwrap()).sum()
+    };
+    assert_eq!((carried("old_sessions"), carried("old_connections")), (UPGRADES as u64, UPGRADES as u64));
     let metrics = line.place.get("/metrics").await.body;
     assert!(metrics.contains(&format!("\nsessile_old_processes {UPGRADES}\n")), "{metrics}");
     assert!(metrics.contains(&format!("\nsessile_old_processes_connections_active {UPGRADES}\n")));

@@ -176,6 +176,26 @@ fn a_backend_that_cannot_prove_its_name_is_down_and_says_why() {
     });
 }
 
+/// With TLS 1.3 a server says so only after the handshake.
+#[test]
+fn a_backend_that_refuses_the_certificate_is_down_and_says_why() {
+    run(async {
+        let (office, fleet) = (Office::new(), Fleet::local(1).await);
+        let far = Balancer::start(&fleet.text().listener("tls", office.mutual())).await;
+        let text = Text::new()
+            .set("upstream.tls", office.tls(&[("ca", "ca.pem")]).replace(" }", ", name = \"localhost\" }"));
+        let near = Balancer::start_unprobed(&text.backend("far", far.address)).await;
+        let error = || near.backend("far").standing().borrow().error.clone().unwrap_or_default();
+        until("it says that TLS is why", || {
+            error().contains("TLS failed after the handshake") && error().contains("CertificateRequired")
+        })
+        .await;
+        let text = String::from_utf8(near.metrics().text()).unwrap();
+        let counted = "sessile_backend_connect_failures_total{backend=\"far\",why=\"tls\"} ";
+        assert!(!text.contains(&format!("{counted}0")) && text.contains(counted), "{text}");
+    });
+}
+
 /// What a server with many names goes by, and what some take for the protocol of another.
 #[test]
 fn a_backend_is_told_which_name_it_must_prove_and_no_protocol() {

@@ -126,11 +126,14 @@ function notes(backend) {
   }
   if (backend.suspect && backend.health === "up") notes.push(["bad", "could not be dialled: nothing new goes there before it answers a probe", ""]);
   if (backend.warmth != null && backend.warmth < 100 && backend.health === "up") notes.push(["quiet", `slow start: takes ${backend.warmth}% of its share of new sessions`, ""]);
+  if (backend.old_sessions > 0 || backend.old_connections > 0) {
+    notes.push(["slow", `old processes: ${count(backend.old_sessions, "session")}, ${count(backend.old_connections, "connection")}`, ""]);
+  }
   if (backend.mute) {
     const demands = backend.mute_reason === "unset" ? "demands a token, and upstream.connection_token is not set" : "demands another token than upstream.connection_token";
-    notes.push(["bad", `${demands}: sessions that may be there are refused`, ""]);
+    notes.push(["bad", `${demands}: it cannot be asked which sessions it has`, ""]);
   }
-  if (backend.unanswered_questions >= 3) notes.push(["bad", `does not answer questions (${backend.unanswered_questions} in a row): sessions that may be there are refused`, ""]);
+  if (backend.unanswered_questions >= 3) notes.push(["bad", `does not say which sessions it has (${count(backend.unanswered_questions, "question")} in a row)`, ""]);
   if (backend.state && backend.state !== backend.file_state) notes.push(["quiet", `by an operator; the file says ${backend.file_state}`, ""]);
   return notes;
 }

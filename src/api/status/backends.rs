@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::Reloader;
 use crate::fleet::{Backend, PROBES_MAX};
 use crate::snapshot::{Member, Snapshot};
+use crate::upgrade::{OldProcessBackend, OldProcessStatus};
 
 /// One backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,6 +60,12 @@ pub struct BackendStatus {
     pub connections: usize,
     /// Owned now.
     pub sessions: usize,
+    /// Connections to it that processes before this one still carry.
+    #[serde(default)]
+    pub old_connections: usize,
+    /// Sessions on it that they still own.
+    #[serde(default)]
+    pub old_sessions: usize,
     /// Carried from clients since the start.
     #[serde(default)]
     pub bytes_to_backend: u64,
@@ -114,6 +121,12 @@ impl Backends {
         let leaving = leaving.iter().map(|backend| BackendStatus::new(&snapshot, backend, None));
         Self { backends: members.chain(leaving).collect() }
     }
+
+    /// The same, with what the processes before this one carry.
+    pub fn with_old(mut self, old: &[OldProcessStatus]) -> Self {
+        self.backends = self.backends.into_iter().map(|backend| backend.with_old(old)).collect();
+        self
+    }
 }
 
 impl Probes {
@@ -142,6 +155,21 @@ impl BackendStatus {
         Self { warmth: Some(snapshot.ramp(member)), ..Self::new(snapshot, &member.backend, Some(member)) }
     }
 
+    /// The same, with what the processes before this one carry to that server.
+    pub fn with_old(mut self, old: &[OldProcessStatus]) -> Self {
+        let is_it = |other: &&OldProcessBackend| match (&other.server, &self.server) {
+            (Some(other), Some(own)) => other == own,
+            _ => other.name == self.name,
+        };
+        let (mut connections, mut sessions) = (0_usize, 0_usize);
+        for carried in old.iter().flat_map(|process| &process.backends).filter(is_it) {
+            connections = connections.saturating_add(carried.connections);
+            sessions = sessions.saturating_add(carried.sessions);
+        }
+        (self.old_connections, self.old_sessions) = (connections, sessions);
+        self
+    }
+
     /// A backend, and its member in the configuration; `None` once it has left that.
     fn new(snapshot: &Snapshot, backend: &Arc<Backend>, member: Option<&Member>) -> Self {
         let standing = backend.standing().borrow().clone();
@@ -168,6 +196,8 @@ impl BackendStatus {
             probe_seconds: standing.probe.map(|took| took.as_secs_f64()),
             connections: backend.connections(),
             sessions: backend.sessions(),
+            old_connections: 0,
+            old_sessions: 0,
             bytes_to_backend: backend.series().bytes_to_backend.get(),
             bytes_to_client: backend.series().bytes_to_client.get(),
             restarts: restarted.count,

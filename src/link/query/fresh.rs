@@ -11,12 +11,15 @@ use crate::config::{Config, Secret};
 use crate::frames::Reader;
 use crate::link::dial::{DialFault, hung_up, reach};
 use crate::link::line::{Introduced, Line, OwnLine};
+use crate::net;
 
 /// Why there is no standing connection.
 enum Miss {
     Dial(DialFault),
     /// The connection was lost before the answer.
     Lost(io::Error),
+    /// TLS ended it: a server says only after the handshake that it refuses sessile's certificate.
+    Tls(io::Error),
     Said(String),
     Late,
 }
@@ -27,7 +30,7 @@ impl Miss {
         match self {
             Self::Dial(fault) => matches!(fault, DialFault::Refused),
             Self::Lost(error) => hung_up(error),
-            Self::Said(_) | Self::Late => false,
+            Self::Tls(_) | Self::Said(_) | Self::Late => false,
         }
     }
 }
@@ -37,6 +40,7 @@ impl fmt::Display for Miss {
         match self {
             Self::Dial(fault) => fault.fmt(f),
             Self::Lost(error) => error.fmt(f),
+            Self::Tls(error) => write!(f, "TLS failed after the handshake: {error}"),
             Self::Said(fault) => f.write_str(fault),
             Self::Late => f.write_str(LATE),
         }
@@ -47,6 +51,7 @@ impl From<io::Error> for Miss {
     /// From the error of a greeting: a peer that answers something other than frames, such as HTTP, is not a CLI server.
     fn from(error: io::Error) -> Self {
         match error.kind() {
+            _ if net::is_of_tls(&error) => Self::Tls(error),
             io::ErrorKind::InvalidData => Self::Said(format!("answers, but is no JSON-RPC server: {error}")),
             _ => Self::Lost(error),
         }
@@ -98,6 +103,7 @@ impl Attendant {
         match &made {
             // A failed dial has been counted already.
             Ok(_) | Err(Miss::Dial(_) | Miss::Said(_)) => {}
+            Err(Miss::Tls(_)) => self.backend.series().connect_failed("tls"),
             Err(Miss::Lost(_)) => self.backend.series().connect_failed("silent"),
             Err(Miss::Late) => self.backend.series().connect_failed("timeout"),
         }

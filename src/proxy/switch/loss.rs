@@ -50,7 +50,7 @@ impl Switch<'_> {
             self.balancer.metrics.requests_in_flight.dec();
             // A state request is asked again of the next backend: nothing can go on without its answer.
             match self.state.give_up(Some(id)) {
-                Some(state) if !self.waiting.has_held() && self.state.may_repeat() => {
+                Some(state) if self.state.may_repeat() => {
                     self.waiting.hold(Frame::of_state(&state), true);
                 }
                 _ => self.refuse(Some(id), &refused),

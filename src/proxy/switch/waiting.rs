@@ -26,13 +26,20 @@ pub(super) const FREE_BYTES: usize = 4 * 1024;
 /// What waits, and what for.
 pub(super) struct Waiting {
     by_job: HashMap<u64, Frames>,
-    /// A frame whose way is full or not free yet. Nothing behind it is read.
-    held: Option<Box<Frame>>,
+    /// Frames whose way is full or not free yet: one, or two if a state request is asked again before it. Nothing behind
+    /// them is read.
+    held: Option<Box<Held>>,
     jobs: Jobs,
     /// The job that brings the first upstream.
     scouting: Option<u64>,
     /// For all of them. Everything else that is held for the client has charges of its own to the same account.
     charge: Charge,
+}
+
+/// A frame that waits for room, and what waits behind it.
+struct Held {
+    frame: Frame,
+    next: Option<Box<Held>>,
 }
 
 /// What waits for one job, in order.
@@ -65,19 +72,19 @@ impl Waiting {
         self.held.is_none() && self.is_empty()
     }
 
-    /// Keeps a frame until there is room on its way, in a buffer of its own, which it has if it `was_held`.
+    /// Keeps a frame until there is room on its way, in a buffer of its own, which it has if it `was_held`. It goes before
+    /// one that waits already.
     pub(super) fn hold(&mut self, frame: Frame, was_held: bool) {
-        self.held = Some(Box::new(if was_held { frame } else { frame.apart() }));
+        let frame = if was_held { frame } else { frame.apart() };
+        let next = self.held.take();
+        self.held = Some(Box::new(Held { frame, next }));
     }
 
-    /// Whether a frame waits for room.
-    pub(super) fn has_held(&self) -> bool {
-        self.held.is_some()
-    }
-
-    /// Takes the frame that waits for room.
+    /// Takes the first frame that waits for room.
     pub(super) fn take_held(&mut self) -> Option<Frame> {
-        self.held.take().map(|held| *held)
+        let held = self.held.take()?;
+        self.held = held.next;
+        Some(held.frame)
     }
 
     /// Keeps a frame until a job is done.
@@ -106,7 +113,12 @@ impl Waiting {
 
     /// Takes out everything.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = Frame> + use<> {
-        let (by_job, held) = (std::mem::take(&mut self.by_job), self.take_held());
+        let (by_job, mut held) = (std::mem::take(&mut self.by_job), self.held.take());
+        let held = std::iter::from_fn(move || {
+            let first = held.take()?;
+            held = first.next;
+            Some(first.frame)
+        });
         by_job.into_values().flat_map(Frames::into_frames).chain(held)
     }
 
@@ -144,7 +156,12 @@ impl Waiting {
     /// Bytes of the client that wait to know where they go.
     fn bytes(&self) -> usize {
         let waiting: usize = self.by_job.values().map(|frames| frames.bytes).sum();
-        let held = self.held.as_ref().map_or(0, |frame| frame.takes());
+        let mut held: usize = 0;
+        let mut next = &self.held;
+        while let Some(first) = next {
+            held = held.saturating_add(first.frame.takes());
+            next = &first.next;
+        }
         waiting.saturating_add(held).saturating_add(self.jobs.bytes())
     }
 

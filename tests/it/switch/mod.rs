@@ -95,8 +95,9 @@ fn switched(fleet: &Fleet) -> Text {
     fleet.text().listener("routing", "\"session\"")
 }
 
-/// One of two servers gets the state request `id` and never answers it: it is given up, and the other's answer counts.
-async fn answered_by_the_other(a: &mut Raw, b: &mut Raw, client: &mut Client, id: u64) {
+/// One of two servers gets the state request `id` and never answers it: it is given up, and the other's answer counts. The
+/// other's end.
+async fn answered_by_the_other(a: &mut Raw, b: &mut Raw, client: &mut Client, id: u64) -> Client {
     let mut silent = tokio::select! { line = a.line() => line, line = b.line() => line };
     silent.asked("plugins.builtin.set").await;
     assert_ne!(silent.end().await, End::Reset);
@@ -104,6 +105,7 @@ async fn answered_by_the_other(a: &mut Raw, b: &mut Raw, client: &mut Client, id
     let asked = other.asked("plugins.builtin.set").await;
     other.reply(&asked, json!({"from": "the other"})).await;
     assert_eq!(client.answer(id).await["result"]["from"], "the other");
+    other
 }
 
 /// Writes `frame` again and again until nothing has been taken for 300 ms, which is what a stall is; the bytes taken.

@@ -141,7 +141,10 @@ impl Switch<'_> {
             return true;
         };
         questions.asking = Some(params);
-        self.send_out(|_| Box::pin(async move { Event::Merged { id, whole: joint.await } }));
+        // It waits for no turn behind placings that hang: a client has one at a time.
+        self.waiting.watch(Box::pin(async move { Event::Merged { id, whole: joint.await } }));
+        // It sets off when it is looked at.
+        self.barred = true;
         true
     }
 

@@ -36,20 +36,6 @@ pub(super) enum Event {
     Merged { id: Id, whole: Whole },
 }
 
-impl Event {
-    /// Whether it ends a job that had to wait for its turn.
-    pub(super) fn ends_a_turn(&self) -> bool {
-        match self {
-            Self::Placed { .. } | Self::Whole { .. } | Self::Scouted { .. } | Self::Everyone { .. } => true,
-            Self::Unprovided(_)
-            | Self::Evicted { .. }
-            | Self::Down(_)
-            | Self::Shutdown
-            | Self::Merged { .. } => false,
-        }
-    }
-}
-
 /// Finds a home for what `named` says.
 pub(super) fn place(
     balancer: &Arc<Balancer>,

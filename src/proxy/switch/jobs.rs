@@ -1,7 +1,8 @@
 //! The jobs of one client: so many run at a time, and the others wait for their turn in order.
 
 use std::collections::VecDeque;
-use std::task::{Context, Poll};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
@@ -20,10 +21,25 @@ pub(super) const JOB_BYTES_MAX: usize = JOB_BYTES + RUNNING_BYTES;
 #[derive(Default)]
 pub(super) struct Jobs {
     /// Those that run, and what is watched.
-    on_their_way: FuturesUnordered<Job>,
+    on_their_way: FuturesUnordered<Running>,
     /// Boxed: most of the time there are none.
     turns: Option<Box<Turns>>,
     last: u64,
+}
+
+/// A job, and whether another has its turn when it ends, whatever it ends with.
+struct Running {
+    job: Job,
+    has_turn: bool,
+}
+
+impl Future for Running {
+    type Output = (Event, bool);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let event = ready!(self.job.as_mut().poll(cx));
+        Poll::Ready((event, self.has_turn))
+    }
 }
 
 #[derive(Default)]
@@ -37,10 +53,10 @@ struct Turns {
 impl Jobs {
     /// Something that may happen at any time and has no turn.
     pub(super) fn watch(&mut self, job: Job) {
-        self.on_their_way.push(job);
+        self.on_their_way.push(Running { job, has_turn: false });
     }
 
-    /// One more job, as soon as its turn comes: its number. It must end with an event that [ends a turn](Event::ends_a_turn).
+    /// One more job, as soon as its turn comes: its number.
     pub(super) fn send_out(&mut self, job: impl FnOnce(u64) -> Job) -> u64 {
         self.last = self.last.saturating_add(1);
         let turns = self.turns.get_or_insert_default();
@@ -51,10 +67,10 @@ impl Jobs {
 
     /// What has happened.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        let Poll::Ready(Some(event)) = self.on_their_way.poll_next_unpin(cx) else { return Poll::Pending };
-        if event.ends_a_turn()
-            && let Some(turns) = &mut self.turns
-        {
+        let Poll::Ready(Some((event, has_turn))) = self.on_their_way.poll_next_unpin(cx) else {
+            return Poll::Pending;
+        };
+        if has_turn && let Some(turns) = &mut self.turns {
             turns.running = turns.running.saturating_sub(1);
             turns.set_off(&self.on_their_way);
             self.turns.take_if(|turns| turns.running == 0);
@@ -76,12 +92,12 @@ impl Jobs {
 }
 
 impl Turns {
-    fn set_off(&mut self, on_their_way: &FuturesUnordered<Job>) {
+    fn set_off(&mut self, on_their_way: &FuturesUnordered<Running>) {
         while self.running < RUNNING_MAX
             && let Some(job) = self.next.pop_front()
         {
             self.running = self.running.saturating_add(1);
-            on_their_way.push(job);
+            on_their_way.push(Running { job, has_turn: true });
         }
     }
 }
@@ -102,7 +118,8 @@ mod tests {
             let number = jobs.send_out(|job| {
                 Box::pin(async move {
                     gate.acquire().await.unwrap().forget();
-                    Event::Whole { job, whole: Ok(()) }
+                    // With whatever it ends: its turn is over.
+                    if job % 2 == 0 { Event::Whole { job, whole: Ok(()) } } else { Event::Unprovided(job) }
                 })
             });
             assert_eq!((number, jobs.last()), (expected, expected));
@@ -116,8 +133,10 @@ mod tests {
         gate.add_permits(RUNNING_MAX + 2);
         let mut ended = Vec::new();
         for _ in 0..count {
-            let Event::Whole { job, .. } = next(&mut jobs).await else { panic!("another event") };
-            ended.push(job);
+            match next(&mut jobs).await {
+                Event::Whole { job, .. } | Event::Unprovided(job) => ended.push(job),
+                _ => panic!("another event"),
+            }
         }
         ended.sort_unstable();
         assert_eq!(ended, (1..=count).collect::<Vec<_>>());

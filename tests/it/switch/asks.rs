@@ -88,6 +88,20 @@ fn an_answer_that_nobody_can_take_is_refused_as_that_and_a_servers_error_is_pass
 }
 
 #[test]
+fn however_much_a_client_has_asked_of_the_fleet_its_sessions_are_placed() {
+    run(async {
+        let fleet = Fleet::shared(2).await;
+        let balancer = Balancer::start_up(&switched(&fleet)).await;
+        let mut client = balancer.client().await;
+        // More than may run at a time.
+        for n in 0..70 {
+            client.result("session.list", json!({"metadataLimit": n})).await;
+        }
+        client.result("session.create", json!({"sessionId": "s"})).await;
+    });
+}
+
+#[test]
 fn equal_questions_of_many_clients_are_asked_once() {
     run(async {
         let fleet = Fleet::shared(2).await;

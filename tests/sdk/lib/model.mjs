@@ -25,6 +25,8 @@ function reply(messages, prompts) {
 export class Model {
   /** The prompts of every completion asked for, oldest first, each a list of what the user said so far. */
   requests = [];
+  /** The names of the tools that were offered with each of them. */
+  offered = [];
   /** The last words of those who left before their answer. */
   abandoned = [];
   #server;
@@ -71,6 +73,7 @@ export class Model {
     const asked = JSON.parse(body);
     const prompts = asked.messages.filter((message) => message.role === 'user').map(said).filter((one) => one !== undefined);
     this.requests.push(prompts);
+    this.offered.push((asked.tools ?? []).map((tool) => tool.function.name));
     response.once('close', () => { if (!response.writableEnded) this.abandoned.push(prompts.at(-1)); });
     const gate = this.#held?.is(prompts.at(-1)) ? this.#held.gate : undefined;
     const message = reply(asked.messages, prompts);

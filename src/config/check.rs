@@ -162,7 +162,7 @@ fn health(mut reader: Reader<'_, '_>) -> Health {
     let default = Health::default();
     let mark = reader.mark();
     let interval = reader.bounded("interval", default.interval, &UP_TO_AN_HOUR);
-    let timeout = reader.bounded("timeout", default.timeout, &UP_TO_AN_HOUR);
+    let timeout = reader.bounded("timeout", default.timeout.min(interval), &UP_TO_AN_HOUR);
     if timeout > interval && reader.clean_since(mark) {
         report_order(&mut reader, ("timeout", timeout.show()), ("interval", interval.show()));
     }

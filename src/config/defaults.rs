@@ -81,7 +81,8 @@ impl Default for Health {
     fn default() -> Self {
         Self {
             interval: Duration::from_secs(2),
-            timeout: Duration::from_secs(1),
+            // A full CLI with a hundred live sessions was measured to take 0.6 s for a ping.
+            timeout: Duration::from_secs(2),
             rise: 2,
             fall: 3,
             panic_threshold: Some(0.5),

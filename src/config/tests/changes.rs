@@ -107,6 +107,14 @@ backends = 9
 }
 
 #[test]
+fn a_probe_never_takes_longer_than_the_interval_by_default() {
+    let timeout = |health: &str| sound_with(health).health.timeout;
+    assert_eq!(timeout(""), Duration::from_secs(2));
+    assert_eq!(timeout("[health]\ninterval = '500ms'\n"), Duration::from_millis(500));
+    assert_eq!(timeout("[health]\ninterval = '1h'\n"), Duration::from_secs(2));
+}
+
+#[test]
 fn order_is_no_change() {
     let config = |names: [&str; 2]| {
         let backend = |name: &str| format!("[[backend]]\nname = '{name}'\naddress = 'a:1'\n");

@@ -147,7 +147,7 @@ fn renders_what_is_missing() {
 #[test]
 fn renders_rules_between_values() {
     assert_snapshot!(rendered(&format!(
-        "{SOUND}[health]\ninterval = '500ms'\n[limits]\nopening_bytes = '64MiB'\nopening_memory = '32MiB'\n"
+        "{SOUND}[health]\ninterval = '500ms'\ntimeout = '1s'\n[limits]\nopening_bytes = '64MiB'\nopening_memory = '32MiB'\n"
     )));
 }
 

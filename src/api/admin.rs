@@ -144,9 +144,17 @@ async fn route(
     if session.len() > SESSION_ID_BYTES_MAX {
         return Err(bad("servers take no session ID as long as this"));
     }
-    match place::route(reloader.balancer(), &SessionId::new(&session)).await {
+    let id = SessionId::new(&session);
+    match place::route(reloader.balancer(), &id).await {
         Ok((backend, reason)) => {
-            Ok(Json(Route { session, backend: backend.name().to_string(), reason: reason.label().into() }))
+            let usage = reloader.balancer().directory.usage(&id);
+            Ok(Json(Route {
+                session,
+                backend: backend.name().to_string(),
+                reason: reason.label().into(),
+                turn: usage.and_then(|usage| usage.activity.label()).map(Into::into),
+                unused_seconds: usage.map(|usage| usage.unused.as_secs()),
+            }))
         }
         Err(refused) => {
             let why = Failed::new(refused.refusal.label(), refused.message);

@@ -153,6 +153,12 @@ pub struct Route {
     pub backend: String,
     /// Why: the label of `sessile_placements_total`.
     pub reason: String,
+    /// Whether a turn of it runs, as far as frames through this process say: "busy", "idle", or null: not known.
+    #[serde(default)]
+    pub turn: Option<String>,
+    /// How long ago it was used last, in whole seconds; null if nobody is attached to it here.
+    #[serde(default)]
+    pub unused_seconds: Option<u64>,
 }
 
 /// `/api/v1/reload` that worked.

@@ -165,6 +165,7 @@ fn backends(backends: &[BackendStatus], look: Look) -> String {
         "SINCE",
         "WEIGHT",
         "SESSIONS",
+        "BUSY",
         "CONNECTIONS",
         "PROBE ms",
         "VERSION",
@@ -186,6 +187,7 @@ fn backends(backends: &[BackendStatus], look: Look) -> String {
             (or_none(backend.health_seconds.map(seconds)), Tone::Plain),
             (or_none(backend.weight.map(|weight| weight.to_string())), Tone::Plain),
             (backend.sessions.to_string(), Tone::Plain),
+            (or_none(busy(backend).map(|busy| busy.to_string())), Tone::Plain),
             (backend.connections.to_string(), Tone::Plain),
             (or_none(backend.probe_seconds.map(|seconds| format!("{:.1}", seconds * 1000.0))), Tone::Plain),
             (or_none(backend.version.clone()), Tone::Faint),
@@ -196,8 +198,14 @@ fn backends(backends: &[BackendStatus], look: Look) -> String {
         }
     }
     // The state, the health and the sessions of a backend are shown on any terminal.
-    table.fit(look.columns, &["PROBE ms", "CONNECTIONS", "SINCE", "ADDRESS", "WEIGHT", "VERSION"]);
+    table.fit(look.columns, &["PROBE ms", "CONNECTIONS", "SINCE", "ADDRESS", "WEIGHT", "VERSION", "BUSY"]);
     table.painted("", look)
+}
+
+/// In how many of its sessions a turn runs; `None`: of none of them it is known.
+fn busy(backend: &BackendStatus) -> Option<usize> {
+    let is_known = backend.sessions == 0 || backend.sessions_busy > 0 || backend.sessions_idle > 0;
+    is_known.then_some(backend.sessions_busy)
 }
 
 /// Remarks on a backend.
@@ -351,6 +359,8 @@ mod tests {
             probe_seconds: Some(0.000_31),
             connections: 12,
             sessions: 3,
+            sessions_busy: 1,
+            sessions_idle: 2,
             restarts: 0,
             restart_result: None,
             restart_seconds: None,
@@ -359,8 +369,14 @@ mod tests {
     }
 
     fn sample() -> Status {
-        let drained =
-            BackendStatus { state: Some("drain".into()), weight: Some(10), sessions: 0, ..backend("cli-2") };
+        let drained = BackendStatus {
+            state: Some("drain".into()),
+            weight: Some(10),
+            sessions: 0,
+            sessions_busy: 0,
+            sessions_idle: 0,
+            ..backend("cli-2")
+        };
         let down = BackendStatus {
             health: "down".into(),
             suspect: true,
@@ -375,7 +391,7 @@ mod tests {
             restart_seconds: Some(75.0),
             ..backend("cli-3")
         };
-        let cold = BackendStatus { warmth: Some(40), ..backend("cli-4") };
+        let cold = BackendStatus { warmth: Some(40), sessions_busy: 0, sessions_idle: 0, ..backend("cli-4") };
         let leaving =
             BackendStatus { weight: None, state: None, file_state: None, leaving: true, ..backend("old") };
         Status {

@@ -6,6 +6,7 @@
 //! backend is *over* when its last connection has gone: then its series are removed. It is still probed and asked until it
 //! is *forgotten*, which `control/forget` decides.
 
+mod held;
 mod lease;
 mod life;
 mod unanswered;
@@ -25,6 +26,7 @@ use super::moved::Moved;
 use super::unreachable::Unreachable;
 use crate::config::BackendTls;
 use crate::metrics::BackendSeries;
+use held::Held;
 
 pub use lease::{Lease, Leased};
 pub use unanswered::UNANSWERED_TOLD;
@@ -72,7 +74,7 @@ pub struct Backend {
     connections: AtomicUsize,
     /// 0: no bound.
     connections_max: AtomicUsize,
-    sessions: AtomicUsize,
+    held: Held,
     standing: watch::Sender<Standing>,
     history: History,
     /// Of its server: backends of one server share it.
@@ -123,7 +125,7 @@ impl Backend {
             series,
             connections: AtomicUsize::new(0),
             connections_max: AtomicUsize::new(0),
-            sessions: AtomicUsize::new(0),
+            held: Held::default(),
             standing: watch::Sender::new(Standing::default()),
             history: History::default(),
             moved: OnceLock::new(),
@@ -354,23 +356,6 @@ impl Backend {
     pub fn is_full(&self) -> bool {
         let most = self.connections_max.load(Ordering::Relaxed);
         most > 0 && self.connections() >= most || self.takes_no_more.load(Ordering::Acquire)
-    }
-
-    /// Sessions owned now.
-    pub fn sessions(&self) -> usize {
-        self.sessions.load(Ordering::Relaxed)
-    }
-
-    /// A session has come.
-    pub fn session_added(&self) {
-        self.sessions.fetch_add(1, Ordering::Relaxed);
-        self.series.sessions_active.inc();
-    }
-
-    /// A session has left.
-    pub fn session_removed(&self) {
-        self.sessions.fetch_sub(1, Ordering::Relaxed);
-        self.series.sessions_active.dec();
     }
 
     /// Whether questions can still be answered: the task of its connection has not ended.

@@ -29,6 +29,7 @@ pub(super) struct Families {
     info: IntGaugeVec,
     connections_active: IntGaugeVec,
     sessions_active: IntGaugeVec,
+    sessions_busy: IntGaugeVec,
     probes: IntCounterVec,
     probe_duration: HistogramVec,
     connect_duration: HistogramVec,
@@ -58,6 +59,8 @@ pub struct BackendSeries {
     pub connections_active: IntGauge,
     /// Sessions owned now.
     pub sessions_active: IntGauge,
+    /// Those of them in which a turn is known to run.
+    pub sessions_busy: IntGauge,
     /// Probes that were answered.
     pub probes_ok: IntCounter,
     /// Probes that were not.
@@ -95,6 +98,12 @@ impl Families {
             info: int_gauges(r, "backend_info", "The server's version; always 1.", &["backend", "version"])?,
             connections_active: int_gauges(r, "backend_connections_active", "Links open now.", &b)?,
             sessions_active: int_gauges(r, "backend_sessions_active", "Sessions owned now.", &b)?,
+            sessions_busy: int_gauges(
+                r,
+                "backend_sessions_busy",
+                "Those of them in which a turn is known to run.",
+                &b,
+            )?,
             probes: counters(r, "backend_probes_total", "Probes sent.", &["backend", "result"])?,
             probe_duration: histograms(
                 r,
@@ -180,6 +189,7 @@ impl BackendSeries {
             up: f.up.with_label_values(&[name]),
             connections_active: f.connections_active.with_label_values(&[name]),
             sessions_active: f.sessions_active.with_label_values(&[name]),
+            sessions_busy: f.sessions_busy.with_label_values(&[name]),
             probes_ok: f.probes.with_label_values(&[name, "success"]),
             probes_failed: f.probes.with_label_values(&[name, "failure"]),
             probe_duration: f.probe_duration.with_label_values(&[name]),
@@ -298,7 +308,8 @@ impl BackendSeries {
         let f = &self.families;
         drop(f.relayed_bytes.remove_label_values(&[name, "to_backend"]));
         drop(f.relayed_bytes.remove_label_values(&[name, "to_client"]));
-        for family in [&f.up, &f.connections_active, &f.sessions_active, &f.unanswered] {
+        let gauges = [&f.up, &f.connections_active, &f.sessions_active, &f.sessions_busy, &f.unanswered];
+        for family in gauges {
             drop(family.remove_label_values(&[name]));
         }
         for state in AdminState::ALL {

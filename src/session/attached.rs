@@ -7,7 +7,7 @@ use super::inbox::Subscriber;
 /// One of them.
 #[derive(Debug)]
 pub(super) struct Holder {
-    pub(super) number: u64,
+    pub(super) number: u32,
     /// Whom to tell what becomes of the session; nobody yet while the connection is being made.
     pub(super) subscriber: Option<Subscriber>,
 }
@@ -47,7 +47,7 @@ impl Attached {
     }
 
     /// One less; false if it has gone before.
-    pub(super) fn remove(&mut self, number: u64) -> bool {
+    pub(super) fn remove(&mut self, number: u32) -> bool {
         match &mut self.holders {
             Holders::One(holder) if holder.number == number => {
                 self.holders = Holders::Any(Box::default());
@@ -63,7 +63,7 @@ impl Attached {
     }
 
     /// The one with this number.
-    pub(super) fn find(&mut self, number: u64) -> Option<&mut Holder> {
+    pub(super) fn find(&mut self, number: u32) -> Option<&mut Holder> {
         let holders = match &mut self.holders {
             Holders::One(holder) => std::slice::from_mut(holder),
             Holders::Any(holders) => holders.as_mut_slice(),
@@ -81,6 +81,11 @@ impl Attached {
     /// Whether nobody is.
     pub(super) fn is_empty(&self) -> bool {
         self.holders().is_empty()
+    }
+
+    /// Whether one of them sees the session's frames: who carries others as well does.
+    pub(super) fn is_seen(&self) -> bool {
+        self.subscribers().any(|subscriber| matches!(subscriber, Subscriber::Inbox(_)))
     }
 
     /// Whom to tell.

@@ -3,14 +3,15 @@
 //! A session ID is free, claimed or owned. The first opening to name a free ID *leads*: it alone asks the fleet and
 //! chooses. Openings that name it meanwhile wait, then join what the leader found. From then on the session belongs to
 //! the connections attached through this balancer, until the last of them lets go of its [`Attachment`]. What becomes of
-//! a session its attachments are told, and nobody else.
+//! a session its attachments are told, and nobody else. What frames say of a session its attachments tell: whether a turn runs,
+//! and when it was used last.
 //!
 //! Locks are per shard and per session, taken in this order and never held across an await.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::IntGauge;
@@ -18,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::attached::{Attached, Holder};
 use super::inbox::Subscriber;
+use super::turn::Sign;
+use super::usage::{Notes, Usage};
 use crate::fleet::Backend;
 use crate::wire::SessionId;
 
@@ -30,7 +33,7 @@ pub struct Directory {
     hash: RandomState,
     owned: AtomicUsize,
     /// The next number, to tell the attachments of one session apart.
-    attachments: AtomicU64,
+    attachments: AtomicU32,
     gauge: IntGauge,
 }
 
@@ -49,8 +52,8 @@ struct Entry {
     id: SessionId,
     backend: Arc<Backend>,
     attached: Mutex<Attached>,
-    /// Every connection must let go of it. Set once, under the lock of `attached`.
-    leaving: AtomicBool,
+    /// That every connection must let go of it is noted under the lock of `attached`.
+    notes: Notes,
 }
 
 impl Entry {
@@ -59,7 +62,7 @@ impl Entry {
     }
 
     fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
+        self.notes.is_leaving()
     }
 }
 
@@ -96,7 +99,9 @@ pub struct PlacementGuard {
 #[derive(Debug)]
 pub struct Attachment {
     entry: Arc<Entry>,
-    number: u64,
+    number: u32,
+    /// Requests that may begin a turn, without an answer yet.
+    asked: u32,
 }
 
 impl Directory {
@@ -107,7 +112,7 @@ impl Directory {
             shards,
             hash: RandomState::new(),
             owned: AtomicUsize::new(0),
-            attachments: AtomicU64::new(0),
+            attachments: AtomicU32::new(0),
             gauge,
         })
     }
@@ -130,9 +135,13 @@ impl Directory {
             if entry.is_leaving() {
                 return Claim::Wait(attached.over());
             }
-            let number = self.next_number();
+            let mut number = self.next_number();
+            while attached.find(number).is_some() {
+                number = self.next_number();
+            }
             attached.add(Holder { number, subscriber: None });
-            return Claim::Join(Attachment { entry: Arc::clone(entry), number });
+            entry.notes.note(&entry.backend, Sign::Nothing);
+            return Claim::Join(Attachment { entry: Arc::clone(entry), number, asked: 0 });
         }
         match shard.claimed.entry(id.clone()) {
             Slot::Vacant(slot) => {
@@ -148,6 +157,11 @@ impl Directory {
         self.shard(id).owned.get(id).map(|entry| Arc::clone(&entry.backend))
     }
 
+    /// How a session is used that is owned.
+    pub fn usage(&self, id: &SessionId) -> Option<Usage> {
+        self.shard(id).owned.get(id).map(|entry| entry.notes.usage())
+    }
+
     /// A session was opened on `backend` without a claim. Two names of one server count as one.
     pub fn adopt(self: &Arc<Self>, id: &SessionId, backend: &Arc<Backend>) -> Adopted {
         match self.claim(id) {
@@ -160,7 +174,8 @@ impl Directory {
         }
     }
 
-    fn next_number(&self) -> u64 {
+    /// It comes again after four thousand million others.
+    fn next_number(&self) -> u32 {
         self.attachments.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -185,14 +200,14 @@ impl PlacementGuard {
             id: id.clone(),
             backend: Arc::clone(backend),
             attached: Mutex::new(Attached::by(Holder { number, subscriber: None })),
-            leaving: AtomicBool::new(false),
+            notes: Notes::new(),
         });
         // Its own drop ends the claim: nobody can lead in between.
         directory.shard(id).owned.insert(id.clone(), Arc::clone(&entry));
         directory.owned.fetch_add(1, Ordering::Relaxed);
         directory.gauge.inc();
         backend.session_added();
-        Attachment { entry, number }
+        Attachment { entry, number, asked: 0 }
     }
 }
 
@@ -232,12 +247,24 @@ impl Attachment {
         }
     }
 
+    /// Takes note of what a frame says of the session.
+    pub fn note(&mut self, sign: Sign) {
+        match sign {
+            Sign::Asked => self.asked = self.asked.saturating_add(1),
+            // Asked over an attachment before this one, which is over.
+            Sign::Accepted | Sign::Refused | Sign::Unanswered if self.asked == 0 => return,
+            Sign::Accepted | Sign::Refused | Sign::Unanswered => self.asked = self.asked.saturating_sub(1),
+            Sign::Begins | Sign::Ends | Sign::Nothing => {}
+        }
+        self.entry.notes.note(&self.entry.backend, sign);
+    }
+
     /// Makes every connection of the session let go of it, this one included, because its backend is down and another
     /// will take the session. The token is cancelled when all have let go.
     pub fn evict(self) -> CancellationToken {
         let mut attached = self.entry.attached();
         // Nobody is told twice.
-        if !self.entry.leaving.swap(true, Ordering::AcqRel) {
+        if self.entry.notes.leave() {
             for subscriber in attached.subscribers() {
                 subscriber.evicted(self.session());
             }
@@ -250,12 +277,19 @@ impl Attachment {
         let Entry { directory, id, backend, .. } = &*self.entry;
         let mut shard = directory.shard(id);
         let mut attached = self.entry.attached();
-        if !attached.remove(self.number) || !attached.is_empty() {
+        if !attached.remove(self.number) {
+            return;
+        }
+        if !attached.is_empty() {
+            if !attached.is_seen() {
+                self.entry.notes.is_unseen(backend);
+            }
             return;
         }
         shard.owned.remove(id);
         attached.end();
         drop((attached, shard));
+        self.entry.notes.end(backend);
         directory.owned.fetch_sub(1, Ordering::Relaxed);
         directory.gauge.dec();
         backend.session_removed();
@@ -264,16 +298,21 @@ impl Attachment {
 
 impl Drop for Attachment {
     fn drop(&mut self) {
+        while self.asked > 0 {
+            self.note(Sign::Unanswered);
+        }
         self.let_go();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::metrics::Metrics;
     use crate::runtime::stop_flag::StopFlag;
-    use crate::session::Inbox;
+    use crate::session::{Activity, Inbox};
 
     fn backend(name: &str) -> Arc<Backend> {
         let series = Metrics::new().unwrap().backend(&name.into());
@@ -396,6 +435,48 @@ mod tests {
         assert_eq!(left, [true, false, true]);
         inbox.close();
         assert!(inbox.evicted().await.is_empty(), "nobody waits for what has been closed");
+    }
+
+    #[test]
+    fn a_backend_knows_how_many_of_its_sessions_are_busy() {
+        let (directory, a) = (directory(), backend("a"));
+        let of = |backend: &Backend| (backend.sessions(), backend.sessions_busy(), backend.sessions_idle());
+        let activity = |id: &SessionId| directory.usage(id).map(|usage| usage.activity);
+        let ids = ["r", "s"].map(SessionId::new);
+        let [mut r, mut s] = ids.each_ref().map(|id| lead(&directory, id).settle(&a));
+        assert_eq!((of(&a), activity(&ids[0])), ((2, 0, 0), Some(Activity::Unknown)));
+        r.note(Sign::Asked);
+        s.note(Sign::Ends);
+        assert_eq!((of(&a), activity(&ids[1])), ((2, 1, 1), Some(Activity::Idle)));
+        assert_eq!(directory.usage(&ids[0]).unwrap().unused, Duration::ZERO);
+        // Another is attached to the same session.
+        let mut other = join(&directory, &ids[0]);
+        other.note(Sign::Accepted);
+        other.note(Sign::Begins);
+        other.note(Sign::Ends);
+        assert_eq!((of(&a), activity(&ids[0])), ((2, 1, 1), Some(Activity::Busy)), "its answer is awaited");
+        r.note(Sign::Refused);
+        assert_eq!((of(&a), activity(&ids[0])), ((2, 0, 2), Some(Activity::Idle)));
+        // A client that leaves cannot hear what becomes of its turn; the other does.
+        r.note(Sign::Asked);
+        other.subscribe(Subscriber::Inbox(Arc::default()));
+        drop(r);
+        assert_eq!(of(&a), (2, 1, 1));
+        other.note(Sign::Ends);
+        assert_eq!(of(&a), (2, 0, 2));
+        // One that is relayed as bytes sees nothing.
+        let relayed = join(&directory, &ids[0]);
+        relayed.subscribe(Subscriber::Connection(Arc::default()));
+        other.note(Sign::Begins);
+        drop(other);
+        assert_eq!((of(&a), activity(&ids[0])), ((2, 0, 1), Some(Activity::Unknown)));
+        drop(relayed);
+        s.note(Sign::Asked);
+        s.let_go();
+        s.note(Sign::Begins);
+        assert_eq!((of(&a), activity(&ids[1])), ((0, 0, 0), None));
+        drop(s);
+        assert_eq!(of(&a), (0, 0, 0));
     }
 
     /// Hundreds of thousands are attached at a time.

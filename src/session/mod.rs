@@ -1,4 +1,4 @@
-//! Sessions: who is attached to which, where each went last, and how a parked link learns that a client comes back for
+//! Sessions: who is attached to which, whether a turn of it runs, where each went last, and how a parked link learns that a client comes back for
 //! one.
 //!
 //! What is known of servers is in `fleet`; nothing here does I/O.
@@ -8,8 +8,12 @@ mod attached;
 mod directory;
 mod handovers;
 mod pins;
+mod turn;
+mod usage;
 
 pub use directory::{Adopted, Attachment, Claim, Directory, PlacementGuard};
 pub use handovers::{Handover, Handovers, Keeper, Registered};
 pub use inbox::{Inbox, Subscriber};
 pub use pins::Pins;
+pub use turn::{Activity, Asks, Sign};
+pub use usage::Usage;

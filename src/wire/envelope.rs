@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::id::Id;
 use super::method::{Called, Method, Needs, Way, Where, may_be_prefix};
+use super::text::Text;
 use crate::runtime::account::{Owns, allocated};
 
 /// Longest session ID that is tracked; servers take about 200 bytes.
@@ -84,6 +85,37 @@ impl Kind {
     }
 }
 
+/// Longest type of an event that is told from others.
+pub const EVENT_BYTES_MAX: usize = 20;
+
+/// `params.event.type` of what a server says: those that tell whether a turn runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// `user.message`: a prompt is taken up.
+    UserMessage,
+    /// `assistant.turn_start`: the model is asked, once more perhaps.
+    TurnStart,
+    /// `session.idle`: everything is done.
+    Idle,
+    /// `session.shutdown`: the session is unloaded.
+    Shutdown,
+    /// Any other, or no text.
+    Other,
+}
+
+impl EventKind {
+    pub(super) fn of(text: &Text) -> Self {
+        match text.bytes() {
+            _ if text.is_over() => Self::Other,
+            b"user.message" => Self::UserMessage,
+            b"assistant.turn_start" => Self::TurnStart,
+            b"session.idle" => Self::Idle,
+            b"session.shutdown" => Self::Shutdown,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// What a frame says about its session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Named {
@@ -124,6 +156,8 @@ pub struct Envelope {
     pub options_session: Field,
     /// `params.kind`.
     pub kind: Kind,
+    /// `params.event.type`, in what a server sends.
+    pub event: Option<EventKind>,
     /// Whether a `result` or `error` member is there.
     pub is_answer: bool,
     /// Whether an `error` member is there.

@@ -1,6 +1,6 @@
 //! What a scan keeps of a value when it is complete, and what is wrong with it.
 
-use super::envelope::{BodyFault, Field, Kind, SessionId};
+use super::envelope::{BodyFault, EventKind, Field, Kind, SessionId};
 use super::id::{self, ID_BYTES_MAX, Id, Spelling};
 use super::key::{Key, NULL_ID, RESULT_IS, Scope, TWO_CANCELS, TWO_IDS};
 use super::method::Way;
@@ -24,6 +24,10 @@ impl Scan {
             return used;
         }
         self.mode = Mode::AfterValue;
+        if self.key == Key::EventType {
+            self.found.event = Some(EventKind::of(&self.text));
+            return used;
+        }
         let text = self.text.text();
         if self.key == Key::Version {
             if text != "2.0" {
@@ -51,7 +55,7 @@ impl Scan {
             Scope::Params => self.found.session = field,
             Scope::Options => self.found.options_session = field,
             Scope::Result => self.found.result_session = field,
-            Scope::Top | Scope::Error => {}
+            Scope::Top | Scope::Event | Scope::Error => {}
         }
         used
     }

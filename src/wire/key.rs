@@ -20,6 +20,8 @@ pub(super) enum Scope {
     Top,
     Params,
     Options,
+    /// `params.event`, in what servers send.
+    Event,
     Result,
     Error,
 }
@@ -30,7 +32,7 @@ impl Scope {
         match self {
             Self::Top => 1,
             Self::Params | Self::Result | Self::Error => 2,
-            Self::Options => 3,
+            Self::Options | Self::Event => 3,
         }
     }
 }
@@ -51,6 +53,8 @@ pub(super) enum Key {
     Cancels,
     Request,
     Kind,
+    Event,
+    EventType,
     Other,
 }
 
@@ -68,6 +72,8 @@ impl Key {
             (Scope::Params, b"id") => Self::Cancels,
             (Scope::Params, b"requestId") => Self::Request,
             (Scope::Params, b"kind") => Self::Kind,
+            (Scope::Params, b"event") => Self::Event,
+            (Scope::Event, b"type") => Self::EventType,
             (Scope::Params | Scope::Options | Scope::Result, b"sessionId") => Self::Session,
             (Scope::Result, b"protocolVersion") => Self::ProtocolVersion,
             (Scope::Error, b"code") => Self::Code,

@@ -13,7 +13,9 @@
 
 use crate::close::By;
 
-use super::envelope::{BodyFault, Envelope, METHOD_BYTES_MAX, SESSION_ID_BYTES_MAX};
+use super::envelope::{
+    BodyFault, EVENT_BYTES_MAX, Envelope, EventKind, METHOD_BYTES_MAX, SESSION_ID_BYTES_MAX,
+};
 use super::id::Id;
 use super::key::{ERROR, Key, METHOD, RESULT, Scope, TWO_CANCELS, TWO_IDS, VERSION};
 use super::text::{self, Text};
@@ -211,7 +213,7 @@ impl Scan {
         (self.scope, self.mode) = match self.scope {
             Scope::Top => (Scope::Top, Mode::End),
             Scope::Params | Scope::Result | Scope::Error => (Scope::Top, Mode::AfterValue),
-            Scope::Options => (Scope::Params, Mode::AfterValue),
+            Scope::Options | Scope::Event => (Scope::Params, Mode::AfterValue),
         };
     }
 
@@ -279,6 +281,21 @@ impl Scan {
             (Key::Params, b'{') => return self.enter(Scope::Params),
             (Key::Params, byte) if byte != b'n' => self.spoil_of_client(BodyFault::Params),
             (Key::Options, b'{') => return self.enter(Scope::Options),
+            (Key::Event, byte) if self.of == By::Backend => {
+                // Of two, the last counts, as it does for clients; it decides no route.
+                self.found.event = None;
+                if byte == b'{' {
+                    return self.enter(Scope::Event);
+                }
+            }
+            (Key::EventType, byte) => {
+                self.found.event = Some(EventKind::Other);
+                if byte == b'"' {
+                    self.text.begin(EVENT_BYTES_MAX);
+                    self.mode = Mode::KeptText;
+                    return 1;
+                }
+            }
             (Key::Result | Key::Error, byte) => {
                 self.answer(byte);
                 if byte == b'{' {

@@ -60,6 +60,33 @@ test('one client, sixty sessions, three servers: each history on exactly one', s
   assert.deepEqual(await each(names, 4, (id) => servers.live(id)), homes);
 });
 
+test('a turn makes its session busy, and idle again', sessionOnly, async (t) => {
+  const { model, at } = await scene(t);
+  const names = ids(3, 'busy');
+  const client = sdk(t, at.address);
+  const sessions = await Promise.all(names.map((id) => client.createSession({ ...offline(model), sessionId: id })));
+  const turns = async () => Promise.all(names.map(async (id) => (await at.route(id)).turn));
+  const total = async (field) => (await at.status()).backends.reduce((sum, backend) => sum + backend[field], 0);
+  const told = async () => [await total('sessions'), await total('sessions_busy'), await total('sessions_idle')];
+  assert.deepEqual([await turns(), await told()], [[null, null, null], [3, 0, 0]], 'nothing has told yet');
+  // As soon as the SDK has heard the end of a turn.
+  await turn(sessions[0], 'first');
+  assert.deepEqual([await turns(), await told()], [['idle', null, null], [3, 0, 1]]);
+  const ended = sessions.map((session) => new Promise((resolve) => { session.on('session.idle', resolve); }));
+  model.hold((said) => said === 'long');
+  await Promise.all(sessions.map((session) => session.send({ prompt: '[[long]]' })));
+  await until('every turn has reached the model', () => model.asked('long') === 3);
+  assert.deepEqual([await turns(), await told()], [['busy', 'busy', 'busy'], [3, 3, 0]]);
+  await sessions[1].abort();
+  await within('the end of the aborted turn', ended[1]);
+  assert.deepEqual([await turns(), await told()], [['busy', 'idle', 'busy'], [3, 2, 1]]);
+  model.release();
+  await within('the end of the others', Promise.all(ended));
+  assert.deepEqual([await turns(), await told()], [['idle', 'idle', 'idle'], [3, 0, 3]]);
+  assert.deepEqual(await client.stop(), []);
+  await until('nobody has them', async () => JSON.stringify(await told()) === '[0,0,0]');
+});
+
 test('two clients on one session see the same events', sessionOnly, async (t) => {
   const all = await scene(t);
   const { servers, model, at } = all;

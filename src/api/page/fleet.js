@@ -99,7 +99,7 @@ function writeBackend(parts, backend, old, seconds) {
   }
   const rate = (field) => old && seconds > 0 ? `${bytes(Math.max(0, backend[field] - old[field]) / seconds)}/s` : "";
   const values = [
-    [whole(backend.sessions), ""],
+    [whole(backend.sessions), backend.sessions_busy ? `${whole(backend.sessions_busy)} busy` : ""],
     [whole(backend.connections), ""],
     [bytes(backend.bytes_to_backend), rate("bytes_to_backend")],
     [bytes(backend.bytes_to_client), rate("bytes_to_client")],

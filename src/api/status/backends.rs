@@ -60,6 +60,12 @@ pub struct BackendStatus {
     pub connections: usize,
     /// Owned now.
     pub sessions: usize,
+    /// Those of them in which a turn runs.
+    #[serde(default)]
+    pub sessions_busy: usize,
+    /// Those of them in which none does. Of the others it is not known.
+    #[serde(default)]
+    pub sessions_idle: usize,
     /// Connections to it that processes before this one still carry.
     #[serde(default)]
     pub old_connections: usize,
@@ -196,6 +202,8 @@ impl BackendStatus {
             probe_seconds: standing.probe.map(|took| took.as_secs_f64()),
             connections: backend.connections(),
             sessions: backend.sessions(),
+            sessions_busy: backend.sessions_busy(),
+            sessions_idle: backend.sessions_idle(),
             old_connections: 0,
             old_sessions: 0,
             bytes_to_backend: backend.series().bytes_to_backend.get(),

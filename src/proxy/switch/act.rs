@@ -13,6 +13,7 @@ use crate::place::Refused;
 use crate::proxy::inlet::Frame;
 use crate::proxy::opening::learned;
 use crate::proxy::refusals::{NO_SESSION, plain};
+use crate::session::Asks;
 use crate::wire::method::{Effect, Timed};
 use crate::wire::{Id, Method, Named, Refusal, reply};
 
@@ -139,6 +140,7 @@ impl Switch<'_> {
             let Method { effect, timed, .. } = *method.known();
             self.balancer.metrics.requests_in_flight.inc();
             let mut flight = InFlight::new(at, session, effect, born, timed);
+            flight.asks = Asks::of(method.known());
             flight.deletes = frame.envelope.instead_of_prefix().is_some();
             self.table.depart(id.clone(), flight);
         }
@@ -151,6 +153,7 @@ impl Switch<'_> {
         };
         self.push_up(at, frame.bytes);
         if let Some(session) = released {
+            self.table.note_used(at, &session);
             self.table.release(&session);
         }
         true

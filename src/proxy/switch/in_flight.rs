@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use crate::runtime::account::{Account, HeldMap, Owns};
+use crate::session::Asks;
 use crate::wire::method::{Effect, Timed};
 use crate::wire::{Id, SessionId};
 
@@ -29,6 +30,8 @@ pub(super) struct InFlight {
     /// The beginning of its answer has passed.
     pub begun: bool,
     pub class: Timed,
+    /// What its answer will say of turns.
+    pub asks: Asks,
     pub since: Since,
     /// Its session's name is the one that the table of sessions holds.
     pub shared: bool,
@@ -54,8 +57,8 @@ impl Since {
 impl InFlight {
     /// A request that leaves now.
     pub(super) fn new(at: At, session: Option<SessionId>, effect: Effect, born: bool, class: Timed) -> Self {
-        let (deletes, begun, shared) = (false, false, false);
-        Self { at, session, effect, born, deletes, begun, class, since: Since::now(), shared }
+        let (deletes, begun, shared, asks) = (false, false, false, Asks::Nothing);
+        Self { at, session, effect, born, deletes, begun, class, asks, since: Since::now(), shared }
     }
 }
 

@@ -86,6 +86,9 @@ impl Switch<'_> {
         match piece {
             Piece::Frame(frame) => {
                 let fate = self.server_view(at).fate(&frame);
+                if frame.left == 0 {
+                    self.table.note_said(at, &frame.envelope);
+                }
                 self.carry(at, fate, frame);
             }
             Piece::More { bytes, end } => {
@@ -98,6 +101,7 @@ impl Switch<'_> {
                         self.fall_silent();
                     }
                     let fate = self.server_view(at).at_end(rest, &envelope);
+                    self.table.note_said(at, &envelope);
                     self.carried(at, fate, &envelope);
                 }
             }

@@ -8,7 +8,7 @@ use std::hash::Hash;
 
 use super::in_flight::At;
 use crate::runtime::account::{Account, HeldMap, Owns};
-use crate::session::Attachment;
+use crate::session::{Attachment, Sign};
 use crate::wire::SessionId;
 
 /// What a session takes in the directory.
@@ -116,18 +116,29 @@ impl Sessions {
         true
     }
 
-    /// One more request about a session is in flight; false if it is not bound.
-    pub(super) fn depart(&mut self, session: &SessionId) -> bool {
-        let Some(Binding::Bound { flights, .. }) = self.get_mut(session) else { return false };
+    /// One more request about a session is in flight, which says this of it; false if it is not bound.
+    pub(super) fn depart(&mut self, session: &SessionId, sign: Sign) -> bool {
+        let Some(Binding::Bound { flights, attachment, .. }) = self.get_mut(session) else { return false };
         *flights = flights.saturating_add(1);
+        note(attachment, sign);
         true
     }
 
-    /// One less; false if it is not bound.
-    pub(super) fn arrive(&mut self, session: &SessionId) -> bool {
-        let Some(Binding::Bound { flights, .. }) = self.get_mut(session) else { return false };
+    /// One less, whose answer says this of it; false if it is not bound.
+    pub(super) fn arrive(&mut self, session: &SessionId, sign: Sign) -> bool {
+        let Some(Binding::Bound { flights, attachment, .. }) = self.get_mut(session) else { return false };
         *flights = flights.saturating_sub(1);
+        note(attachment, sign);
         true
+    }
+
+    /// Takes note of what a frame between the client and an upstream says of a session there.
+    pub(super) fn note(&mut self, at: At, session: &SessionId, sign: Sign) {
+        if let Some(Binding::Bound { at: known, attachment, .. }) = self.get_mut(session)
+            && *known == at
+        {
+            note(attachment, sign);
+        }
     }
 
     pub(super) fn remove(&mut self, session: &SessionId) -> Option<Binding> {
@@ -181,6 +192,13 @@ impl Sessions {
     }
 }
 
+/// A session whose ID is too long to be tracked has no attachment.
+fn note(attachment: &mut Option<Attachment>, sign: Sign) {
+    if let Some(attachment) = attachment {
+        attachment.note(sign);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,13 +223,13 @@ mod tests {
         for id in &ids {
             assert!(sessions.get(id).is_some() && sessions.key(id) == Some(id));
             sessions.insert(id.clone(), bound(false));
-            assert!(sessions.set_attached(id, true) && sessions.depart(id));
+            assert!(sessions.set_attached(id, true) && sessions.depart(id, Sign::Nothing));
         }
         assert_eq!((sessions.len(), sessions.attached().count()), (1000, 1000));
         assert_eq!((account.bytes(), sessions.named_bytes()), (0, 0));
         assert!(sessions.account().bytes() > 1000 * (255 + OWNER_BYTES));
         for id in &ids {
-            assert!(sessions.set_attached(id, false) && sessions.arrive(id));
+            assert!(sessions.set_attached(id, false) && sessions.arrive(id, Sign::Nothing));
             assert!(matches!(sessions.get(id), Some(Binding::Bound { attached: false, flights: 0, .. })));
         }
         assert_eq!(sessions.account().bytes(), 0);

@@ -13,7 +13,7 @@ pub(super) use super::sessions::Binding;
 use super::sessions::Sessions;
 use crate::metrics::Outcome;
 use crate::runtime::account::Account;
-use crate::session::Attachment;
+use crate::session::{Attachment, Sign};
 use crate::wire::envelope::Field;
 use crate::wire::method::Effect;
 use crate::wire::{Envelope, Id, SessionId};
@@ -166,7 +166,7 @@ impl Table {
     /// Notes a request on its way.
     pub(super) fn depart(&mut self, id: Id, mut flight: InFlight) {
         if let Some(session) = &flight.session
-            && self.sessions.depart(session)
+            && self.sessions.depart(session, flight.asks.sent())
         {
             flight.session = self.sessions.key(session).cloned();
             flight.shared = true;
@@ -178,19 +178,33 @@ impl Table {
     pub(super) fn arrive(&mut self, id: &Id, outcome: Outcome) -> Option<InFlight> {
         let flight = self.flights.remove(id)?;
         if let Some(session) = &flight.session {
-            self.settle(session, if outcome == Outcome::Success { flight.effect } else { Effect::None });
+            let is_error = outcome != Outcome::Success;
+            let effect = if is_error { Effect::None } else { flight.effect };
+            self.settle(session, effect, flight.asks.answered(is_error));
         }
         Some(flight)
     }
 
-    fn settle(&mut self, session: &SessionId, effect: Effect) {
-        if !self.sessions.arrive(session) {
+    fn settle(&mut self, session: &SessionId, effect: Effect, sign: Sign) {
+        if !self.sessions.arrive(session, sign) {
             return;
         }
         if effect != Effect::None {
             self.sessions.set_attached(session, effect == Effect::Attach);
         }
         self.release(session);
+    }
+
+    /// Takes note of what a server says of a session.
+    pub(super) fn note_said(&mut self, at: At, envelope: &Envelope) {
+        if let (Field::Is(session), Some(sign)) = (&envelope.session, Sign::of_server(envelope)) {
+            self.sessions.note(at, session, sign);
+        }
+    }
+
+    /// Takes note of a client's frame about a session that waits for no answer.
+    pub(super) fn note_used(&mut self, at: At, session: &SessionId) {
+        self.sessions.note(at, session, Sign::Nothing);
     }
 
     /// Lets go of a session that this client neither holds nor waits for.

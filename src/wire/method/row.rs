@@ -161,6 +161,8 @@ pub struct Method {
     pub greets: bool,
     /// Whether servers send it to every connection, whoever is attached.
     pub broadcast: bool,
+    /// Whether its success unloads the session, whoever is attached.
+    pub unloads: bool,
     /// Whether a listener denies it by default: it binds, ends, changes or gives away a whole server.
     pub denied: bool,
 }
@@ -169,6 +171,11 @@ impl Method {
     /// Whether it opens a session again that the client has lost, or ends it: later requests are not about the lost one.
     pub fn revives(&self) -> bool {
         self.needs != Needs::Live && self.effect != Effect::None
+    }
+
+    /// Whether servers say by it what happens in a session: in its `params.event`.
+    pub fn is_event(&self) -> bool {
+        self.name == "session.event"
     }
 }
 
@@ -202,6 +209,7 @@ const fn method(name: &'static str, session: Where, class: Class) -> Method {
         instead: None,
         greets: false,
         broadcast: false,
+        unloads: false,
         denied: false,
     }
 }
@@ -257,6 +265,11 @@ pub(super) const fn opens(name: &'static str, session: Where, needs: Needs, time
 /// One after which the client is not attached to the session any more.
 pub(super) const fn leaves(name: &'static str) -> Method {
     Method { effect: Effect::Detach, ..lifecycle(name) }
+}
+
+/// One after which nobody is attached to it.
+pub(super) const fn unloads(name: &'static str) -> Method {
+    Method { unloads: true, ..leaves(name) }
 }
 
 /// One about a session that may be stored only, and that does not change who is attached.

@@ -3,8 +3,8 @@
 //! Classes are chosen as in `session`. Measured: reading stored sessions loads none, and `sessions.save` only writes.
 
 use super::row::{
-    Class, Merge, Method, Needs, Timed, Way, Where, denied, fleet, leaves, lifecycle, looks, of_stored, once,
-    opens, provider, read, server, several, state, unmovable,
+    Class, Merge, Method, Needs, Timed, Way, Where, denied, fleet, lifecycle, looks, of_stored, once, opens,
+    provider, read, server, several, state, unloads, unmovable,
 };
 
 /// Sorted by name.
@@ -39,10 +39,10 @@ pub(super) static ROWS: [Method; 67] = [
     provider("sessionFs.setProvider"),
     denied(several("sessions.bulkDelete", Class::Lifecycle)),
     fleet(Merge::InUse, several("sessions.checkInUse", Class::Read)),
-    leaves("sessions.close"),
+    unloads("sessions.close"),
     denied(unmovable("sessions.configureSessionExtensions")),
     opens("sessions.connect", Where::ParamsOrBorn, Needs::Live, Timed::Other),
-    of_stored(leaves("sessions.delete")),
+    of_stored(unloads("sessions.delete")),
     server("sessions.enrichMetadata"),
     looks("sessions.findByPrefix"),
     looks("sessions.findByTaskId"),

@@ -16,7 +16,7 @@
 
 use super::row::{
     Merge, Method, Needs, Timed, Way, Where, answer, denied, fleet, leaves, looks, of_stored, once, opens,
-    read, replayed, stored, turn, unmovable,
+    read, replayed, stored, turn, unloads, unmovable,
 };
 
 /// Sorted by name.
@@ -49,7 +49,7 @@ pub(super) static ROWS: [Method; 281] = [
     read("session.contentExclusion.checkPaths"),
     opens("session.create", Where::ParamsOrBorn, Needs::Nothing, Timed::Create),
     once("session.debug.collectLogs"),
-    Method { by_prefix: true, instead: Some("sessions.delete"), ..of_stored(leaves("session.delete")) },
+    Method { by_prefix: true, instead: Some("sessions.delete"), ..of_stored(unloads("session.delete")) },
     leaves("session.destroy"),
     leaves("session.detach"),
     unmovable("session.event"),
@@ -238,7 +238,7 @@ pub(super) static ROWS: [Method; 281] = [
     once("session.shell.exec"),
     once("session.shell.executeUserRequested"),
     once("session.shell.kill"),
-    Method { way: Way::Close, instead: Some("sessions.close"), ..leaves("session.shutdown") },
+    Method { way: Way::Close, instead: Some("sessions.close"), ..unloads("session.shutdown") },
     unmovable("session.skills.disable"),
     unmovable("session.skills.enable"),
     unmovable("session.skills.ensureLoaded"),

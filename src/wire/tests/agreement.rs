@@ -5,8 +5,8 @@ use serde_json::{Map, json};
 
 use super::*;
 
-/// The oracle: what a server would read.
-fn read(body: &[u8]) -> Envelope {
+/// The oracle: what the other side would read of what this peer sends.
+fn read(of: By, body: &[u8]) -> Envelope {
     let value: Value = serde_json::from_slice(body).unwrap();
     let field = |value: &Value| match value.as_str() {
         None | Some("") => Field::Absent,
@@ -19,6 +19,15 @@ fn read(body: &[u8]) -> Envelope {
         session: field(&value["params"]["sessionId"]),
         options_session: field(&value["params"]["options"]["sessionId"]),
         kind: value["params"]["kind"].as_str().map(Kind::of).unwrap_or_default(),
+        event: value["params"]["event"].get("type").filter(|_| of == By::Backend).map(|kind| {
+            match kind.as_str() {
+                Some("user.message") => EventKind::UserMessage,
+                Some("assistant.turn_start") => EventKind::TurnStart,
+                Some("session.idle") => EventKind::Idle,
+                Some("session.shutdown") => EventKind::Shutdown,
+                _ => EventKind::Other,
+            }
+        }),
         is_answer: value.get("result").is_some() || value.get("error").is_some(),
         is_error: value.get("error").is_some_and(|error| !error.is_null()),
         error_code: value["error"]["code"].as_i64().and_then(|code| code.try_into().ok()),
@@ -31,8 +40,8 @@ fn read(body: &[u8]) -> Envelope {
     }
 }
 
-fn scan(body: &[u8], pieces: &[usize]) -> Result<Envelope, BodyFault> {
-    let mut scan = Scan::default();
+fn scan(of: By, body: &[u8], pieces: &[usize]) -> Result<Envelope, BodyFault> {
+    let mut scan = Scan::of(of);
     let mut rest = body;
     for piece in pieces.iter().cycle() {
         let (now, later) = rest.split_at((*piece).min(rest.len()));
@@ -87,6 +96,8 @@ fn any_json() -> impl Strategy<Value = Value> {
         Just("id".to_owned()),
         Just("options".to_owned()),
         Just("kind".to_owned()),
+        Just("event".to_owned()),
+        Just("type".to_owned()),
         ".{0,20}",
     ];
     let leaf = prop_oneof![
@@ -114,19 +125,32 @@ fn any_text() -> impl Strategy<Value = Value> {
     prop_oneof![Just(Value::Null), Just(json!("")), ".{1,40}".prop_map(Value::from)]
 }
 
+fn any_kind() -> impl Strategy<Value = Value> {
+    let known = ["user.message", "assistant.turn_start", "session.idle", "session.shutdown"].map(Value::from);
+    let near =
+        ["session.idl", "session.idle\0", "assistant.turn_starts", "user.messag\u{e9}"].map(Value::from);
+    prop_oneof![
+        4 => prop::sample::select(known.to_vec()),
+        1 => prop::sample::select(near.to_vec()),
+        1 => any_json(),
+    ]
+}
+
 prop_compose! {
     fn any_body()(
         mut top in any_object(), mut params in any_object(), mut options in any_object(), mut result in any_object(),
-        method in ".{0,30}", session in any_text(), inner in any_text(), born in any_text(), version in any::<u16>(),
-        has in any::<u8>(),
+        mut event in any_object(), kind in any_kind(), method in ".{0,30}", session in any_text(), inner in any_text(), born in any_text(), version in any::<u16>(),
+        has in any::<u16>(),
     ) -> Value {
-        let put = |bit: u8, map: &mut Map<String, Value>, key: &str, value: Value| {
+        let put = |bit: u16, map: &mut Map<String, Value>, key: &str, value: Value| {
             map.remove(key);
             if has >> bit & 1 == 1 { map.insert(key.into(), value); }
         };
         put(0, &mut options, "sessionId", inner);
         put(1, &mut params, "sessionId", session);
         put(2, &mut params, "options", Value::from(options));
+        put(8, &mut event, "type", kind);
+        put(9, &mut params, "event", Value::from(event));
         params.remove("id");
         params.remove("requestId");
         put(3, &mut top, "params", Value::from(params));
@@ -150,10 +174,12 @@ proptest! {
         pieces in prop::collection::vec(1usize..9, 1..6),
     ) {
         let text = write(&body, escape, &space);
-        let expected = read(text.as_bytes());
-        let whole = scan(text.as_bytes(), &[usize::MAX]);
-        prop_assert_eq!(whole.as_ref(), Ok(&expected), "{}", text);
-        prop_assert_eq!(scan(text.as_bytes(), &pieces), Ok(expected), "{}", text);
+        for of in [By::Client, By::Backend] {
+            let expected = read(of, text.as_bytes());
+            let whole = scan(of, text.as_bytes(), &[usize::MAX]);
+            prop_assert_eq!(whole.as_ref(), Ok(&expected), "{}", text);
+            prop_assert_eq!(scan(of, text.as_bytes(), &pieces), Ok(expected), "{}", text);
+        }
     }
 
     #[test]
@@ -161,7 +187,9 @@ proptest! {
         body in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'"'), Just(b'{'), Just(b'\\'), Just(b':')], 0..80),
         pieces in prop::collection::vec(1usize..5, 1..4),
     ) {
-        prop_assert_eq!(scan(&body, &[usize::MAX]), scan(&body, &pieces));
+        for of in [By::Client, By::Backend] {
+            prop_assert_eq!(scan(of, &body, &[usize::MAX]), scan(of, &body, &pieces));
+        }
     }
 
     #[test]

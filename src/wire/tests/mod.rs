@@ -6,7 +6,7 @@ mod names;
 
 use serde_json::Value;
 
-use super::envelope::{BodyFault, Envelope, Field, Kind, Named};
+use super::envelope::{BodyFault, Envelope, EventKind, Field, Kind, Named};
 use super::{Scan, SessionId};
 use crate::close::By;
 

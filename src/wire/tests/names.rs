@@ -80,3 +80,45 @@ fn decoys_are_not_taken_and_escapes_are_read() {
     let long = format!(r#""method":"m","params":{{"sessionId":"{}"}}}}"#, "a".repeat(300));
     assert_eq!(named(&long), Named::Untracked(SessionId::new(&"a".repeat(256))));
 }
+
+#[test]
+fn events_are_told_apart_however_they_are_written() {
+    let event = |of: By, params: &str| {
+        let body = format!(r#"{{"params":{params},"method":"session.event","jsonrpc":"2.0"}}"#);
+        let whole = Scan::whole_of(of, body.as_bytes()).unwrap().event;
+        for at in 0..body.len() {
+            let mut scan = Scan::of(of);
+            let (one, two) = body.as_bytes().split_at(at);
+            scan.feed(one);
+            scan.feed(two);
+            assert_eq!(scan.finish().unwrap().event, whole, "{body} in two pieces, at {at}");
+        }
+        whole
+    };
+    for (params, expected) in [
+        (r#"{"event":{"type":"session.idle"}}"#, Some(EventKind::Idle)),
+        (
+            r#"{"event":{"data":{"type":"user.message"},"type":"session.idle","id":7},"x":1}"#,
+            Some(EventKind::Idle),
+        ),
+        (r#"{"event" : {"type" : "user.mess\u0061ge"},"sessionId":"s"}"#, Some(EventKind::UserMessage)),
+        (r#"{"\u0065vent":{"t\u0079pe":"assistant.turn_start"}}"#, Some(EventKind::TurnStart)),
+        (r#"{"event":{"type":"session.shutdown"}}"#, Some(EventKind::Shutdown)),
+        (r#"{"event":{"type":"assistant.turn_start_"}}"#, Some(EventKind::Other)),
+        (r#"{"event":{"type":"session.idle\u0000"}}"#, Some(EventKind::Other)),
+        (r#"{"event":{"type":null}}"#, Some(EventKind::Other)),
+        (r#"{"event":{"type":["session.idle"]}}"#, Some(EventKind::Other)),
+        (r#"{"event":{}}"#, None),
+        (r#"{"event":"session.idle"}"#, None),
+        (r#"{"event":[{"type":"session.idle"}]}"#, None),
+        (r#"{"type":"session.idle","options":{"event":{"type":"session.idle"}}}"#, None),
+        // Clients take the last of two.
+        (r#"{"event":{"type":"user.message"},"event":{"type":"session.idle"}}"#, Some(EventKind::Idle)),
+        (r#"{"event":{"type":"user.message","type":"session.idle"}}"#, Some(EventKind::Idle)),
+        (r#"{"event":{"type":"session.idle","type":7}}"#, Some(EventKind::Other)),
+        (r#"{"event":{"type":"session.idle"},"event":null}"#, None),
+    ] {
+        assert_eq!(event(By::Backend, params), expected, "{params}");
+        assert_eq!(event(By::Client, params), None, "{params}: no server asks what a client says of events");
+    }
+}

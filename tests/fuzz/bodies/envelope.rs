@@ -3,7 +3,8 @@
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
-use sessile::wire::envelope::{BodyFault, Envelope, Field};
+use sessile::close::By;
+use sessile::wire::envelope::{BodyFault, Envelope, EventKind, Field};
 use sessile::wire::{Id, Scan};
 
 /// JSON with every member of an object, doubles included.
@@ -169,6 +170,19 @@ fn compare(envelope: &Envelope, top: &Node) {
     assert_eq!(top.last("jsonrpc").and_then(Node::text), Some("2.0"));
 }
 
+/// Whoever is told of an event twice takes the last, and so does the scan of what a server says.
+fn compare_event(body: &[u8], top: &Node) {
+    let event = top.last("params").and_then(|params| params.last("event"));
+    let kind = event.and_then(|event| event.last("type")).map(|kind| match kind.text() {
+        Some("user.message") => EventKind::UserMessage,
+        Some("assistant.turn_start") => EventKind::TurnStart,
+        Some("session.idle") => EventKind::Idle,
+        Some("session.shutdown") => EventKind::Shutdown,
+        _ => EventKind::Other,
+    });
+    assert_eq!(Scan::whole_of(By::Backend, body).unwrap().event, kind);
+}
+
 /// The scan in pieces whose sizes come from the bytes themselves.
 fn in_pieces(body: &[u8]) -> Result<Envelope, (BodyFault, Option<Id>)> {
     let mut scan = Scan::default();
@@ -192,7 +206,10 @@ pub fn run(body: &[u8]) {
     }
     let Ok(top @ Node::Object(_)) = serde_json::from_slice::<Node>(body) else { return };
     match &scanned {
-        Ok(envelope) => compare(envelope, &top),
+        Ok(envelope) => {
+            compare(envelope, &top);
+            compare_event(body, &top);
+        }
         Err((fault, _)) => assert!(is_reason(*fault, &top), "{fault:?}, and there is no reason"),
     }
 }

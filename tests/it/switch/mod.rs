@@ -18,6 +18,7 @@ mod parting;
 mod slow;
 mod stalls;
 mod turns;
+mod usage;
 
 use std::time::Duration;
 

@@ -110,7 +110,7 @@ fn next_home(
             Err(Refused::unsure(snapshot, heard))
         }
         Decision::Refuse(Refusal::OwnerDown) if heard.found != Found::Unsure => {
-            Err(Refused::owner_down(&snapshot.config))
+            Err(Refused::held(snapshot, heard))
         }
         _ => Err(Refused::no_backend(snapshot)),
     }

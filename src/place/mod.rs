@@ -134,8 +134,9 @@ pub async fn route(balancer: &Balancer, session: &SessionId) -> Result<(Arc<Back
         (Decision::Refuse(Refusal::OwnerDown), None) if heard.found == Found::Unsure && snapshot.is_up() => {
             Err(Refused::unsure(&snapshot, &heard))
         }
-        (Decision::Refuse(Refusal::OwnerDown), owner) if owner.is_some() || snapshot.is_up() => {
-            Err(Refused::owner_down(&snapshot.config))
+        (Decision::Refuse(Refusal::OwnerDown), Some(_)) => Err(Refused::owner_down(&snapshot.config)),
+        (Decision::Refuse(Refusal::OwnerDown), None) if snapshot.is_up() => {
+            Err(Refused::held(&snapshot, &heard))
         }
         _ => Err(Refused::no_backend(&snapshot)),
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::locate::is_unasked;
-use crate::config::Config;
-use crate::fleet::Heard;
+use crate::config::{AdminState, Config};
+use crate::fleet::{Found, Heard};
 use crate::runtime::jitter::stretched;
 use crate::snapshot::Snapshot;
 use crate::wire::Refusal;
@@ -68,6 +68,22 @@ impl Refused {
         };
         let message = format!("a backend that may hold this session {why}: {}", silent.join(", "));
         Self::later(Refusal::OwnerDown, message, &snapshot.config)
+    }
+
+    /// The backend that has the session takes nobody now.
+    pub(super) fn held(snapshot: &Snapshot, heard: &Heard) -> Self {
+        let holder = match heard.found {
+            Found::Live(at) | Found::Stored(at) => snapshot.member(at),
+            Found::Unasked | Found::Nobody | Found::Unsure => None,
+        };
+        match holder {
+            Some(member) if member.state == AdminState::Maint => {
+                let message =
+                    format!("the backend that has this session is in maintenance: {}", member.backend.name());
+                Self::later(Refusal::OwnerDown, message, &snapshot.config)
+            }
+            Some(_) | None => Self::owner_down(&snapshot.config),
+        }
     }
 
     pub(super) fn owner_down(config: &Config) -> Self {

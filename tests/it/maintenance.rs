@@ -82,3 +82,22 @@ fn maintenance_ends_when_probes_and_the_operator_both_say_so() {
         assert_eq!(fleet.home(&held), 1);
     });
 }
+
+#[test]
+fn a_stored_session_of_a_server_in_maintenance_is_refused_and_told_why() {
+    run(async {
+        let fleet = Fleet::local(2).await;
+        let balancer = Balancer::start(&fleet.text()).await;
+        let session = balancer.sessions_at(0).next().unwrap();
+        let mut first = balancer.client().await;
+        first.create(&session).await;
+        first.turn(&session).await;
+        drop(first);
+        until("it has gone", || balancer.owner(&session).is_none()).await;
+        balancer.reloader().command("a", Maint).await.unwrap();
+        let mut other = balancer.client().await;
+        let refused = other.call("session.resume", serde_json::json!({ "sessionId": session })).await;
+        assert_eq!(refused["error"]["data"]["reason"], "owner_down");
+        assert_eq!(refused["error"]["message"], "the backend that has this session is in maintenance: a");
+    });
+}

@@ -90,27 +90,41 @@ impl Sessions {
             self.attached.insert(session, binding);
         } else {
             self.attached.remove(&session);
-            let account = &self.account;
-            self.named.get_or_insert_with(|| Box::new(HeldMap::new(account))).insert(session, binding);
+            self.insert_named(session, binding);
         }
     }
 
+    fn insert_named(&mut self, session: SessionId, binding: Binding) {
+        let account = &self.account;
+        self.named.get_or_insert_with(|| Box::new(HeldMap::new(account))).insert(session, binding);
+    }
+
     fn remove_named(&mut self, session: &SessionId) -> Option<Binding> {
-        let removed = self.named.as_mut()?.remove(session);
+        self.take_named(session).map(|(_, binding)| binding)
+    }
+
+    fn take_named(&mut self, session: &SessionId) -> Option<(SessionId, Binding)> {
+        let taken = self.named.as_mut()?.take(session);
         self.named.take_if(|named| named.is_empty());
-        removed
+        taken
     }
 
     /// From now on the client is attached to a session, or is not; whether it is bound at all.
     pub(super) fn set_attached(&mut self, session: &SessionId, is: bool) -> bool {
         let Some(Binding::Bound { attached, .. }) = self.get(session) else { return false };
-        if *attached != is {
-            let key = self.key(session).cloned();
-            if let (Some(key), Some(mut binding)) = (key, self.remove(session)) {
-                if let Binding::Bound { attached, .. } = &mut binding {
-                    *attached = is;
-                }
-                self.insert(key, binding);
+        if *attached == is {
+            return true;
+        }
+        let taken = if is { self.take_named(session) } else { self.attached.take(session) };
+        if let Some((key, mut binding)) = taken {
+            if let Binding::Bound { attached, .. } = &mut binding {
+                *attached = is;
+            }
+            // The other table has none of that name.
+            if is {
+                self.attached.insert(key, binding);
+            } else {
+                self.insert_named(key, binding);
             }
         }
         true

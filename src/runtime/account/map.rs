@@ -103,15 +103,23 @@ impl<K: Eq + Hash + Owns, V: Owns> HeldMap<K, V> {
         self.settle();
     }
 
-    /// Takes an entry out.
+    /// Takes an entry out: its value.
     pub fn remove<Q: Eq + Hash + ?Sized>(&mut self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+    {
+        self.take(key).map(|(_, value)| value)
+    }
+
+    /// Takes an entry out, with the key that is there.
+    pub fn take<Q: Eq + Hash + ?Sized>(&mut self, key: &Q) -> Option<(K, V)>
     where
         K: Borrow<Q>,
     {
         let (key, value) = self.map.remove_entry(key)?;
         self.owned = self.owned.saturating_sub(key.owns()).saturating_sub(value.owns());
         self.settle();
-        Some(value)
+        Some((key, value))
     }
 
     /// Takes out the entries that `takes`.

@@ -5,9 +5,10 @@ use super::downstream::Target;
 use super::in_flight::InFlight;
 use super::in_flight::{At, NOWHERE};
 use super::job;
-use super::plan::{No, Plan, View};
+use super::plan::{Facts, No, Plan, View};
 use super::table::Binding;
-use crate::fleet::Backend;
+use super::upstream::Upstream;
+use super::whole::instead;
 use crate::metrics::Outcome;
 use crate::place::Refused;
 use crate::proxy::inlet::Frame;
@@ -19,14 +20,26 @@ use crate::wire::{Id, Method, Named, Refusal, reply};
 
 impl Switch<'_> {
     /// What is known at this moment.
-    pub(super) fn view(&self) -> View<'_> {
+    pub(super) fn view(&self) -> View<'_, impl Iterator<Item = Facts> + Clone> {
+        let is_authenticated = self.state.handshake().is_authenticated();
+        let facts = move |(at, upstream): (At, &Upstream)| {
+            let backend = upstream.backend();
+            let (is_up, has_room) = (backend.is_up(), self.has_room(at, 0));
+            Facts {
+                at,
+                is_up,
+                may_hear: is_up && self.balancer.may_hear(backend, is_authenticated),
+                has_room,
+            }
+        };
         View {
             table: &self.table,
             waiting: &self.waiting,
             methods: &self.rules.listener().methods,
-            may_know: self.state.handshake().is_authenticated() || !self.balancer.demands_token(),
+            may_know: is_authenticated || !self.balancer.demands_token(),
             is_many: self.balancer.now().has_several(),
-            state_bytes: self.state.handshake().bytes(),
+            state: &self.state,
+            upstreams: self.upstreams.iter().map(facts),
         }
     }
 
@@ -35,31 +48,39 @@ impl Switch<'_> {
         if frame.left > 0 {
             self.client.set_rest(Some(Target::Nowhere));
         }
-        if let Plan::To(_) | Plan::Wait(_) | Plan::Place(_) | Plan::Whole(_) = plan
-            && frame.envelope.known().is_some_and(Method::revives)
-            && let Some(session) = frame.envelope.named().session()
-        {
-            self.table.revive(session);
-        }
         match plan {
             Plan::Drop => {}
             Plan::Refuse(no) => self.deny(&frame, &no),
             Plan::Answer(at) => self.answer_up(at, frame),
-            Plan::State => self.state_request(frame),
+            Plan::State { recalls, answers } => self.state_request(frame, recalls, *answers),
             Plan::Provide => self.provide(frame),
             Plan::Fleet(merge) => self.of_fleet(&frame, merge),
-            Plan::To(at) => {
-                self.forward(at, frame);
-            }
+            Plan::To(at) => self.forward(at, frame),
             Plan::Cancel(at) => self.push_up(at, frame.bytes),
             Plan::Wait(job) => self.wait(job, frame),
-            Plan::Any => self.forward_any(frame),
+            Plan::Scout => self.scout(frame),
             Plan::Place(named) => self.place(frame, &named),
-            Plan::Whole(session) => self.by_whole_id(frame, &session),
-            Plan::Close(then) => match Frame::instead(&frame.envelope).filter(|_| frame.left == 0) {
-                Some(closing) => self.act(*then, closing),
-                None => self.refuse(frame.envelope.id.as_ref(), &plain(Refusal::Malformed, NO_SESSION)),
-            },
+            Plan::Whole(session) => self.ask_whether_whole(frame, &session),
+            Plan::Close(then) => {
+                let closing = Frame::instead(&frame.envelope);
+                self.act_instead(*then, closing, &frame);
+            }
+            Plan::Instead(then) => {
+                let sent = instead(&frame);
+                self.act_instead(*then, sent, &frame);
+            }
+            Plan::Revive(session, then) => {
+                self.table.revive(&session);
+                self.act(*then, frame);
+            }
+        }
+    }
+
+    /// Does with the frame that is sent in another's place what is planned, if there is one.
+    fn act_instead(&mut self, plan: Plan, sent: Option<Frame>, asked: &Frame) {
+        match sent {
+            Some(sent) => self.act(plan, sent),
+            None => self.refuse(asked.envelope.id.as_ref(), &plain(Refusal::Malformed, NO_SESSION)),
         }
     }
 
@@ -93,50 +114,20 @@ impl Switch<'_> {
         self.wait(number, frame);
     }
 
-    /// To whatever upstream there is to a backend that is up; if there is none, one is fetched.
-    fn forward_any(&mut self, frame: Frame) {
-        if let Some(at) = self.any_up() {
-            self.forward(at, frame);
-            return;
-        }
-        let job = match self.waiting.scouting() {
-            Some(job) => job,
-            None => {
-                let (balancer, known) = (self.balancer.clone(), self.known());
-                self.send_out(|number| job::scout(&balancer, number, known))
-            }
-        };
+    /// Has the first upstream fetched, and keeps the frame until it is there.
+    fn scout(&mut self, frame: Frame) {
+        let (balancer, known) = (self.balancer.clone(), self.known());
+        let job = self.send_out(|number| job::scout(&balancer, number, known));
         self.waiting.set_scouting(Some(job));
         self.wait(job, frame);
     }
 
-    /// The upstream that answers what any can: one whose backend is up and may hear this client, and that takes what it is
-    /// sent if one does.
-    pub(super) fn any_up(&self) -> Option<At> {
-        let is_authenticated = self.state.handshake().is_authenticated();
-        let hears = |backend: &Backend| backend.is_up() && self.balancer.may_hear(backend, is_authenticated);
-        let up = || self.upstreams.iter().filter(|(_, upstream)| hears(upstream.backend())).map(|(at, _)| at);
-        let takes = |at: At| self.has_room(at, 0) && self.has_share(at);
-        up().find(|at| takes(*at)).or_else(|| up().next())
-    }
-
-    /// To an upstream; false if it is refused instead.
-    pub(super) fn forward(&mut self, at: At, frame: Frame) -> bool {
-        if let (Some(_), Some(id)) = (&frame.envelope.method, &frame.envelope.id)
-            && self.table.is_in_flight(id)
-        {
-            // Another with this id has been sent while this one waited.
-            self.refuse(Some(id), &plain(Refusal::Malformed, "a request with this id is in flight"));
-            return false;
-        }
+    /// To an upstream.
+    fn forward(&mut self, at: At, frame: Frame) {
         if let (Some(method), Some(id)) = (&frame.envelope.method, &frame.envelope.id) {
             let named = frame.envelope.named();
             let born = matches!(named, Named::Born | Named::Unsaid);
             let session = named.session().cloned();
-            if let Some(refused) = self.is_beyond_share(at, id, session.as_ref()) {
-                self.refuse(Some(id), &refused);
-                return false;
-            }
             let Method { effect, timed, .. } = *method.known();
             self.balancer.metrics.requests_in_flight.inc();
             let mut flight = InFlight::new(at, session, effect, born, timed);
@@ -156,7 +147,6 @@ impl Switch<'_> {
             self.table.note_used(at, &session);
             self.table.release(&session);
         }
-        true
     }
 
     pub(super) fn wait(&mut self, job: u64, frame: Frame) {
@@ -178,32 +168,25 @@ impl Switch<'_> {
     }
 
     /// A state request: one upstream answers the client, the others are told and their answers swallowed.
-    fn state_request(&mut self, frame: Frame) {
+    fn state_request(&mut self, frame: Frame, recalls: bool, answers: Plan) {
         if let Some(id) = frame.envelope.id.clone() {
             let state = match self.new_state(&frame, id.clone()) {
                 Ok(state) => state,
                 Err(refused) => return self.refuse(Some(&id), &refused),
             };
-            if state.is_connect()
-                && self.is_new()
+            if recalls
                 && let Some(greeting) = learned::recall(&self.balancer, &self.config, state.body(), &id)
             {
                 self.state.recalled(state, greeting.protocol_version);
                 return self.say_own(greeting.frame);
             }
-            let answers = self.any_up();
-            let others: Vec<At> = self.upstreams.numbers().filter(|at| Some(*at) != answers).collect();
+            let others: Vec<At> = self.upstreams.numbers().filter(|at| answers != Plan::To(*at)).collect();
             let own = format!("\"sessile-{}\"", self.waiting.last_job());
             self.push_up_all(others, reply::with_id(frame.body(), id.span(), own.as_bytes()));
             self.state.open(id, state, self.config.timeouts.rehome);
             self.barred = true;
         }
-        self.forward_any(frame);
-    }
-
-    /// Whether no server has been told anything of this client, nor is one being looked for.
-    fn is_new(&self) -> bool {
-        self.upstreams.is_empty() && self.waiting.scouting().is_none() && self.state.handshake().is_empty()
+        self.act(answers, frame);
     }
 
     /// Notes a request that is not on one upstream.

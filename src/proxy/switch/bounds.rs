@@ -11,7 +11,7 @@ use crate::proxy::inlet::Frame;
 use crate::proxy::queue::Queued;
 use crate::proxy::refusals::too_much;
 use crate::runtime::account::Held;
-use crate::wire::{Id, Refusal, SessionId, reply};
+use crate::wire::{Id, reply};
 
 /// What is read at once for a client that holds as much as its share.
 const READ_BYTES_MIN: usize = 8 * 1024;
@@ -66,22 +66,6 @@ impl Switch<'_> {
                 upstream.push(Queued::counted(shared.clone(), None));
             }
         }
-    }
-
-    /// Why an upstream may not have one more request beside those that it has in flight, if so: its backend answers too few of
-    /// them. State requests come one at a time.
-    pub(super) fn is_beyond_share(&self, at: At, id: &Id, session: Option<&SessionId>) -> Option<Refused> {
-        let is_state = self.state.open_id() == Some(id);
-        if is_state || self.table.may_depart_to(at, id, session, self.state.handshake().bytes()) {
-            return None;
-        }
-        let message = "too many requests of this client wait for answers of this backend";
-        Some(Refused::later(Refusal::Limit, message, &self.config))
-    }
-
-    /// Whether an upstream may have one more small request in flight.
-    pub(super) fn has_share(&self, at: At) -> bool {
-        self.table.has_share(at, self.state.handshake().bytes())
     }
 
     /// Tells servers that the client will not answer what they asked first, if it owes too many answers.

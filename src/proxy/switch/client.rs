@@ -161,21 +161,16 @@ impl Switch<'_> {
             Plan::Drop | Plan::Refuse(_) | Plan::Fleet(_) => None,
             Plan::Answer(at) | Plan::To(at) | Plan::Cancel(at) => self.full(*at, bytes),
             // An upstream on its way would not be told.
-            Plan::State | Plan::Provide if !self.waiting.is_empty() || !self.providers.is_idle() => {
+            Plan::State { .. } | Plan::Provide if !self.waiting.is_empty() || !self.providers.is_idle() => {
                 Some(Bar::Wait)
             }
-            Plan::State | Plan::Provide => {
+            Plan::State { .. } | Plan::Provide => {
                 let full = self.upstreams.numbers().find(|at| !self.has_room(*at, bytes))?;
                 self.upstreams.get_mut(full)?.note_full();
                 Some(Bar::Full(full))
             }
             Plan::Wait(job) => wait(self.waiting.is_crowded(*job)),
-            Plan::Any => match (self.any_up(), self.waiting.scouting()) {
-                (Some(at), _) => self.full(at, bytes),
-                (None, Some(job)) => wait(self.waiting.is_crowded(job)),
-                (None, None) => wait(!self.providers.is_idle()),
-            },
-            Plan::Place(_) => wait(!self.providers.is_idle()),
+            Plan::Scout | Plan::Place(_) => wait(!self.providers.is_idle()),
             Plan::Whole(session) => match self.table.binding(session) {
                 Some(Binding::Bound { at, .. }) => {
                     let at = *at;
@@ -184,7 +179,7 @@ impl Switch<'_> {
                 Some(Binding::Placing(job)) => wait(self.waiting.is_crowded(*job)),
                 None => wait(!self.providers.is_idle()),
             },
-            Plan::Close(then) => self.bar(then, bytes),
+            Plan::Close(then) | Plan::Instead(then) | Plan::Revive(_, then) => self.bar(then, bytes),
         }
     }
 

@@ -6,6 +6,7 @@ use super::Switch;
 use super::downstream::Target;
 use super::in_flight::At;
 use super::job::{Event, Known};
+use super::plan::Plan;
 use super::table::Binding;
 use super::upstream::Upstream;
 use super::waiting::Waiter;
@@ -14,8 +15,6 @@ use crate::config::OnDown;
 use crate::fleet::Health;
 use crate::link::Link;
 use crate::place::{InUse, Placed, Refused};
-use crate::proxy::inlet::Frame;
-use crate::proxy::refusals::plain;
 use crate::session::Subscriber;
 use crate::wire::{Refusal, SessionId};
 
@@ -131,7 +130,14 @@ impl Switch<'_> {
         let mut taken = true;
         for waiter in waiting.into_pieces() {
             match waiter {
-                Waiter::Frame(frame) => taken = self.forward_late(at, *frame),
+                Waiter::Frame(frame) => {
+                    let plan = self.view().plan_late(at, &frame.envelope);
+                    taken = plan == Plan::To(at);
+                    if !taken {
+                        self.state.give_up(frame.envelope.id.as_ref());
+                    }
+                    self.act(plan, *frame);
+                }
                 Waiter::More(bytes) if taken => self.push_up(at, bytes),
                 Waiter::More(_) => {}
             }
@@ -143,17 +149,6 @@ impl Switch<'_> {
         };
         self.client.set_rest(after);
         self.begin();
-    }
-
-    /// To an upstream, unless meanwhile others have taken the room that the request needs; false if it is refused instead.
-    fn forward_late(&mut self, at: At, frame: Frame) -> bool {
-        let Some(why) = self.view().is_too_much(&frame.envelope) else {
-            return self.forward(at, frame);
-        };
-        let id = frame.envelope.id.as_ref();
-        self.state.give_up(id);
-        self.refuse(id, &plain(Refusal::Limit, why));
-        false
     }
 
     /// Refuses what waited for a job.

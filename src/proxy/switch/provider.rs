@@ -59,14 +59,7 @@ impl Providers {
 impl Switch<'_> {
     /// Makes sure that there is an upstream to every server, then calls them all.
     pub(super) fn provide(&mut self, frame: Frame) {
-        let Some(id) = frame.envelope.id.clone().filter(|_| frame.left == 0) else {
-            let refused = Refused {
-                refusal: Refusal::Limit,
-                message: "the frame is too long".into(),
-                retry_after: None,
-            };
-            return self.refuse(frame.envelope.id.as_ref(), &refused);
-        };
+        let Some(id) = frame.envelope.id.clone() else { return };
         let state = match self.new_state(&frame, id.clone()) {
             Ok(state) => state,
             Err(refused) => return self.refuse(Some(&id), &refused),

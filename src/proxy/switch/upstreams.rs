@@ -50,7 +50,7 @@ impl Upstreams {
         self.by_number.get_mut(&at).map(|upstream| &mut **upstream)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (At, &Upstream)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (At, &Upstream)> + Clone {
         self.by_number.iter().map(|(at, upstream)| (*at, &**upstream))
     }
 
@@ -66,10 +66,6 @@ impl Upstreams {
     /// Their numbers.
     pub(super) fn numbers(&self) -> impl Iterator<Item = At> {
         self.by_number.keys().copied()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.by_number.is_empty()
     }
 
     /// The one to a backend.

@@ -10,7 +10,7 @@ use super::arrive::{Arrived, Incoming, arrive};
 use super::inlet::Inlet;
 use super::opening::Opening;
 use super::opening::rehome::Opened;
-use super::park::{Parked, park};
+use super::park::{Parked, ParkedSessions, park};
 use super::queue::Queue;
 use super::relay::Relay;
 use super::relay::direction::{Direction, Tally};
@@ -224,8 +224,8 @@ fn carry<'a>(
             let Ends { backend: stream, owned, .. } = ends;
             let id = record.session().or_else(|| owned.get().map(|attachment| attachment.session())).cloned();
             let attachment = owned.into_inner().map(|attachment| *attachment);
-            let sessions = id.map(|id| (id, attachment)).into_iter().collect();
             let account = balancer.memory.account();
+            let sessions = ParkedSessions::new(&account, id.map(|id| (id, attachment)).into_iter().collect());
             let inlet = Inlet::resumed(By::Backend, walks.1, account.charge());
             park(balancer, Parked { stream, inlet, out: Queue::new(&account), sessions });
         }

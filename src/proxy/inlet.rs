@@ -142,6 +142,8 @@ impl Inlet {
         let granted = self.charge.resize(bytes);
         if !granted {
             self.charge.force(bytes);
+            // A buffer that has grown may have room for twice of what it holds.
+            self.is_loose |= self.unread.capacity() / 2 > self.unread.len().saturating_mul(5) / 8;
         }
         granted
     }

@@ -26,6 +26,7 @@ use crate::close::By;
 use crate::config::Config;
 use crate::fleet::{Backend, Leased, Question, Said};
 use crate::net::{READ_BYTES_MAX, Stream};
+use crate::runtime::account::{Account, Charge, Owns};
 use crate::session::{Attachment, Handover, Keeper, Registered};
 use crate::wire::{SessionId, reply};
 
@@ -36,6 +37,9 @@ const TOGETHER_MAX: usize = 16;
 /// Errors for the server that it has not taken; more, and it is not worth waiting for.
 const QUEUE_BYTES_MAX: usize = 64 * 1024;
 
+/// What a session of a parked link takes beside its name.
+const SESSION_BYTES: usize = 320;
+
 /// The id under which a parked link leaves a session.
 const LEAVES: &str = "sessile-leave";
 
@@ -44,8 +48,50 @@ pub(super) struct Parked {
     pub(super) stream: Leased,
     pub(super) inlet: Inlet,
     pub(super) out: Queue,
-    /// The sessions the client was attached to there.
-    pub(super) sessions: Vec<(SessionId, Option<Attachment>)>,
+    pub(super) sessions: ParkedSessions,
+}
+
+/// The sessions that a client was attached to on a parked link.
+pub(super) struct ParkedSessions {
+    all: Vec<ParkedSession>,
+    /// For them, their places in the directory and among the handovers: the client's books are closed.
+    charge: Charge,
+}
+
+type ParkedSession = (SessionId, Option<Attachment>);
+
+impl ParkedSessions {
+    /// These. They are there already, and stay whether there is room or not.
+    pub(super) fn new(account: &Account, all: Vec<ParkedSession>) -> Self {
+        let mut sessions = Self { all, charge: account.apart().charge() };
+        sessions.settle();
+        sessions
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    fn position(&self, session: &SessionId) -> Option<usize> {
+        self.all.iter().position(|(known, _)| known == session)
+    }
+
+    fn retain(&mut self, stays: impl FnMut(&ParkedSession) -> bool) {
+        self.all.retain(stays);
+        self.settle();
+    }
+
+    fn take(&mut self, at: usize) -> ParkedSession {
+        let taken = self.all.swap_remove(at);
+        self.settle();
+        taken
+    }
+
+    fn settle(&mut self) {
+        let bytes = self.all.iter().map(|(session, _)| session.owns().saturating_add(SESSION_BYTES));
+        self.charge.force(bytes.fold(0, usize::saturating_add));
+        self.charge.tell();
+    }
 }
 
 /// One more parked link while it lives.
@@ -77,7 +123,7 @@ pub(super) fn park(balancer: &Arc<Balancer>, parked: Parked) {
         tracing::warn!("limits.parked is reached: turns of a vanished client are given up");
         return;
     };
-    let sessions = parked.sessions.iter().map(|(session, _)| session.clone()).collect();
+    let sessions = parked.sessions.all.iter().map(|(session, _)| session.clone()).collect();
     let asked = balancer.handovers.register(sessions);
     start(Keeping { place, config, end: Box::pin(tokio::time::sleep(linger)), parked, asked: Some(asked) });
 }
@@ -108,7 +154,7 @@ async fn keep(mut keeping: Keeping) {
         let turns = async {
             retain_running(&backend, sessions, config.timeouts.locate).await;
             if !std::mem::replace(&mut told, true) && !sessions.is_empty() {
-                tracing::info!(backend = %backend.name(), sessions = sessions.len(), "a vanished client's turns go on");
+                tracing::info!(backend = %backend.name(), sessions = sessions.all.len(), "a vanished client's turns go on");
             }
             while !sessions.is_empty() {
                 tokio::time::sleep(INTERVAL).await;
@@ -150,9 +196,9 @@ async fn hand_over(
     handover: Handover,
 ) {
     let Handover { session, keeper, done } = handover;
-    let at = parked.sessions.iter().position(|(known, _)| *known == session);
+    let at = parked.sessions.position(&session);
     // The last one leaves its place to the keeper: for a moment there is one more.
-    let max = if parked.sessions.len() == 1 { None } else { config.limits.parked };
+    let max = if parked.sessions.all.len() == 1 { None } else { config.limits.parked };
     let (Some(at), Some(place)) = (at, Place::take(balancer, max)) else {
         drop(done.send(keeper));
         return;
@@ -172,13 +218,14 @@ async fn hand_over(
             break;
         }
     }
-    let (session, attachment) = parked.sessions.swap_remove(at);
+    let (session, attachment) = parked.sessions.take(at);
     if let Some(Keeper { stream, unread }) = keeper {
         tracing::info!(%session, backend = %stream.backend().name(), "somebody comes back to a vanished client's session");
         let account = balancer.memory.account();
         let inlet = Inlet::new(By::Backend, unread, account.charge());
         let out = Queue::new(&account);
-        let parked = Parked { stream, inlet, out, sessions: vec![(session, attachment)] };
+        let sessions = ParkedSessions::new(&account, vec![(session, attachment)]);
+        let parked = Parked { stream, inlet, out, sessions };
         let end = Box::pin(tokio::time::sleep_until(end.deadline()));
         start(Keeping { place, config: Arc::clone(config), end, parked, asked: None });
     }
@@ -188,14 +235,10 @@ async fn hand_over(
 /// Lets go of sessions in which no turn goes on, and of those another holder wants to move. They are asked for few at a
 /// time, so that clients that leave at once take turns. One that nothing is said of in time stays, unless the backend
 /// cannot be asked.
-async fn retain_running(
-    backend: &Backend,
-    sessions: &mut Vec<(SessionId, Option<Attachment>)>,
-    patience: Duration,
-) {
+async fn retain_running(backend: &Backend, sessions: &mut ParkedSessions, patience: Duration) {
     sessions.retain(|(_, attachment)| attachment.as_ref().is_none_or(|attachment| !attachment.is_leaving()));
-    let mut go_on = Vec::with_capacity(sessions.len());
-    for some in sessions.chunks(TOGETHER_MAX) {
+    let mut go_on = Vec::with_capacity(sessions.all.len());
+    for some in sessions.all.chunks(TOGETHER_MAX) {
         let asked = some.iter().map(|(session, _)| backend.ask_in_turn(Question::Live(session), patience));
         go_on.extend(join_all(asked).await.iter().map(is_running));
     }
@@ -263,6 +306,20 @@ mod tests {
     use super::*;
     use crate::net::tests::plain_pair;
     use crate::runtime::account::Budget;
+
+    #[test]
+    fn sessions_of_a_parked_link_are_counted_until_they_go() {
+        let account = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None).account();
+        let all = (0..100).map(|n| (SessionId::new(&format!("{n:0>200}")), None)).collect();
+        let mut sessions = ParkedSessions::new(&account, all);
+        let each = sessions.charge.bytes() / 100;
+        assert!(each > 200 + SESSION_BYTES, "{each} bytes");
+        let at = sessions.position(&SessionId::new(&format!("{:0>200}", 7))).unwrap();
+        drop(sessions.take(at));
+        assert_eq!(sessions.charge.bytes(), 99 * each);
+        sessions.retain(|(session, _)| session.as_str().ends_with('3'));
+        assert_eq!(sessions.charge.bytes(), 10 * each);
+    }
 
     #[tokio::test]
     async fn what_a_server_says_to_nobody_is_not_held_however_long_it_is() {

@@ -212,9 +212,14 @@ impl Account {
         bytes.saturating_sub(self.0.share_bytes)
     }
 
+    /// Whether none of `more` bytes would be large.
+    pub fn is_within_share(&self, more: usize) -> bool {
+        self.bytes().saturating_add(more) <= self.0.share_bytes
+    }
+
     /// Whether `more` bytes would be granted now, and none of them be large.
     pub fn has_share(&self, more: usize) -> bool {
-        self.bytes().saturating_add(more) <= self.0.share_bytes && self.has_room(more)
+        self.is_within_share(more) && self.has_room(more)
     }
 
     /// Bytes held.
@@ -323,6 +328,11 @@ impl<T> Held<T> {
     /// The value, and what it is charged.
     pub fn into_parts(self) -> (T, Charge) {
         (self.value, self.charge)
+    }
+
+    /// The value, which is held no longer.
+    pub fn into_value(self) -> T {
+        self.value
     }
 
     /// A value that is charged already.

@@ -60,6 +60,16 @@ pub enum Field {
     Long(SessionId),
 }
 
+impl Field {
+    /// What is kept of it.
+    fn id(&self) -> Option<&SessionId> {
+        match self {
+            Self::Absent => None,
+            Self::Is(session) | Self::Long(session) => Some(session),
+        }
+    }
+}
+
 /// `params.kind`: of `sessions.open`, which session it opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Kind {
@@ -172,6 +182,22 @@ pub struct Envelope {
     pub result_session: Field,
     /// `result.protocolVersion` as written.
     pub protocol_version: Option<Box<[u8]>>,
+}
+
+/// A client may have every one of them kept.
+impl Owns for Envelope {
+    fn owns(&self) -> usize {
+        let fields = [&self.session, &self.options_session, &self.request, &self.result_session];
+        let ids = [&self.id, &self.cancels].into_iter().flatten().map(Owns::owns);
+        let version = self.protocol_version.as_ref().map_or(0, |version| allocated(version.len()));
+        let method = self.method.as_ref().map_or(0, Owns::owns);
+        fields
+            .into_iter()
+            .filter_map(Field::id)
+            .map(Owns::owns)
+            .chain(ids)
+            .fold(version.saturating_add(method), usize::saturating_add)
+    }
 }
 
 impl Envelope {

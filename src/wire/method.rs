@@ -12,6 +12,7 @@ mod row;
 mod server;
 mod session;
 
+use crate::runtime::account::{Owns, allocated};
 pub use row::{Class, Effect, Merge, Method, Needs, Timed, Way, Where};
 use server::FAMILIES;
 
@@ -53,6 +54,15 @@ impl Called {
         match &self.0 {
             Name::Own(known) => known,
             Name::Other(other) => other.0,
+        }
+    }
+}
+
+impl Owns for Called {
+    fn owns(&self) -> usize {
+        match &self.0 {
+            Name::Own(_) => 0,
+            Name::Other(other) => allocated(size_of_val(&**other)).saturating_add(allocated(other.1.len())),
         }
     }
 }

@@ -20,6 +20,7 @@ mod crowd;
 mod descriptors;
 mod herd;
 mod logs;
+mod memory;
 mod process;
 mod restart;
 mod watch;

@@ -223,7 +223,8 @@ impl Process {
         }
     }
 
-    fn proc(&self, file: &str) -> PathBuf {
+    /// A file that the kernel has of it.
+    pub fn proc(&self, file: &str) -> PathBuf {
         Path::new("/proc").join(self.child.id().to_string()).join(file)
     }
 

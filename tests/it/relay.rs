@@ -108,6 +108,32 @@ fn a_server_sees_how_its_client_ended() {
 }
 
 #[test]
+fn who_has_left_a_server_that_takes_nothing_is_let_go_of_after_user_timeout() {
+    run(async {
+        let mut wire = Wire::start().await;
+        let text = wire.text().set("timeouts.user_timeout", "\"1s\"").set("timeouts.half_close", "\"0s\"");
+        let balancer = Balancer::start(&text).await;
+        let much = vec![b'x'; 64 << 20];
+        for resets in [false, true] {
+            let (mut client, home) = wire.pair(&balancer).await;
+            let backend = balancer.backend("wire");
+            let before = backend.series().bytes_to_backend.get();
+            tokio::select! {
+                _ = client.stream().write_all(&much) => panic!("nobody reads as much"),
+                () = until("some of it is carried", || backend.series().bytes_to_backend.get() > before + 100_000) => {}
+            }
+            if resets {
+                client.reset();
+            } else {
+                drop(client);
+            }
+            until("it is let go of", || balancer.active() == 0).await;
+            drop(home);
+        }
+    });
+}
+
+#[test]
 fn a_server_that_never_closes_is_left_after_half_close() {
     run(async {
         let fleet = Fleet::local(1).await;

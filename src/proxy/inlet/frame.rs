@@ -47,9 +47,7 @@ impl Frame {
 
     /// What it takes where it has to wait.
     pub(in crate::proxy) fn takes(&self) -> usize {
-        let id = self.envelope.id.as_ref().map_or(0, Owns::owns);
-        let name = self.envelope.named().session().map_or(0, Owns::owns);
-        let owns = allocated(self.bytes.len()).saturating_add(id).saturating_add(name);
+        let owns = allocated(self.bytes.len()).saturating_add(self.envelope.owns());
         owns.saturating_add(allocated(size_of::<Self>()))
     }
 

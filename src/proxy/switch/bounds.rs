@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::in_flight::At;
-use super::{QUEUE_BYTES_MAX, Switch};
+use super::{QUEUE_BYTES_MAX, READ_BYTES_MIN, Switch};
 use crate::link::StateFrame;
 use crate::net::READ_BYTES_MAX;
 use crate::place::Refused;
@@ -13,8 +13,6 @@ use crate::proxy::refusals::too_much;
 use crate::runtime::account::Held;
 use crate::wire::{Id, reply};
 
-/// What is read at once for a client that holds as much as its share.
-const READ_BYTES_MIN: usize = 8 * 1024;
 /// What all upstreams of a client may be owed in any case, however much it or others hold: that, or one usual frame.
 const OWED_BYTES_FREE: usize = 32 * 1024;
 /// So may each be that has taken everything else: the others must not keep requests from it.
@@ -68,9 +66,12 @@ impl Switch<'_> {
         }
     }
 
-    /// Tells servers that the client will not answer what they asked first, if it owes too many answers.
-    pub(super) fn give_up_asked(&mut self) {
-        while let Some(asked) = self.table.asked_mut().give_up_oldest() {
+    /// Makes room for one more request of a server: tells servers that the client will not answer what they asked first, if it
+    /// owes too many answers.
+    pub(super) fn give_up_asked(&mut self, for_id: &Id) {
+        while !self.table.asked().has_room(for_id)
+            && let Some(asked) = self.table.asked_mut().give_up_oldest()
+        {
             self.refuse_up(asked.at, &asked.id);
         }
     }

@@ -11,10 +11,10 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use super::QUEUE_BYTES_MAX;
 use super::in_flight::At;
 use super::stall::Delay;
 use super::waiting::{DEPARTURES_BYTES, FREE_BYTES};
+use super::{QUEUE_BYTES_MAX, READ_BYTES_MIN};
 use crate::close::By;
 use crate::config::Timeouts;
 use crate::net::{READ_BYTES_MAX, Stream};
@@ -98,9 +98,12 @@ impl Downstream {
         self.inlet.next(bytes_max)
     }
 
-    /// Reads once; 0 at the end.
+    /// Reads once; 0 at the end. What has come is held whether there is room or not, so little is read where there is none.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let read = self.inlet.poll_fill(&mut self.socket, cx, READ_BYTES_MAX);
+        let account = self.inlet.account();
+        let has_room = account.is_within_share(READ_BYTES_MAX) || account.has_room(READ_BYTES_MAX);
+        let most = if has_room { READ_BYTES_MAX } else { READ_BYTES_MIN };
+        let read = self.inlet.poll_fill(&mut self.socket, cx, most);
         if matches!(read, Poll::Ready(Ok(0))) {
             self.ended = true;
             self.deadline = None;

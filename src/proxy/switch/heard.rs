@@ -166,7 +166,7 @@ impl Switch<'_> {
     /// Takes a new link into service.
     pub(super) fn install(&mut self, link: Link, in_use: Option<InUse>) -> At {
         let upstream = Upstream::new(link, in_use, &self.balancer, self.client.account());
-        let at = self.upstreams.insert(upstream);
+        let at = self.upstreams.insert(upstream, self.table.sessions_account());
         // Its backend may have gone down while it was greeted.
         self.attend(at, Health::Unknown);
         at

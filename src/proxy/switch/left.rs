@@ -5,6 +5,8 @@ use crate::runtime::account::{Account, HeldMap, Owns};
 
 /// Bounds them: seven eighths of a power of two, as a table is full then. What a further one sends is passed on.
 const LEFT_MAX: usize = 14 * 1024;
+/// What they may take in any case, however much the client or others hold.
+const LEFT_BYTES_FREE: usize = 4 * 1024;
 
 /// Sessions that the client has left on upstreams that stay, until their backends have answered that: by the hash of both.
 #[derive(Debug)]
@@ -32,7 +34,8 @@ impl Left {
     /// One more: its backend will answer once more.
     pub(super) fn add(&mut self, key: u64, at: At) {
         let answers = self.0.get(&key).map_or(0, |leaving| leaving.answers).saturating_add(1);
-        if answers > 1 || self.0.len() < LEFT_MAX {
+        let has_room = || self.0.len() < LEFT_MAX && self.0.has_room_for_one(LEFT_BYTES_FREE);
+        if answers > 1 || has_room() {
             self.0.insert(key, Leaving { at, answers });
         }
     }

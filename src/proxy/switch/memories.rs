@@ -11,6 +11,8 @@ const PAST_MAX: usize = 448;
 const INFERENCES_MAX: usize = 896;
 /// Sessions whose backend was lost: seven eighths of a power of two, as a table is full then.
 const LOST_MAX: usize = 14 * 1024;
+/// What they may take in any case, however much the client or others hold.
+const LOST_BYTES_FREE: usize = 4 * 1024;
 
 /// What is remembered.
 #[derive(Debug, Default)]
@@ -106,7 +108,7 @@ impl Memories {
     /// A session's backend was lost.
     pub(super) fn lose(&mut self, account: &Account, session: u64) {
         let lost = &mut self.kinds(account).lost;
-        if lost.len() < LOST_MAX {
+        if lost.len() < LOST_MAX && lost.has_room_for_one(LOST_BYTES_FREE) {
             lost.insert(session, ());
         }
     }

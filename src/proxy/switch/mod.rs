@@ -58,6 +58,8 @@ use table::Table;
 use upstreams::Upstreams;
 use waiting::Waiting;
 
+/// What is read at once for a client that holds as much as its share.
+const READ_BYTES_MIN: usize = 8 * 1024;
 /// Bytes waiting for one peer, beyond which nothing more is read for it.
 const QUEUE_BYTES_MAX: usize = 256 * 1024;
 /// What may wait for one backend, or for a job, beyond that, so that frames for others can be read.

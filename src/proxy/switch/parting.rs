@@ -16,7 +16,7 @@ use crate::close::{By, Close, Why};
 use crate::net::close_in_order;
 use crate::place::Refused;
 use crate::proxy::inlet::{Frame, InletFault, Piece};
-use crate::proxy::park::{Parked, park};
+use crate::proxy::park::{Parked, ParkedSessions, park};
 use crate::proxy::queue::Queued;
 use crate::proxy::refusals::draining;
 use crate::proxy::refusals::plain;
@@ -70,6 +70,7 @@ impl Switch<'_> {
             for id in self.table.asked_mut().take_of(at) {
                 out.push(reply::client_gone(&id));
             }
+            let sessions = ParkedSessions::new(self.client.account(), sessions);
             park(&self.balancer, Parked { stream, inlet, out, sessions });
         }
     }

@@ -190,8 +190,8 @@ impl Switch<'_> {
             self.table.infer(request, at);
         }
         self.balancer.metrics.ids_rewritten.inc();
+        self.give_up_asked(id);
         let number = self.table.asked_mut().ask(at, id.clone());
-        self.give_up_asked();
         numbered(frame, Some(id), number)
     }
 

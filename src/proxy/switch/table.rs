@@ -63,6 +63,11 @@ impl Table {
         }
     }
 
+    /// Whose memory takes what comes with sessions that servers have opened.
+    pub(super) fn sessions_account(&self) -> &Account {
+        self.sessions.account()
+    }
+
     /// Where a session of this client is.
     pub(super) fn binding(&self, session: &SessionId) -> Option<&Binding> {
         self.sessions.get(session)

@@ -16,6 +16,7 @@ use crate::balancer::Balancer;
 use crate::close::By;
 use crate::fleet::{Backend, Leased};
 use crate::link::Link;
+use crate::net::Stream;
 use crate::place::InUse;
 use crate::proxy::inlet::{Inlet, InletFault, Piece};
 use crate::proxy::queue::{Queue, Queued};
@@ -71,6 +72,11 @@ impl Upstream {
     /// What of it outlasts its client.
     pub(super) fn into_parts(self) -> (Leased, Inlet, Queue) {
         (self.stream, self.inlet, self.out)
+    }
+
+    /// Whether its bytes go under TLS.
+    pub(super) fn is_sealed(&self) -> bool {
+        matches!(&*self.stream, Stream::Sealed(_))
     }
 
     /// Writes what the backend takes; whether that was something.

@@ -12,11 +12,16 @@ use super::in_flight::At;
 use super::upstream::Upstream;
 use crate::fleet::Backend;
 use crate::place::Dials;
+use crate::runtime::account::{Account, Held};
+
+/// What an upstream takes beside what it holds: itself, its socket, and who hears of its backend; and what TLS takes.
+const UPSTREAM_BYTES: usize = 3 * 1024;
+const SEALED_UPSTREAM_BYTES: usize = 12 * 1024;
 
 /// The upstreams, those that are being made among them.
 #[derive(Default)]
 pub(super) struct Upstreams {
-    by_number: BTreeMap<At, Box<Upstream>>,
+    by_number: BTreeMap<At, Held<Box<Upstream>>>,
     last: At,
     /// Those that are being made.
     dials: Arc<Dials>,
@@ -25,37 +30,38 @@ pub(super) struct Upstreams {
 }
 
 impl Upstreams {
-    /// Takes one into service: its number.
-    pub(super) fn insert(&mut self, upstream: Upstream) -> At {
+    /// Takes one into service, at the expense of `account`: its number.
+    pub(super) fn insert(&mut self, upstream: Upstream, account: &Account) -> At {
         self.last = self.last.saturating_add(1);
-        self.by_number.insert(self.last, Box::new(upstream));
+        let bytes = if upstream.is_sealed() { SEALED_UPSTREAM_BYTES } else { UPSTREAM_BYTES };
+        self.by_number.insert(self.last, account.hold_anyway(Box::new(upstream), bytes));
         self.last
     }
 
     /// Takes one out of service.
     pub(super) fn remove(&mut self, at: At) -> Option<Box<Upstream>> {
-        self.by_number.remove(&at)
+        self.by_number.remove(&at).map(Held::into_value)
     }
 
     /// Takes all of them.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = (At, Box<Upstream>)> + use<> {
-        std::mem::take(&mut self.by_number).into_iter()
+        std::mem::take(&mut self.by_number).into_iter().map(|(at, upstream)| (at, upstream.into_value()))
     }
 
     pub(super) fn get(&self, at: At) -> Option<&Upstream> {
-        self.by_number.get(&at).map(|upstream| &**upstream)
+        self.by_number.get(&at).map(|upstream| &***upstream)
     }
 
     pub(super) fn get_mut(&mut self, at: At) -> Option<&mut Upstream> {
-        self.by_number.get_mut(&at).map(|upstream| &mut **upstream)
+        self.by_number.get_mut(&at).map(|upstream| &mut ***upstream)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (At, &Upstream)> + Clone {
-        self.by_number.iter().map(|(at, upstream)| (*at, &**upstream))
+        self.by_number.iter().map(|(at, upstream)| (*at, &***upstream))
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (At, &mut Upstream)> {
-        self.by_number.iter_mut().map(|(at, upstream)| (*at, &mut **upstream))
+        self.by_number.iter_mut().map(|(at, upstream)| (*at, &mut ***upstream))
     }
 
     /// The first with this number or a higher one.

@@ -36,6 +36,8 @@ impl Owns for () {
 #[derive(Debug)]
 pub struct HeldMap<K, V> {
     map: HashMap<K, V>,
+    /// What its room is for. The map itself says less when places of entries that have gone cannot be used yet.
+    capacity: usize,
     /// What keys and values own.
     owned: usize,
     charge: Charge,
@@ -44,7 +46,7 @@ pub struct HeldMap<K, V> {
 impl<K: Eq + Hash + Owns, V: Owns> HeldMap<K, V> {
     /// An empty table.
     pub fn new(account: &Account) -> Self {
-        Self { map: HashMap::new(), owned: 0, charge: account.charge() }
+        Self { map: HashMap::new(), capacity: 0, owned: 0, charge: account.charge() }
     }
 
     /// Whose it is.
@@ -59,8 +61,14 @@ impl<K: Eq + Hash + Owns, V: Owns> HeldMap<K, V> {
 
     /// Bytes it would be charged for with so many more entries, whose keys and values own `owned` together.
     pub fn bytes_with(&self, entries: usize, owned: usize) -> usize {
-        let capacity = self.map.capacity().max(self.map.len().saturating_add(entries));
+        let capacity = self.capacity.max(self.map.len().saturating_add(entries));
         Self::room(capacity).saturating_add(self.owned).saturating_add(owned)
+    }
+
+    /// Whether there is room for one more entry that owns nothing: always, while the table takes no more than `free` bytes.
+    pub fn has_room_for_one(&self, free: usize) -> bool {
+        let bytes = self.bytes_with(1, 0);
+        bytes <= free || bytes <= self.bytes() || self.account().has_room(bytes.saturating_sub(self.bytes()))
     }
 
     /// The room of a table for so many entries: a power of two of places, of which seven in eight are used.
@@ -78,8 +86,10 @@ impl<K: Eq + Hash + Owns, V: Owns> HeldMap<K, V> {
         if self.map.is_empty() {
             // What hashes keys stays: others may know them by their hashes.
             self.map.shrink_to_fit();
+            self.capacity = 0;
         }
-        self.charge.force(Self::room(self.map.capacity()).saturating_add(self.owned));
+        self.capacity = self.capacity.max(self.map.capacity());
+        self.charge.force(Self::room(self.capacity).saturating_add(self.owned));
         if self.map.is_empty() {
             self.charge.tell();
         }
@@ -191,7 +201,11 @@ impl<K: Eq + Hash + Owns, V: Owns> HeldMap<K, V> {
     }
 }
 
-/// The newest of what a client has named, by hashes of eight bytes: at least `max` of them, at most twice as many.
+/// What of [`Recent`] may be there in any case, however much the client or others hold.
+const RECENT_BYTES_FREE: usize = 2 * 1024;
+
+/// The newest of what a client has named, by hashes of eight bytes: at least `max` of them, at most twice as many; fewer while
+/// there is no room for that.
 #[derive(Debug)]
 pub struct Recent<V> {
     newer: HeldMap<u64, V>,
@@ -213,7 +227,8 @@ impl<V: Owns> Recent<V> {
     /// Remembers a value. What was remembered longest may go.
     pub fn insert(&mut self, key: u64, value: V) {
         self.older.remove(&key);
-        if self.newer.len() >= self.max && !self.newer.contains_key(&key) {
+        let is_full = self.newer.len() >= self.max || !self.newer.has_room_for_one(RECENT_BYTES_FREE);
+        if is_full && !self.newer.contains_key(&key) {
             self.older.clear();
             std::mem::swap(&mut self.newer, &mut self.older);
         }
@@ -289,6 +304,38 @@ mod tests {
     }
 
     #[test]
+    fn a_table_keeps_its_room_until_it_is_empty() {
+        let account = account();
+        let mut map = HeldMap::<u64, ()>::new(&account);
+        (0..1750).for_each(|n| map.insert(n, ()));
+        let full = map.bytes();
+        for n in 0..1750 {
+            assert_eq!(map.bytes(), full, "{n} have gone");
+            map.remove(&n);
+        }
+        assert_eq!(map.bytes(), 0);
+    }
+
+    #[test]
+    fn without_room_fewer_are_remembered_and_the_newest_are_all_the_same() {
+        let budget = Budget::new(IntGauge::new("g", "g").unwrap(), 0, Some(6 * 1024));
+        let account = budget.account();
+        let mut recent = Recent::<u64>::new(&account, 1000);
+        for n in 0..3000 {
+            recent.insert(n, n);
+            assert!((n.saturating_sub(50)..=n).all(|n| recent.get(n).is_some()));
+            assert!(account.bytes() <= 6 * 1024, "{} bytes", account.bytes());
+        }
+        let mut charge = account.charge();
+        charge.force(100_000);
+        for n in 3000..6000 {
+            recent.insert(n, n);
+            assert!((n - 50..=n).all(|n| recent.get(n).is_some()), "so many are always remembered");
+        }
+        assert!(recent.bytes() <= 2 * RECENT_BYTES_FREE, "{} bytes", recent.bytes());
+    }
+
+    #[test]
     fn what_is_allocated_is_at_least_what_was_asked_for_and_little_more() {
         for (asked, takes) in
             [(0, 0), (1, 16), (16, 16), (17, 32), (130, 160), (256, 256), (272, 320), (66_000, 81_920)]
@@ -317,7 +364,7 @@ mod tests {
                     _ => { map.clear(); model.clear(); }
                 }
                 let owned: usize = model.values().map(Owns::owns).sum();
-                let room = HeldMap::<u64, String>::room(map.map.capacity());
+                let room = HeldMap::<u64, String>::room(map.capacity);
                 prop_assert_eq!(map.bytes(), owned.saturating_add(room));
                 prop_assert_eq!(account.bytes(), map.bytes());
                 prop_assert_eq!(map.len(), model.len());

@@ -1,7 +1,7 @@
 //! The dials of one client: it has one connection to each backend, however many of its sessions are placed there at the
 //! same time.
 //!
-//! Who comes first dials, and the others wait for what comes of it: they use the connection, or share the miss.
+//! Who comes first dials, and the others wait for what comes of it: they use the connection, or share its failure.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -97,7 +97,7 @@ impl Dialling {
         InUse { _held: held }
     }
 
-    /// There is no connection: whoever waits shares the miss.
+    /// There is no connection: whoever waits shares the failure.
     pub(super) fn missed(self, miss: &Miss) {
         self.over(None, Err(miss.clone()));
     }

@@ -30,7 +30,7 @@ pub(super) fn is_due(snapshot: &Snapshot, session: &SessionId, must_exist: bool)
         }
 }
 
-/// A version 4 UUID was made a moment ago, from chance: no backend can know it.
+/// A version 4 UUID is random, and the client has just made it: no backend can know it.
 pub(super) fn is_random_uuid(id: &str) -> bool {
     let bytes = id.as_bytes();
     bytes.len() == 36
@@ -41,7 +41,7 @@ pub(super) fn is_random_uuid(id: &str) -> bool {
         })
 }
 
-/// One backend's word about a session.
+/// What one backend has answered about a session.
 #[derive(Debug)]
 struct Word {
     at: usize,
@@ -85,7 +85,7 @@ impl Locating<'_> {
         for at in addresses(self.snapshot).chain(self.snapshot.retired()) {
             let Some(backend) = self.backend(at) else { continue };
             answers.pending.push(at);
-            // Who does not let sessile ask is as good as silent.
+            // A server that refuses sessile's token cannot be asked, and counts as silent.
             if backend.health() != Health::Down && !is_mute(backend) {
                 let waits = !self.has_left(at) || self.may_be_old(session);
                 words.push(self.ask(at, Arc::clone(backend), session, waits));
@@ -98,7 +98,7 @@ impl Locating<'_> {
         tokio::pin!(end, brief);
         let mut late = false;
         loop {
-            // Words first: one that has come says more than that it is late.
+            // Answers first: one that has come counts, however late it is.
             let mut next = tokio::select! {
                 biased;
                 word = words.next() => word,
@@ -126,7 +126,7 @@ impl Locating<'_> {
         (answers, heard)
     }
 
-    /// What the answers come to.
+    /// What follows from the answers.
     fn sum(&self, session: &SessionId, answers: &Answers) -> Heard {
         self.learn(answers);
         let silent: Vec<usize> = self.doubts(answers).collect();
@@ -141,7 +141,7 @@ impl Locating<'_> {
         Heard { found, silent: self.all_names(&silent), may_be_live, stored: self.all_names(&stored) }
     }
 
-    /// Whether somebody may have opened the session before: a create does it anew only with an ID made from chance.
+    /// Whether the session may exist already: only a create with a random ID is sure to be of a new one.
     fn may_be_old(&self, session: &SessionId) -> bool {
         self.must_exist || !is_random_uuid(session.as_str())
     }

@@ -121,7 +121,7 @@ pub async fn route(balancer: &Balancer, session: &SessionId) -> Result<(Arc<Back
     let ask = async || ask_fleet(balancer, &snapshot, &want).await;
     let heard = if owner.is_some() { Heard::default() } else { ask().await };
     let decision = match decision(balancer, &snapshot, &want, owner.as_ref(), &heard, &[]) {
-        // Nothing is closed for a question: pretend that it had been.
+        // Nothing is evicted for a question: this is where it would go after that.
         Decision::Evict => decision(balancer, &snapshot, &want, None, &ask().await, &[]),
         decision => decision,
     };

@@ -97,7 +97,7 @@ impl ListenSocket {
         socket.local_addr()
     }
 
-    /// Accepts from when the door is open until `stop`, then empties the queue. What is returned ends when that is done.
+    /// Accepts from when that is allowed until `stop`, then empties the queue. What is returned ends when that is done.
     pub fn open(
         self,
         balancer: &Arc<Balancer>,

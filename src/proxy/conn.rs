@@ -98,7 +98,7 @@ async fn turn_away(
     record.settle(close);
 }
 
-/// The life of a connection that has to prove something before it is one.
+/// A connection that has a PROXY header or a TLS handshake to come before its client's own bytes.
 pub async fn arriving(
     balancer: Arc<Balancer>,
     listener: Arc<Listener>,

@@ -6,9 +6,9 @@
 //! a backend that stops within a frame would stop its client.
 //!
 //! A client's frame that is faulty, or goes nowhere, ends at the length that its head announces all the same: it is read past,
-//! and the next one is looked at. Only a head that is none leaves nothing to go on from.
+//! and the next one is looked at. Only behind something that is no head, nothing can be read.
 //!
-//! It does not read by `frames`, where a frame is taken whole or is nobody's business before its end: here the scan of what has
+//! It does not read by `frames`, where nothing is done with a frame before all of it is there: here the scan of what has
 //! come decides whether to wait, to pass on or to refuse, and every frame of the switch goes through it.
 
 use std::io;

@@ -8,9 +8,9 @@
 //! What is beyond is charged to the [`Budget`] of the process, whose bound is `limits.opening_memory`. Together all
 //! accounts hold at most that and [`FREE_BYTES`] for each connection.
 //!
-//! What an account holds beyond its *share* is large, and large things have a room of their own, which is small: an account
-//! is granted a quarter of what others leave of it. So one connection gets all that a frame can need, and the more of them
-//! want that at once, the less each gets; but the next one always gets something.
+//! What an account holds beyond its *share* comes from a second bound, which is smaller: each account gets at most a quarter of
+//! what the others leave of it. So a single connection gets all that a frame can need. The more connections want that at once,
+//! the less each gets; but the next one always gets something.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;

@@ -18,7 +18,7 @@ pub enum InletFault {
     /// Too much has come without it.
     #[error("nothing in the first bytes of a large frame says where it must go")]
     Undecided(Subject),
-    /// An event of a server that only its end would have told where to go, and that has been read past meanwhile.
+    /// A server's event that would have said only at its end where it goes: there was no room to hold it, and it was skipped.
     #[error("there was no room for an event that has to be there whole")]
     Unheld,
 }

@@ -1,4 +1,4 @@
-//! Re-homing: an opening whose session lives elsewhere parts from its scout.
+//! Re-homing: an opening whose session is on another backend leaves its scout for that.
 //!
 //! What is in flight settles first, bounded by `timeouts.rehome`. The home has been greeted with the client's state
 //! frames by then, so the frame that names the session is the first thing of the client's it sees.

@@ -11,25 +11,25 @@ use std::task::{Context, Poll, Wake, Waker};
 use futures_util::future::BoxFuture;
 use futures_util::task::AtomicWaker;
 
-/// The future and its bell.
+/// The future, and whether it has been woken.
 pub(in crate::proxy) struct PollOnWake<'a> {
     future: BoxFuture<'a, ()>,
-    bell: Arc<Bell>,
+    waker: Arc<WakeFlag>,
 }
 
-/// Rings once the future has something to say.
-struct Bell {
-    rung: AtomicBool,
+/// Is woken by the future, and then wakes the task.
+struct WakeFlag {
+    woken: AtomicBool,
     task: AtomicWaker,
 }
 
-impl Wake for Bell {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.rung.store(true, Ordering::Release);
+        self.woken.store(true, Ordering::Release);
         self.task.wake();
     }
 }
@@ -37,19 +37,19 @@ impl Wake for Bell {
 impl<'a> PollOnWake<'a> {
     /// It has not been looked at yet.
     pub(in crate::proxy) fn new(future: impl Future<Output = ()> + Send + 'a) -> Self {
-        let bell = Bell { rung: AtomicBool::new(true), task: AtomicWaker::new() };
-        Self { future: Box::pin(future), bell: Arc::new(bell) }
+        let waker = WakeFlag { woken: AtomicBool::new(true), task: AtomicWaker::new() };
+        Self { future: Box::pin(future), waker: Arc::new(waker) }
     }
 
-    /// Looks at it if its bell has rung. Not to be asked again once it is ready.
+    /// Polls it if it has been woken. Not to be polled again once it is ready.
     pub(in crate::proxy) fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
-        // First where to ring, then whether it has rung: in between it may.
-        self.bell.task.register(cx.waker());
-        if !self.bell.rung.swap(false, Ordering::Acquire) {
+        // The task first, then the flag: it may be woken in between.
+        self.waker.task.register(cx.waker());
+        if !self.waker.woken.swap(false, Ordering::Acquire) {
             return Poll::Pending;
         }
-        let bell = Waker::from(Arc::clone(&self.bell));
-        self.future.as_mut().poll(&mut Context::from_waker(&bell))
+        let waker = Waker::from(Arc::clone(&self.waker));
+        self.future.as_mut().poll(&mut Context::from_waker(&waker))
     }
 }
 

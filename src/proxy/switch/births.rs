@@ -1,7 +1,7 @@
-//! Broadcasts that may be about a session that is being born.
+//! Broadcasts that may be about a session that is being born: created without an ID, so that its server chooses one.
 //!
 //! `session.lifecycle` comes before the answer that names the session. Until that answer is there, nobody knows whether such
-//! an event is about this client's new session or about a stranger's: it is kept, and goes on or is dropped with the answer.
+//! an event is about this client's new session or about another client's: it is kept, and goes on or is dropped with the answer.
 
 use std::collections::VecDeque;
 

@@ -13,9 +13,11 @@ use crate::proxy::refusals::too_much;
 use crate::runtime::account::Held;
 use crate::wire::{Id, reply};
 
-/// What all upstreams of a client may be owed in any case, however much it or others hold: that, or one usual frame.
+/// Bytes that may be queued for all upstreams of a client together, however much memory it or others hold; a first frame of
+/// the usual size may be larger.
 const OWED_BYTES_FREE: usize = 32 * 1024;
-/// So may each be that has taken everything else: the others must not keep requests from it.
+/// A frame up to this size is always queued for an upstream that has taken everything: what others have not taken must not keep
+/// requests from it.
 const SMALL_BYTES: usize = 4 * 1024;
 
 /// What several upstreams are sent: held once, and counted for as long as anybody has yet to take it.
@@ -34,7 +36,7 @@ impl Switch<'_> {
         if self.client.account().has_share(READ_BYTES_MAX) {
             return READ_BYTES_MAX;
         }
-        // One that sends a frame by drops is not waited for: the others may be read between them.
+        // One that sends a frame in small pieces is not waited for: the others may be read in between.
         let only = self.client.speaker().or_else(|| self.upstreams.midway());
         if self.client.is_clear() && only.is_none_or(|only| only == at) { READ_BYTES_MIN } else { 0 }
     }

@@ -33,7 +33,7 @@ const WAITING_MAX: usize = 16;
 /// A client must have taken an answer within so many times `timeouts.opening`.
 const TAKEN_WITHIN: u32 = 3;
 
-/// A client's questions to the whole fleet. Few clients have any: the others have no room for them.
+/// A client's questions to the whole fleet. Few clients have any: nothing is allocated for the others.
 #[derive(Default)]
 pub(super) struct Calls(Option<Box<Questions>>);
 

@@ -90,7 +90,7 @@ impl Switch<'_> {
         Ok(moved)
     }
 
-    /// Sends a frame on its way; false if it waits, as it may have done before, and everything behind it.
+    /// Sends a frame on its way; false if it has to wait (it may have waited before), and everything behind it with it.
     fn take(&mut self, frame: Frame, was_held: bool) -> Result<bool, Close> {
         let bar = if self.must_wait(&frame) {
             Bar::Wait
@@ -227,8 +227,8 @@ impl Switch<'_> {
         }
     }
 
-    /// A frame that no server would read alike, or that says too late where it must go, is answered where an id is known, and
-    /// the next one is looked at: its end is known. Behind what is no head nothing is.
+    /// A frame that not all servers would read alike, or that says too late where it must go, is refused if its id is known, and
+    /// reading goes on behind its end. Behind something that is no head, nothing can be read.
     fn faulty(&mut self, fault: &InletFault) -> Result<(), Close> {
         let (refusal, subject) = match fault {
             InletFault::Head(_) => return Err(Close::new(By::Client, Where::Relay, Why::Malformed)),
@@ -266,7 +266,7 @@ impl Switch<'_> {
         }
     }
 
-    /// The request that costs its backend is told why, as long as nothing of its answer has come.
+    /// Refuses the request that costs the client this upstream, unless its answer has begun.
     fn blame(&mut self, at: At, subject: &Subject, refused: &Refused) {
         let Some(id) = subject.id.as_ref().filter(|_| !subject.is_answer) else { return };
         if self.table.flight(id).is_none_or(|flight| flight.at != at || flight.begun) {

@@ -153,7 +153,7 @@ impl Downstream {
         if waits && !self.ended {
             self.deadline = None;
         } else if !moved && self.deadline.is_some() {
-            // It runs.
+            // It is running already.
         } else if self.ended {
             // What it has sent has to be taken in time: nobody else would end this.
             self.deadline = self.deadline.take().or_else(|| timeouts.half_close.and_then(after));

@@ -1,4 +1,4 @@
-//! What is heard: what jobs bring, and what else was waited for.
+//! Events: what jobs have brought, and what else was waited for.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl Switch<'_> {
         }
     }
 
-    /// A job is back.
+    /// Acts on an event.
     pub(super) fn heard(&mut self, news: Event) -> Result<(), Close> {
         match news {
             Event::Placed { job, session, placed } => match placed {

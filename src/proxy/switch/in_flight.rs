@@ -8,7 +8,7 @@ use crate::session::Asks;
 use crate::wire::method::{Effect, Timed};
 use crate::wire::{Id, SessionId};
 
-/// So many requests may be in flight to one backend for each further one that there would still be room for.
+/// A backend may have so many requests in flight for each one that there would still be room for.
 const SHARE: usize = 3;
 
 /// An upstream, by a number never used twice on a connection.

@@ -2,7 +2,7 @@
 //!
 //! A server that does not answer makes the answer partial, which is counted and logged; it is no error as long as one
 //! server has answered. A list that is too long to be taken, or for which there is no room now, is asked for once more in
-//! its short form, so that what one client has named its session takes lists from nobody.
+//! its short form, so that a client with long names for its sessions keeps no other from its lists.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -89,7 +89,7 @@ fn asks(snapshot: &Snapshot, merge: Merge) -> impl Iterator<Item = (usize, Arc<B
     };
     let retired = snapshot.retired().filter(has_a_say);
     let of = |at: usize| Some((at, Arc::clone(&snapshot.member(at)?.backend)));
-    // One that has left and is down is missed by nobody.
+    // A server that has left and is down does not count as missing.
     let retired = retired.filter_map(of).filter(|(_, backend)| backend.is_up());
     addresses(snapshot).filter_map(of).chain(retired)
 }

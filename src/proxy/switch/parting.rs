@@ -22,9 +22,9 @@ use crate::proxy::refusals::draining;
 use crate::proxy::refusals::plain;
 use crate::wire::{Id, Refusal, SessionId, reply};
 
-/// What a frame is filled up with whose end will never come.
+/// What fills up a frame whose rest will never come.
 static FILLER: [u8; 64 * 1024] = [b' '; 64 * 1024];
-/// How long a client may take to take its last frames.
+/// How long a client has to read its last frames.
 const LAST_FRAMES: Duration = Duration::from_secs(2);
 /// How long it may take to close first.
 const HOLD_OUT: Duration = Duration::from_millis(500);

@@ -1,9 +1,9 @@
 //! Backends that take little: their client is not to wait behind them without end.
 //!
-//! Bytes of a client come in one order, so what one backend has no room for stands before what is meant for the others. A
+//! A client's bytes come in one order: a frame for a backend that has no room keeps back the frames for others behind it. A
 //! large frame is held for as long as there is room on the client's account. Behind that, the client waits; but only for a
-//! backend that takes as much as a queue holds in each `timeouts.opening`, however it spreads it. Who takes nothing at all
-//! is seen in `stall`.
+//! backend that takes as much as a queue holds in each `timeouts.opening`, in whatever pieces. Of
+//! backends that take nothing at all, see `stall`.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! Backends that stop: in the middle of a frame, or taking nothing any more.
 //!
-//! Both stand in the way of a client's other sessions, so both are borne for `timeouts.opening`, or for `health.timeout` if
+//! Both hold up a client's other sessions, so both are tolerated for `timeouts.opening`, or for `health.timeout` if
 //! probes say that the backend is down. Then the upstream is given up. So it is if it moves, but so slowly that the others wait
-//! too long for the end of one frame to the client. Backends that take too slowly are seen in `slow`.
+//! too long for the end of one frame to the client. Of backends that take too slowly, see `slow`.
 
 use std::task::Context;
 use std::time::Duration;
@@ -136,7 +136,7 @@ impl Switch<'_> {
         let in_all = opening.saturating_mul(WAITED_FOR_MAX);
         let mut lost = Vec::new();
         for (at, upstream) in self.upstreams.iter_mut() {
-            // What is not read for the sake of others does not stall by its own doing.
+            // One that is not read because others come first is not to blame.
             if is_full || unread.contains(&at) || self.client.hears_another(at) {
                 upstream.note_read(true);
             }

@@ -1,7 +1,7 @@
 //! The books of one client: its sessions, the requests in flight in both directions, and what each answer changes.
 //!
-//! Client ids pass unchanged, so answers find their way by themselves; what is kept of them is for the day a backend is
-//! lost.
+//! Client ids pass unchanged, so answers need no table to find their way; requests are kept so that they can be answered when
+//! their backend is lost.
 
 mod room;
 
@@ -356,7 +356,7 @@ impl Table {
         left.has(self.sessions.hash_of((at, session)))
     }
 
-    /// Takes everything that hangs on an upstream off the books.
+    /// Forgets everything that depends on an upstream.
     pub(super) fn drop_upstream(&mut self, at: At) -> Dropped {
         let ids = self.flights.extract(|flight| flight.at == at).into_iter().map(|(id, _)| id).collect();
         drop(self.asked.take_of(at));

@@ -111,6 +111,7 @@ mod tests {
     use tokio::io::ReadBuf;
 
     use super::*;
+    use crate::wire::reply;
 
     /// What has come so far, and nothing more.
     struct Stops<'a>(&'a [u8]);
@@ -126,7 +127,7 @@ mod tests {
     }
 
     fn frame(body: &str) -> Vec<u8> {
-        format!("Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+        reply::frame(body.as_bytes())
     }
 
     #[test]

@@ -72,9 +72,10 @@ impl Pieces {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::reply;
 
     fn frame(body: &str) -> Vec<u8> {
-        format!("Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+        reply::frame(body.as_bytes())
     }
 
     /// Every split of two frames: what comes out is what went in, whole where it is short and never past its end.

@@ -127,9 +127,10 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::reply;
 
     fn frame(body: &str) -> Vec<u8> {
-        format!("Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+        reply::frame(body.as_bytes())
     }
 
     /// What `bytes` are, in a few words, and the most that was held of them.
@@ -167,7 +168,7 @@ mod tests {
 
     #[tokio::test]
     async fn long_bodies_are_counted_while_they_are_held_and_passed_over_without_room() {
-        let budget = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, Some(1_000_000));
+        let budget = Budget::for_tests(0, Some(1_000_000));
         let mut other = budget.charge();
         assert!(other.resize(500_000));
         let body = |bytes: usize| format!(r#"{{"jsonrpc":"2.0","id":1,"result":"{}"}}"#, "x".repeat(bytes));

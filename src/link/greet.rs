@@ -79,7 +79,7 @@ mod tests {
             }
             accepted
         });
-        let account = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None).account();
+        let account = Budget::for_tests(0, None).account();
         let body = br#"{"jsonrpc":"2.0","id":1,"method":"connect"}"#;
         let id = Scan::whole(body).unwrap().id.unwrap();
         let frame = StateFrame::new(&account, &StateFrames::default(), body, true, id).unwrap();

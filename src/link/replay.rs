@@ -90,7 +90,7 @@ mod tests {
 
     /// State frames with these methods, numbered from 1.
     fn told(methods: &[&str]) -> StateFrames {
-        let account = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None).account();
+        let account = Budget::for_tests(0, None).account();
         let mut state = StateFrames::default();
         for (number, method) in (1..).zip(methods) {
             let body = format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"{method}"}}"#);

@@ -88,9 +88,10 @@ fn is_call(body: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::reply;
 
     fn frame(body: &str) -> Vec<u8> {
-        format!("Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+        reply::frame(body.as_bytes())
     }
 
     #[test]

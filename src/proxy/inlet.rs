@@ -436,7 +436,7 @@ mod tests {
     }
 
     fn budget() -> std::sync::Arc<Budget> {
-        Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, Some(1 << 21))
+        Budget::for_tests(0, Some(1 << 21))
     }
 
     proptest! {
@@ -510,8 +510,7 @@ mod tests {
         let answer = format!(r#"{{"jsonrpc":"2.0","result":"{}","id":1}}"#, "x".repeat(900_000));
         let answer = crate::wire::reply::frame(answer.as_bytes());
         for (frame, is_event) in [(event(""), true), (event(r#","id":7"#), false), (answer, false)] {
-            let (own, full) =
-                (budget(), Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, Some(0)));
+            let (own, full) = (budget(), Budget::for_tests(0, Some(0)));
             let mut inlet = Inlet::new(By::Backend, BytesMut::new(), own.charge()).gathering(full.charge());
             let mut ends = Vec::new();
             for piece in frame.chunks(8000).chain([&event("")[..10]]) {

@@ -325,7 +325,7 @@ mod tests {
     async fn what_a_server_says_to_nobody_is_not_held_however_long_it_is() {
         let (near, mut server) = plain_pair().await;
         let mut stream = Stream::Plain(near);
-        let account = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None).account();
+        let account = Budget::for_tests(0, None).account();
         let mut inlet = Inlet::new(By::Backend, BytesMut::new(), account.charge());
         let mut out = Queue::new(&account);
         let answer = format!(r#"{{"jsonrpc":"2.0","result":"{}","id":1}}"#, "x".repeat(6 << 20));

@@ -273,7 +273,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn budget() -> Arc<Budget> {
-        Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None)
+        Budget::for_tests(0, None)
     }
 
     /// A slice of so many bytes of a buffer that holds more; it is unique as soon as nothing of the buffer is held.

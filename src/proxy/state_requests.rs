@@ -160,7 +160,7 @@ mod tests {
 
     /// A state request with this id, as a client would make it now.
     fn request(of: &StateRequests, id: &str, connect: bool) -> (Id, StateFrame) {
-        let account = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None).account();
+        let account = Budget::for_tests(0, None).account();
         let body = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"m"}}"#);
         let id = Scan::whole(body.as_bytes()).unwrap().id.unwrap();
         let frame = of.handshake().request(&account, body.as_bytes(), connect, id.clone()).unwrap();

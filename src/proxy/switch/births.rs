@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn only_so_much_is_kept_and_only_the_born_sessions_is_taken() {
         let id = |number: usize| SessionId::new(&number.to_string());
-        let account = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None).account();
+        let account = Budget::for_tests(0, None).account();
         let mut kept = Kept::new(&account);
         for number in 0..EVENTS_MAX + 2 {
             kept.keep(id(number), b"event");

@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn what_is_about_the_session_leaves_the_books_and_an_answer_that_has_begun_comes_to_its_end() {
         let directory = Directory::new(prometheus::IntGauge::new("g", "g").unwrap());
-        let account = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 1 << 20, None).account();
+        let account = Budget::for_tests(1 << 20, None).account();
         let mut table = Table::new(&account);
         let [taken, stays] = ["taken", "stays"].map(SessionId::new);
         for session in [&taken, &stays] {

@@ -241,7 +241,7 @@ mod tests {
     }
 
     fn table() -> Table {
-        Table::new(&Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 1 << 20, None).account())
+        Table::new(&Budget::for_tests(1 << 20, None).account())
     }
 
     /// A table with one request in flight, under the id 7.

@@ -372,7 +372,7 @@ mod tests {
     }
 
     fn account() -> Account {
-        Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 1 << 20, None).account()
+        Budget::for_tests(1 << 20, None).account()
     }
 
     fn table(stands: Stands) -> Table {

@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn what_is_only_named_is_the_clients_and_what_is_attached_is_apart() {
-        let budget = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None);
+        let budget = Budget::for_tests(0, None);
         let account = budget.account();
         let mut sessions = Sessions::new(&account);
         let ids: Vec<SessionId> = (0..1000).map(|n| SessionId::new(&format!("{n:0>255}"))).collect();

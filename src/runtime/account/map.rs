@@ -253,7 +253,6 @@ mod tests {
 
     use super::*;
     use crate::runtime::account::Budget;
-    use prometheus::IntGauge;
     use proptest::prelude::*;
 
     impl Owns for String {
@@ -263,7 +262,7 @@ mod tests {
     }
 
     fn account() -> Account {
-        let budget: Arc<Budget> = Budget::new(IntGauge::new("g", "g").unwrap(), 0, None);
+        let budget: Arc<Budget> = Budget::for_tests(0, None);
         budget.account()
     }
 

@@ -70,7 +70,7 @@ mod tests {
     fn however_many_backends_answer_nothing_there_is_room_for_requests_to_another() {
         for (silent, id_bytes) in [1, 2, 3, 8, 30].into_iter().flat_map(|n| [6, 36, 60, 250].map(|m| (n, m)))
         {
-            let budget = Budget::new(prometheus::IntGauge::new("g", "g").unwrap(), 0, None);
+            let budget = Budget::for_tests(0, None);
             let mut table = Table::new(&budget.account());
             let mut number = 0;
             let mut asks = |table: &mut Table, at: At| {

@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn without_room_fewer_are_remembered_and_the_newest_are_all_the_same() {
-        let budget = Budget::new(IntGauge::new("g", "g").unwrap(), 0, Some(6 * 1024));
+        let budget = Budget::for_tests(0, Some(6 * 1024));
         let account = budget.account();
         let mut recent = Recent::<u64>::new(&account, 1000);
         for n in 0..3000 {

@@ -19,9 +19,10 @@ use super::check_restart;
 use super::check_tls::{self, Own};
 use super::defaults;
 use super::families::families;
+use super::method_policy::MethodPolicy;
 use super::model::{
-    AdminState, BackendSpec, Config, Discovery, Health, Lifecycle, Limits, Listener, LocatePolicy,
-    MethodPolicy, OnDown, Openings, Placement, Resolve, Routing, Storage, Strategy, Timeouts, Upstream,
+    AdminState, BackendSpec, Config, Discovery, Health, Lifecycle, Limits, Listener, LocatePolicy, OnDown,
+    Openings, Placement, Resolve, Routing, Storage, Strategy, Timeouts, Upstream,
 };
 use super::problem::{Findings, ValueFault};
 use super::raw::{self, Reader};

@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use super::method_policy::MethodPolicy;
 use super::model::{
-    Admin, AdminAddress, Discovery, Health, Lifecycle, Limits, Listener, LocatePolicy, MethodPolicy, OnDown,
-    Openings, Placement, Restart, Routing, Secret, Storage, Strategy, Timeouts,
+    Admin, AdminAddress, Discovery, Health, Lifecycle, Limits, Listener, LocatePolicy, OnDown, Openings,
+    Placement, Restart, Routing, Secret, Storage, Strategy, Timeouts,
 };
 use crate::wire::method;
 
@@ -19,17 +20,6 @@ pub(super) const WEIGHT: u32 = 1;
 /// everybody else on it. A `*` at the end stands for any rest.
 pub(super) fn methods_denied() -> BTreeSet<String> {
     method::denied_by_default().map(str::to_owned).collect()
-}
-
-impl MethodPolicy {
-    /// The policy of what a listener's file section says.
-    ///
-    /// State methods, without whose answer no client starts, are allowed unless `deny` names them in full: a family in
-    /// `deny` (`plugins.*`, `*`) does not include them, and they stay allowed whatever `methods_allow` holds.
-    pub fn new(mut allow: BTreeSet<String>, deny: BTreeSet<String>) -> Self {
-        allow.extend(method::of_state().filter(|name| !deny.contains(*name)).map(str::to_owned));
-        Self { allow, deny }
-    }
 }
 
 impl Default for MethodPolicy {

@@ -16,6 +16,7 @@ mod backend;
 
 mod restart;
 
+mod method_policy;
 pub mod model;
 
 mod defaults;
@@ -59,6 +60,7 @@ pub use diff::{Change, diff};
 pub use editor::json_schema;
 pub use families::{Families, canonical};
 pub use load::{FILE_BYTES_MAX, files, load, parse};
+pub use method_policy::MethodPolicy;
 pub use model::*;
 pub use problem::{LISTED_MAX, Position, Problem, Problems};
 pub use tls::{BackendTls, ListenerTls, Validity};

@@ -3,7 +3,6 @@
 //! Nothing here can be out of range or dangling: `check` builds it from the raw file, or reports every problem.
 //! A duration or bound of zero in the file means "unlimited" and is `None` here.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -14,10 +13,9 @@ use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 pub use super::backend::{AdminState, BackendSpec, Discovery, Resolve};
+use super::method_policy::MethodPolicy;
 pub use super::restart::{Restart, RestartCommand};
 use super::tls::{BackendTls, ListenerTls};
-use crate::wire::method::Way;
-use crate::wire::{Called, Method};
 
 /// One configuration file, understood.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,15 +113,6 @@ pub enum Lifecycle {
     Named,
     /// All, as without a balancer: other tenants' sessions too.
     All,
-}
-
-/// Which methods a listener answers with `denied`. An allowed name wins over a denied one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MethodPolicy {
-    /// Names or prefixes (`plugins.*`) let through although `deny` has them.
-    pub allow: BTreeSet<String>,
-    /// Names or prefixes refused.
-    pub deny: BTreeSet<String>,
 }
 
 /// The admin endpoints.
@@ -367,46 +356,9 @@ impl fmt::Debug for Secret {
     }
 }
 
-impl MethodPolicy {
-    /// Whether `method` is to be answered with `denied`: by its own name, or by the one under which it is sent on.
-    pub fn denies(&self, method: &Called) -> bool {
-        let Method { way, instead, .. } = method.known();
-        self.has(method) || *way == Way::Close && instead.is_some_and(|instead| self.has(instead))
-    }
-
-    /// Whether it denies a name.
-    fn has(&self, method: &str) -> bool {
-        let any = |set: &BTreeSet<String>| {
-            // Every frame is looked at, and most rules are no families: by bytes, that is seen at once.
-            let has_family = |rule: &String| match rule.as_bytes() {
-                [begins @ .., b'*'] => method.as_bytes().starts_with(begins),
-                _ => false,
-            };
-            set.contains(method) || set.iter().any(has_family)
-        };
-        any(&self.deny) && !any(&self.allow)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_method_that_is_sent_on_as_another_is_judged_by_both_names() {
-        let set = |rules: &[&str]| rules.iter().map(ToString::to_string).collect();
-        for (deny, allow, denied) in [
-            (&["sessions.*"][..], &[][..], true),
-            (&["sessions.close"], &["session.shutdown"], true),
-            (&["session.shutdown"], &[], true),
-            (&["sessions.*"], &["sessions.close"], false),
-            (&["session.shutdown", "sessions.close"], &["session*"], false),
-            (&["sessions.open"], &[], false),
-        ] {
-            let policy = MethodPolicy { allow: set(allow), deny: set(deny) };
-            assert_eq!(policy.denies(&"session.shutdown".into()), denied, "{deny:?} {allow:?}");
-        }
-    }
 
     #[test]
     fn a_secret_is_wiped_and_not_shown() {

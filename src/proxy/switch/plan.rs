@@ -412,10 +412,8 @@ mod tests {
     }
 
     fn planned(table: &Table, asked: &Asked<'_>, frame: &Frame) -> Plan {
-        let methods = MethodPolicy {
-            allow: std::iter::empty::<String>().collect(),
-            deny: asked.denied.iter().map(|name| (*name).to_owned()).collect(),
-        };
+        let methods =
+            MethodPolicy::new([].into(), asked.denied.iter().map(|name| (*name).to_owned()).collect());
         view(table, &Waiting::new(&account()), &StateRequests::default(), &methods, asked).plan(frame)
     }
 
@@ -555,7 +553,7 @@ mod tests {
         let (table, state) = (table(Stands::Unknown), StateRequests::default());
         let mut waiting = Waiting::new(&account());
         waiting.set_scouting(Some(8));
-        let methods = MethodPolicy { allow: [].into(), deny: [].into() };
+        let methods = MethodPolicy::new([].into(), [].into());
         let asked = Asked { upstreams: &[down], ..USUAL };
         let view = view(&table, &waiting, &state, &methods, &asked);
         assert_eq!(view.plan(&request("ping", "{}")), Plan::Wait(8));
@@ -599,7 +597,7 @@ mod tests {
     #[test]
     fn what_has_waited_is_looked_at_again() {
         let (waiting, state) = (Waiting::new(&account()), StateRequests::default());
-        let methods = MethodPolicy { allow: [].into(), deny: [].into() };
+        let methods = MethodPolicy::new([].into(), [].into());
         let mut table = table(Stands::Bound);
         let send = request("session.send", r#"{"sessionId":"s"}"#);
         let late = |table: &Table, at: At| {
@@ -663,7 +661,7 @@ mod tests {
         }
         // The fleet has said that it is whole.
         let (waiting, state) = (Waiting::new(&account()), StateRequests::default());
-        let methods = MethodPolicy { allow: [].into(), deny: [].into() };
+        let methods = MethodPolicy::new([].into(), [].into());
         let said = |table: &Table, frame: &Frame, first: bool| {
             view(table, &waiting, &state, &methods, &USUAL).plan_whole(frame, first)
         };

@@ -11,14 +11,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use futures_util::future::{self, OptionFuture};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use futures_util::{FutureExt, future};
 
 use crate::config::{LocatePolicy, Storage};
 use crate::fleet::{Backend, Evidence, Found, Health, Heard, Question, Said};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::wire::SessionId;
+
+/// What it takes to ask one server about a session: all are asked at once, and one that does not answer is waited for.
+pub const ASKED_BYTES: usize = 2 * 1024;
 
 /// Whether `session` is to be asked for at all: by policy, and never of a fleet that is one server.
 pub(super) fn is_due(snapshot: &Snapshot, session: &SessionId, must_exist: bool) -> bool {
@@ -250,12 +254,9 @@ impl Locating<'_> {
         let timeouts = &self.snapshot.config.timeouts;
         let waits = waits.then_some(timeouts.rehome);
         let live = put(&backend, Question::Live(session), timeouts.locate, waits);
-        let stored = async {
-            if !stored_too {
-                return None;
-            }
-            Some(put(&backend, Question::Stored(session), timeouts.locate, waits).await)
-        };
+        // Boxed: with storage "shared" it is not asked, and every server that is waited for would have room for it.
+        let stored = || Box::pin(put(&backend, Question::Stored(session), timeouts.locate, waits));
+        let stored = OptionFuture::from(stored_too.then(stored));
         let (live, stored) = future::join(live, stored).await;
         Word { at, live, stored }
     }

@@ -30,7 +30,7 @@ use refused::Miss;
 use remember::Unasked;
 
 pub use facts::Remembered;
-pub use locate::{Locating, addresses};
+pub use locate::{ASKED_BYTES, Locating, addresses};
 pub use refused::Refused;
 pub use scout::{everyone, scout};
 pub use whole::whole;

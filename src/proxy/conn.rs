@@ -172,6 +172,7 @@ async fn home(balancer: &Balancer, mut opening: Opening<'_>) -> Result<Box<Homed
             return Err(close);
         }
     };
+    let asking = opening.count_asking();
     let placing = async {
         if let (true, Named::Session(id)) = (session.frame.envelope.may_mean_another(), &session.named) {
             whole(balancer, id).await?;
@@ -179,6 +180,7 @@ async fn home(balancer: &Balancer, mut opening: Opening<'_>) -> Result<Box<Homed
         place(balancer, &opening.want(&session)).await
     };
     let placing = opening.unless_closing(placing).await;
+    drop(asking);
     let mut placed = match placing {
         Ok(placed) => placed,
         Err(refused) => {

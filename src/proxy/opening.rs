@@ -25,7 +25,8 @@ use crate::close::{At, By, Close};
 use crate::config::{Config, Listener};
 use crate::metrics::Record;
 use crate::net::Stream;
-use crate::place::{Refused, Want};
+use crate::place::{ASKED_BYTES, Refused, Want};
+use crate::runtime::account::Held;
 use crate::wire::method::Way;
 use crate::wire::{Id, Named, Refusal, reply};
 use client::{Client, Frame, OpeningFault};
@@ -81,6 +82,12 @@ impl<'a> Opening<'a> {
             scouts_lost: 0,
             for_home: ForHome::new(&account),
         }
+    }
+
+    /// Counts what it takes to ask the servers about a session, for as long as the answer is held.
+    pub fn count_asking(&self) -> Held<()> {
+        let servers = self.balancer.now().servers();
+        self.client.held_by().hold_anyway((), servers.saturating_mul(ASKED_BYTES))
     }
 
     /// Serves the client until a frame names a session.

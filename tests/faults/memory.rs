@@ -137,6 +137,7 @@ impl Attack {
             (Self::Begun(bytes), _) => (HELD, bytes.min(50_000)),
             (Self::State, "session") => (HELD, 120_000),
             (Self::Unanswered | Self::Together | Self::AskedAndBegun | Self::Births, _) => (HELD, 100_000),
+            (Self::Placing, "connection") => (HELD, 20_000),
             (Self::Placing | Self::Greeting, _) => (HELD, 80_000),
             (Self::Refused, _) => (HELD, 16_000),
             (Self::Asked, _) => (HELD, 60_000),
@@ -266,9 +267,13 @@ async fn played(process: &Process, routing: &str, attack: Attack, clients: usize
 async fn hold_out(routing: &str, attacks: &[Attack]) {
     for attack in attacks {
         let opened = Arc::default();
-        let servers = [Server::start(&opened), Server::start(&opened)];
-        let names = ["n0", "n1"].into_iter().zip(&servers);
-        let text = names.fold(Text::new(), |text, (name, server)| text.backend(name, server.address));
+        // Each placing asks all of them.
+        let count = if *attack == Attack::Placing { 12 } else { 2 };
+        let servers: Vec<Server> = (0..count).map(|_| Server::start(&opened)).collect();
+        let text = servers
+            .iter()
+            .enumerate()
+            .fold(Text::new(), |text, (n, server)| text.backend(&format!("n{n}"), server.address));
         let text = text
             .listener("routing", format!("\"{routing}\""))
             .set("timeouts.opening", "\"1m\"")
@@ -320,7 +325,7 @@ fn hostile_clients_by_session_take_so_much_memory_and_no_more() {
 
 #[test]
 fn hostile_clients_by_connection_take_so_much_memory_and_no_more() {
-    use Attack::{Begun, Events, HalfClosed, State, Unread};
-    let attacks = [Begun(OPENING_KIB * 1000), Begun(60_000), State, Events, Unread, HalfClosed];
+    use Attack::{Begun, Events, HalfClosed, Placing, State, Unread};
+    let attacks = [Begun(OPENING_KIB * 1000), Begun(60_000), State, Events, Unread, HalfClosed, Placing];
     alone(hold_out("connection", &attacks));
 }

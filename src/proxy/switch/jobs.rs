@@ -7,16 +7,15 @@ use std::task::{Context, Poll, ready};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::job::{Event, Job};
+use crate::place::ASKED_BYTES;
 
 /// Jobs that one client may have, those that wait for their turn included; a frame that needs a further one waits.
 pub(super) const JOBS_MAX: usize = 256;
 /// Of these, how many run at a time.
 const RUNNING_MAX: usize = 64;
-/// What a job takes beside the frames that wait for it, and what one that runs takes beyond that.
+/// What a job takes beside the frames that wait for it, and what one that runs takes beyond that and for each server.
 const JOB_BYTES: usize = 4 * 1024;
-const RUNNING_BYTES: usize = 11 * 1024;
-/// What one more job takes at most.
-pub(super) const JOB_BYTES_MAX: usize = JOB_BYTES + RUNNING_BYTES;
+const RUNNING_BYTES: usize = 8 * 1024;
 
 #[derive(Default)]
 pub(super) struct Jobs {
@@ -25,6 +24,8 @@ pub(super) struct Jobs {
     /// Boxed: most of the time there are none.
     turns: Option<Box<Turns>>,
     last: u64,
+    /// How many servers there are to ask.
+    servers: usize,
 }
 
 /// A job, and whether another has its turn when it ends, whatever it ends with.
@@ -83,11 +84,25 @@ impl Jobs {
         self.last
     }
 
+    /// So many servers may be asked by each.
+    pub(super) fn set_servers(&mut self, servers: usize) {
+        self.servers = servers;
+    }
+
     /// What they take, beside the frames that wait for them.
     pub(super) fn bytes(&self) -> usize {
         let Some(Turns { running, next }) = self.turns.as_deref() else { return 0 };
         let all = running.saturating_add(next.len()).saturating_mul(JOB_BYTES);
-        all.saturating_add(running.saturating_mul(RUNNING_BYTES))
+        all.saturating_add(running.saturating_mul(self.running_bytes()))
+    }
+
+    /// What one more takes at most.
+    pub(super) fn more_bytes(&self) -> usize {
+        JOB_BYTES.saturating_add(self.running_bytes())
+    }
+
+    fn running_bytes(&self) -> usize {
+        RUNNING_BYTES.saturating_add(self.servers.saturating_mul(ASKED_BYTES))
     }
 }
 
@@ -111,6 +126,7 @@ mod tests {
     #[tokio::test]
     async fn those_that_have_no_turn_yet_run_in_order_when_others_have_ended() {
         let mut jobs = Jobs::default();
+        jobs.set_servers(3);
         let gate = Arc::new(Semaphore::new(0));
         let count = RUNNING_MAX as u64 + 2;
         for expected in 1..=count {
@@ -129,7 +145,8 @@ mod tests {
         assert!(matches!(next(&mut jobs).await, Event::Shutdown));
         let turns = jobs.turns.as_ref().unwrap();
         assert_eq!((turns.running, turns.next.len()), (RUNNING_MAX, 2), "what is watched has no turn");
-        assert_eq!(jobs.bytes(), RUNNING_MAX * JOB_BYTES_MAX + 2 * JOB_BYTES);
+        let most = JOB_BYTES + RUNNING_BYTES + 3 * ASKED_BYTES;
+        assert_eq!((jobs.more_bytes(), jobs.bytes()), (most, RUNNING_MAX * most + 2 * JOB_BYTES));
         gate.add_permits(RUNNING_MAX + 2);
         let mut ended = Vec::new();
         for _ in 0..count {

@@ -186,7 +186,7 @@ impl Switch<'_> {
 
     /// Sets off on a job.
     fn send_out(&mut self, job: impl FnOnce(u64) -> Job) -> u64 {
-        let number = self.waiting.send_out(job);
+        let number = self.waiting.send_out(self.balancer.now().servers(), job);
         // It sets off when it is looked at.
         self.barred = true;
         number

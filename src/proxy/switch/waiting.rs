@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use super::job::{Event, Job};
-use super::jobs::{JOB_BYTES_MAX, JOBS_MAX, Jobs};
+use super::jobs::{JOBS_MAX, Jobs};
 use super::{OVERFLOW_BYTES_MAX, QUEUE_BYTES_MAX};
 use crate::net::READ_BYTES_MAX;
 use crate::proxy::inlet::Frame;
@@ -147,7 +147,7 @@ impl Waiting {
 
     /// Whether one more frame may wait for a job. What is bound nowhere counts as what an opening holds.
     pub(super) fn may_take(&mut self, bytes: usize) -> bool {
-        let bytes = self.bytes().saturating_add(bytes).saturating_add(JOB_BYTES_MAX);
+        let bytes = self.bytes().saturating_add(bytes).saturating_add(self.jobs.more_bytes());
         self.by_job.len() < JOBS_MAX
             && bytes <= WAITING_BYTES_MAX
             && self.charge.resize(bytes.saturating_add(DEPARTURES_BYTES))
@@ -178,8 +178,9 @@ impl Waiting {
         self.charge.force(self.bytes());
     }
 
-    /// One more job: its number.
-    pub(super) fn send_out(&mut self, job: impl FnOnce(u64) -> Job) -> u64 {
+    /// One more job, which may ask so many servers: its number.
+    pub(super) fn send_out(&mut self, servers: usize, job: impl FnOnce(u64) -> Job) -> u64 {
+        self.jobs.set_servers(servers);
         self.jobs.send_out(job)
     }
 

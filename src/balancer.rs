@@ -17,7 +17,7 @@ use crate::runtime::account::{Budget, FREE_BYTES, SHARE_BYTES};
 use crate::runtime::descriptors;
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::workers::Workers;
-use crate::session::{Directory, Handovers, Pins};
+use crate::session::{Directory, Handovers, Journals, Pins, Revivals};
 use crate::snapshot::Snapshot;
 
 pub use answers::{Answers, SMALL_BYTES_MAX, Whole};
@@ -37,6 +37,10 @@ pub struct Balancer {
     snapshot: ArcSwap<Snapshot>,
     /// Who has which session.
     pub directory: Arc<Directory>,
+    /// What is kept to bring sessions back.
+    pub journals: Arc<Journals>,
+    /// How many are brought back on each server.
+    pub revivals: Revivals,
     /// Where sessions went last.
     pub pins: Pins,
     /// Which servers see each other's sessions.
@@ -74,6 +78,8 @@ impl Balancer {
         let memory = snapshot.config.limits.opening_memory;
         Arc::new(Self {
             directory: Directory::new(metrics.owners.clone()),
+            journals: Journals::new(&metrics, &snapshot.config.sessions),
+            revivals: Revivals::default(),
             pins: Pins::new(metrics.pins.clone()),
             evidence: Evidence::default(),
             greetings: Greetings::default(),
@@ -113,6 +119,7 @@ impl Balancer {
         let limits = &next.config.limits;
         self.memory.set_max(limits.opening_memory, large_max(limits));
         self.frame_memory.set_max(limits.opening_memory, FRAMES_BYTES_MAX);
+        self.journals.set(&next.config.sessions);
         descriptors::commit(&next.config.demand(next.servers()));
         self.snapshot.store(Arc::new(next));
     }

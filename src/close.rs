@@ -59,6 +59,8 @@ pub enum Why {
     SessionLocked,
     /// The backend went away while requests waited.
     BackendLost,
+    /// A session could not be brought back from a backend that went away. The connection goes on.
+    ReviveFailed,
     /// The session was moved off a backend that is down.
     Evicted,
     /// Health says down and the configuration says close.
@@ -174,6 +176,7 @@ impl Why {
             Why::ProtocolMismatch => "protocol_mismatch",
             Why::SessionLocked => "session_locked",
             Why::BackendLost => "backend_lost",
+            Why::ReviveFailed => "revive_failed",
             Why::Evicted => "evicted",
             Why::Down => "down",
             Why::Draining => "draining",

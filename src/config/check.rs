@@ -22,12 +22,13 @@ use super::families::families;
 use super::method_policy::MethodPolicy;
 use super::model::{
     AdminState, BackendSpec, Config, Discovery, Health, Lifecycle, Limits, Listener, LocatePolicy, OnDown,
-    Openings, Placement, Resolve, Routing, Storage, Strategy, Timeouts, Upstream,
+    Openings, Placement, Resolve, Routing, Sessions, Storage, Strategy, Timeouts, Upstream,
 };
 use super::problem::{Findings, ValueFault};
 use super::raw::{self, Reader};
 use super::schema::{
-    ADMIN, BACKEND, DISCOVERY, HEALTH, LIMITS, LISTENER, LISTENER_TLS, PLACEMENT, TIMEOUTS, UPSTREAM, shown,
+    ADMIN, BACKEND, DISCOVERY, HEALTH, LIMITS, LISTENER, LISTENER_TLS, PLACEMENT, SESSIONS, TIMEOUTS,
+    UPSTREAM, shown,
 };
 use super::secret::{Plain, Surroundings, secret};
 use super::tls::BackendTls;
@@ -55,6 +56,9 @@ const OPENING_MEMORY: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 40);
 const DISCOVERED: RangeInclusive<usize> = 1..=BACKENDS_MAX;
 const OLD_PROCESSES: RangeInclusive<usize> = 1..=32;
 const PINS: RangeInclusive<usize> = 1..=100_000_000;
+const REVIVALS: RangeInclusive<usize> = 1..=10_000;
+const JOURNAL_BYTES: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 30);
+const JOURNAL_MEMORY: RangeInclusive<Size> = Size(4 << 10)..=Size(1 << 40);
 
 /// Reads the whole tree.
 pub(super) fn check(root: &DeTable<'_>, around: Surroundings<'_>, found: &mut Findings<'_>) -> Config {
@@ -67,6 +71,7 @@ pub(super) fn check(root: &DeTable<'_>, around: Surroundings<'_>, found: &mut Fi
         health: health(Reader::of(root, &HEALTH, found)),
         timeouts: timeouts(Reader::of(root, &TIMEOUTS, found)),
         limits: limits(Reader::of(root, &LIMITS, found)),
+        sessions: sessions(Reader::of(root, &SESSIONS, found)),
         upstream: upstream(Reader::of(root, &UPSTREAM, found), around),
         discovery: discovery(Reader::of(root, &DISCOVERY, found)),
         backends: Vec::new(),
@@ -223,6 +228,18 @@ fn limits(mut reader: Reader<'_, '_>) -> Limits {
         parked: reader.unlimited("parked", default.parked, &CONNECTIONS),
         pins: reader.bounded("pins", default.pins, &PINS),
         old_processes: reader.bounded("old_processes", default.old_processes, &OLD_PROCESSES),
+    }
+}
+
+fn sessions(mut reader: Reader<'_, '_>) -> Sessions {
+    let default = Sessions::default();
+    let Size(journal_bytes) = reader.bounded("journal_bytes", Size(default.journal_bytes), &JOURNAL_BYTES);
+    let memory = reader.unlimited("journal_memory", default.journal_memory.map(Size), &JOURNAL_MEMORY);
+    Sessions {
+        revive: reader.take("revive", values::yes_or_no).unwrap_or(default.revive),
+        revivals: reader.bounded("revivals", default.revivals, &REVIVALS),
+        journal_bytes,
+        journal_memory: memory.map(|Size(bytes)| bytes),
     }
 }
 

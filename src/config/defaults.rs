@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::method_policy::MethodPolicy;
 use super::model::{
     Admin, AdminAddress, Discovery, Health, Lifecycle, Limits, Listener, LocatePolicy, OnDown, Openings,
-    Placement, Restart, Routing, Secret, Storage, Strategy, Timeouts,
+    Placement, Restart, Routing, Secret, Sessions, Storage, Strategy, Timeouts,
 };
 use crate::wire::method;
 
@@ -136,6 +136,12 @@ impl Default for Limits {
             pins: 1_000_000,
             old_processes: 4,
         }
+    }
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { revive: true, revivals: 16, journal_bytes: 1 << 20, journal_memory: Some(1 << 30) }
     }
 }
 

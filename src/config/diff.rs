@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::model::{
     Admin, AdminAddress, AdminState, BackendSpec, Config, Health, Limits, Listener, Placement, Proxies,
-    Restart, RestartCommand, Secret, Timeouts, Upstream,
+    Restart, RestartCommand, Secret, Sessions, Timeouts, Upstream,
 };
 use super::tls::ListenerTls;
 use super::values::{Quantity, Size};
@@ -110,6 +110,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     health(&mut changes, &old.health, &new.health);
     timeouts(&mut changes, &old.timeouts, &new.timeouts);
     limits(&mut changes, &old.limits, &new.limits);
+    sessions(&mut changes, &old.sessions, &new.sessions);
     upstream(&mut changes, &old.upstream, &new.upstream);
     fleet::discovery(&mut changes, &old.discovery, &new.discovery);
     fleet::backends(&mut changes, &old.backends, &new.backends);
@@ -270,6 +271,15 @@ fn limits(changes: &mut Vec<Change>, old: &Limits, new: &Limits) {
     setting(changes, "limits.opening_memory", memory(old.opening_memory), memory(opening_memory));
     setting(changes, "limits.pins", old.pins.show(), pins.show());
     setting(changes, "limits.old_processes", old.old_processes.show(), old_processes.show());
+}
+
+fn sessions(changes: &mut Vec<Change>, old: &Sessions, new: &Sessions) {
+    let Sessions { revive, revivals, journal_bytes, journal_memory } = *new;
+    let memory = |bytes: Option<usize>| or_unlimited(bytes.map(Size));
+    setting(changes, "sessions.revive", old.revive.to_string(), revive.to_string());
+    setting(changes, "sessions.revivals", old.revivals.show(), revivals.show());
+    setting(changes, "sessions.journal_bytes", Size(old.journal_bytes).show(), Size(journal_bytes).show());
+    setting(changes, "sessions.journal_memory", memory(old.journal_memory), memory(journal_memory));
 }
 
 fn upstream(changes: &mut Vec<Change>, old: &Upstream, new: &Upstream) {

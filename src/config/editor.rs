@@ -80,15 +80,19 @@ fn kind(section: &str, key: &str) -> Value {
         }
         ("health", "rise" | "fall")
         | ("limits", "connections" | "connections_per_ip" | "parked" | "old_processes" | "pins")
+        | ("sessions", "revivals")
         | ("discovery", "backends")
         | ("listener", "connections" | "accept_rate")
         | ("backend", "weight" | "connections") => json!({ "type": "integer", "minimum": 0 }),
-        ("limits", "opening_bytes" | "opening_memory") => json!({
-            "anyOf": [
-                { "type": "integer", "minimum": 0 },
-                { "type": "string", "pattern": "^ *[0-9.]+ *[A-Za-z]*$" },
-            ]
-        }),
+        ("sessions", "revive") => json!({ "type": "boolean" }),
+        ("sessions", "journal_bytes" | "journal_memory") | ("limits", "opening_bytes" | "opening_memory") => {
+            json!({
+                "anyOf": [
+                    { "type": "integer", "minimum": 0 },
+                    { "type": "string", "pattern": "^ *[0-9.]+ *[A-Za-z]*$" },
+                ]
+            })
+        }
         ("timeouts", _)
         | ("placement", "slow_start")
         | ("health", "interval" | "timeout" | "restart_after" | "restart_interval" | "restart_timeout")

@@ -16,6 +16,8 @@ mod backend;
 
 mod restart;
 
+mod sessions;
+
 mod method_policy;
 pub mod model;
 

@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 pub use super::backend::{AdminState, BackendSpec, Discovery, Resolve};
 use super::method_policy::MethodPolicy;
 pub use super::restart::{Restart, RestartCommand};
+pub use super::sessions::Sessions;
 use super::tls::{BackendTls, ListenerTls};
 
 /// One configuration file, understood.
@@ -32,6 +33,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Bounds.
     pub limits: Limits,
+    /// What becomes of sessions whose servers have gone.
+    pub sessions: Sessions,
     /// What sessile itself needs to talk to backends.
     pub upstream: Upstream,
     /// How names that stand for many backends are looked up.

@@ -95,6 +95,11 @@ pub(super) static LIMITS: Section = Section {
         "old_processes",
     ],
 };
+pub(super) static SESSIONS: Section = Section {
+    name: "sessions",
+    repeated: false,
+    keys: &["revive", "revivals", "journal_bytes", "journal_memory"],
+};
 pub(super) static UPSTREAM: Section =
     Section { name: "upstream", repeated: false, keys: &["connection_token", "tls"] };
 pub(super) static BACKEND: Section = Section {
@@ -122,8 +127,8 @@ pub(super) static DISCOVERY: Section = Section {
 };
 
 /// All of them, in the order of the documentation.
-pub(super) static SECTIONS: [&Section; 9] =
-    [&LISTENER, &ADMIN, &PLACEMENT, &HEALTH, &TIMEOUTS, &LIMITS, &UPSTREAM, &DISCOVERY, &BACKEND];
+pub(super) static SECTIONS: [&Section; 10] =
+    [&LISTENER, &ADMIN, &PLACEMENT, &HEALTH, &TIMEOUTS, &LIMITS, &SESSIONS, &UPSTREAM, &DISCOVERY, &BACKEND];
 
 /// As the header is written.
 impl fmt::Display for Section {

@@ -76,6 +76,14 @@ pub(super) fn word<T: Copy>(
     })
 }
 
+/// Reads a truth value.
+pub(super) fn yes_or_no(value: &DeValue<'_>) -> Result<bool, ValueFault> {
+    match value {
+        DeValue::Boolean(yes) => Ok(*yes),
+        _ => Err(must_be("`true` or `false`", value)),
+    }
+}
+
 /// Reads a string.
 pub(super) fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, ValueFault> {
     value.as_str().ok_or_else(|| must_be("a string", value))

@@ -159,7 +159,7 @@ fn session_call(
         },
         "session.getMessages" => match live {
             Some(_) => plain(json!({"events": messages(state, session)})),
-            None => Err(failed(method, format!("Session not found: {session}"))),
+            None => Err(failed(method, format!("Session not found for sessionId: {session}"))),
         },
         "session.getMetadata" => plain(match state.sessions.disk.stored(session) {
             Some(stored) => json!({"session": metadata(session, stored)}),

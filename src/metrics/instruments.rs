@@ -14,6 +14,7 @@ use super::labels::{self, Closed};
 use super::process::Process;
 use super::register::{SECONDS, add, counters, gauge, histogram, int_gauge, int_gauges};
 use super::requests::Requests;
+use super::revivals::Revivals;
 use super::upgrades::Upgrades;
 use crate::close::Close;
 use crate::runtime::logs;
@@ -95,6 +96,8 @@ pub struct Metrics {
     pub discovered_backends: IntGauge,
     /// Upgrades, and the processes before this one.
     pub upgrades: Upgrades,
+    /// Sessions brought back, and what is kept for that.
+    pub revivals: Revivals,
     /// Configurations read.
     pub config_reloads: Closed,
     /// The configuration in force.
@@ -267,6 +270,7 @@ impl Metrics {
             )?,
             discovered_backends: int_gauge(r, "discovered_backends", "Backends found by name.")?,
             upgrades: Upgrades::new(r)?,
+            revivals: Revivals::new(r)?,
             config_reloads: Closed::new(
                 r,
                 "config_reloads_total",

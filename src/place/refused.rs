@@ -96,6 +96,16 @@ impl Refused {
         Self::later(Refusal::SessionLocked, message, config)
     }
 
+    /// Another try may be granted in a moment: servers may come back.
+    pub fn is_of_the_moment(&self) -> bool {
+        matches!(self.refusal, Refusal::NoBackend | Refusal::OwnerDown | Refusal::SessionLocked)
+    }
+
+    /// Too many sessions are being brought back on its server.
+    pub fn crowded(config: &Config) -> Self {
+        Self::later(Refusal::Limit, "too many sessions are being brought back on this server", config)
+    }
+
     pub(super) fn mismatch(message: &str) -> Self {
         Self { refusal: Refusal::ProtocolMismatch, message: message.into(), retry_after: None }
     }

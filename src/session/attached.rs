@@ -1,8 +1,11 @@
 //! The attachments of one session. Mostly there is one, and then it takes no allocation of its own.
 
+use std::sync::Arc;
+
 use tokio_util::sync::CancellationToken;
 
 use super::inbox::Subscriber;
+use super::journal::Journal;
 
 /// One of them.
 #[derive(Debug)]
@@ -16,8 +19,16 @@ pub(super) struct Holder {
 #[derive(Debug)]
 pub(super) struct Attached {
     holders: Holders,
+    /// What not every session has. Boxed: sessions are many.
+    more: Option<Box<More>>,
+}
+
+#[derive(Debug, Default)]
+struct More {
     /// Cancelled when the last has let go. Made when somebody waits for that.
     over: Option<CancellationToken>,
+    /// What must be said again to have the session as it is, if any of them could.
+    journal: Option<Arc<Journal>>,
 }
 
 #[derive(Debug)]
@@ -30,7 +41,7 @@ enum Holders {
 impl Attached {
     /// By one.
     pub(super) fn by(holder: Holder) -> Self {
-        Self { holders: Holders::One(holder), over: None }
+        Self { holders: Holders::One(holder), more: None }
     }
 
     /// One more.
@@ -95,12 +106,17 @@ impl Attached {
 
     /// What says when the last has let go.
     pub(super) fn over(&mut self) -> CancellationToken {
-        self.over.get_or_insert_default().clone()
+        self.more.get_or_insert_default().over.get_or_insert_default().clone()
+    }
+
+    /// The journal of the session: this one, unless it has one.
+    pub(super) fn journal(&mut self, new: impl FnOnce() -> Arc<Journal>) -> Arc<Journal> {
+        Arc::clone(self.more.get_or_insert_default().journal.get_or_insert_with(new))
     }
 
     /// The last has let go.
     pub(super) fn end(&mut self) {
-        if let Some(over) = self.over.take() {
+        if let Some(over) = self.more.as_mut().and_then(|more| more.over.take()) {
             over.cancel();
         }
     }

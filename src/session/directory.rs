@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::attached::{Attached, Holder};
 use super::inbox::Subscriber;
-use super::turn::Sign;
+use super::journal::Journal;
+use super::turn::{Activity, Sign};
 use super::usage::{Notes, Usage};
 use crate::fleet::Backend;
 use crate::wire::SessionId;
@@ -234,6 +235,16 @@ impl Attachment {
     /// Whether the session must leave its backend: let go of it.
     pub fn is_leaving(&self) -> bool {
         self.entry.is_leaving()
+    }
+
+    /// Whether a turn of the session runs.
+    pub fn activity(&self) -> Activity {
+        self.entry.notes.usage().activity
+    }
+
+    /// The journal of the session: this one, unless it has one.
+    pub fn journal(&self, new: impl FnOnce() -> Arc<Journal>) -> Arc<Journal> {
+        self.entry.attached().journal(new)
     }
 
     /// From now on `subscriber` is told what becomes of the session, and at once if the session must leave already.

@@ -32,13 +32,15 @@ pub enum Refusal {
     Denied,
     /// The backend went away before it answered.
     BackendLost,
+    /// A session could not be brought back from a backend that went away.
+    ReviveFailed,
     /// A frame that is not a sound request.
     Malformed,
 }
 
 impl Refusal {
     /// All of them, for metrics.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoBackend,
         Self::OwnerDown,
         Self::ProtocolMismatch,
@@ -47,6 +49,7 @@ impl Refusal {
         Self::Limit,
         Self::Denied,
         Self::BackendLost,
+        Self::ReviveFailed,
         Self::Malformed,
     ];
 
@@ -61,6 +64,7 @@ impl Refusal {
             Self::Limit => -32055,
             Self::Denied => -32056,
             Self::BackendLost => -32057,
+            Self::ReviveFailed => -32058,
             Self::Malformed => -32600,
         }
     }
@@ -76,6 +80,7 @@ impl Refusal {
             Self::Limit => Why::Limit,
             Self::Denied => Why::Denied,
             Self::BackendLost => Why::BackendLost,
+            Self::ReviveFailed => Why::ReviveFailed,
             Self::Malformed => Why::Malformed,
         }
     }
@@ -112,7 +117,24 @@ fn joined(parts: &[&[u8]]) -> Vec<u8> {
 
 /// The error frame that answers `id`. `message` is read by people; it must say what to do where that is known.
 pub fn error(id: &Id, refusal: Refusal, message: &str, retry_after: Option<Duration>) -> Vec<u8> {
-    let mut data = json!({ "source": "sessile", "reason": refusal.label() });
+    let data = json!({ "source": "sessile", "reason": refusal.label() });
+    error_with(id, refusal, message, retry_after, data)
+}
+
+/// The same for a request whose backend went away: with whether its session is brought back at the client's next frame.
+pub fn backend_lost(id: &Id, message: &str, retry_after: Option<Duration>, revivable: bool) -> Vec<u8> {
+    let refusal = Refusal::BackendLost;
+    let data = json!({ "source": "sessile", "reason": refusal.label(), "revivable": revivable });
+    error_with(id, refusal, message, retry_after, data)
+}
+
+fn error_with(
+    id: &Id,
+    refusal: Refusal,
+    message: &str,
+    retry_after: Option<Duration>,
+    mut data: serde_json::Value,
+) -> Vec<u8> {
     if let (Some(after), Some(map)) = (retry_after, data.as_object_mut()) {
         map.insert("retryAfterMs".into(), json!(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)));
     }
@@ -160,6 +182,12 @@ pub fn client_gone(id: &Id) -> Vec<u8> {
 /// A request on sessile's own account.
 pub fn request(id: u64, method: &str, params: &serde_json::Value) -> Vec<u8> {
     frame(json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string().as_bytes())
+}
+
+/// The same under an id that is JSON text, with parameters that are.
+pub fn request_with(id: &str, method: &str, params: &[u8]) -> Vec<u8> {
+    let start = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":"#);
+    joined(&[start.as_bytes(), params, b"}"])
 }
 
 /// The same with parameters that are JSON text.

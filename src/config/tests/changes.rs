@@ -83,6 +83,11 @@ opening_bytes = 1000000
 opening_memory = 0
 pins = 1
 old_processes = 2
+[sessions]
+revive = false
+revivals = 3
+journal_bytes = "64KiB"
+journal_memory = 0
 [upstream]
 connection_token = { env = "TOKEN" }
 [[backend]]

@@ -110,6 +110,7 @@ fn example_shows_the_defaults() {
         health: Health::default(),
         timeouts: Timeouts::default(),
         limits: Limits::default(),
+        sessions: Sessions::default(),
         upstream: Upstream::default(),
         discovery: Discovery::default(),
         backends: vec![backend(1)],

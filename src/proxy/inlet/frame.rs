@@ -30,6 +30,14 @@ impl Frame {
         Self { bytes, body_at, envelope, left: 0, charge: None }
     }
 
+    /// A request that is sent once more.
+    pub(in crate::proxy) fn again(body: &[u8]) -> Option<Self> {
+        let bytes = Bytes::from(reply::frame(body));
+        let body_at = bytes.len().saturating_sub(body.len());
+        let envelope = Scan::whole(body).ok()?;
+        Some(Self { bytes, body_at, envelope, left: 0, charge: None })
+    }
+
     /// The frame that is sent in place of a request, about the same session and with the same id, if one is to be.
     pub(in crate::proxy) fn instead(request: &Envelope) -> Option<Self> {
         let method = request.known()?.instead?;

@@ -5,8 +5,9 @@ use super::downstream::Target;
 use super::in_flight::InFlight;
 use super::in_flight::{At, NOWHERE};
 use super::job;
+use super::notes::note;
 use super::plan::{Facts, No, Plan, View};
-use super::table::Binding;
+use super::table::{Binding, KeptAccount};
 use super::upstream::Upstream;
 use super::whole::instead;
 use crate::metrics::Outcome;
@@ -60,6 +61,7 @@ impl Switch<'_> {
             Plan::Wait(job) => self.wait(job, frame),
             Plan::Scout => self.scout(frame),
             Plan::Place(named) => self.place(frame, &named),
+            Plan::BringBack(session) => self.revive(&session, frame),
             Plan::Whole(session) => self.ask_whether_whole(frame, &session),
             Plan::Close(then) => {
                 let closing = Frame::instead(&frame.envelope);
@@ -133,7 +135,12 @@ impl Switch<'_> {
             let mut flight = InFlight::new(at, session, effect, born, timed);
             flight.asks = Asks::of(method.known());
             flight.deletes = frame.envelope.instead_of_prefix().is_some();
-            self.table.depart(id.clone(), flight);
+            let journals = &self.balancer.journals;
+            let note = |could_revive, kept: KeptAccount<'_>| note(journals, kept, &frame, could_revive);
+            self.table.depart_noting(id.clone(), flight, note);
+            if frame.left > 0 {
+                self.table.set_begun(Some(id.clone()));
+            }
         }
         if frame.left > 0 {
             self.client.set_rest(Some(Target::Upstream(at)));

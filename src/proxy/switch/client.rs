@@ -170,14 +170,15 @@ impl Switch<'_> {
                 Some(Bar::Full(full))
             }
             Plan::Wait(job) => wait(self.waiting.is_crowded(*job)),
-            Plan::Scout | Plan::Place(_) => wait(!self.providers.is_idle()),
+            Plan::Scout | Plan::Place(_) | Plan::BringBack(_) => wait(!self.providers.is_idle()),
             Plan::Whole(session) => match self.table.binding(session) {
                 Some(Binding::Bound { at, .. }) => {
                     let at = *at;
                     self.full(at, bytes)
                 }
                 Some(Binding::Placing(job)) => wait(self.waiting.is_crowded(*job)),
-                None => wait(!self.providers.is_idle()),
+                Some(Binding::Reviving(reviving)) => wait(self.waiting.is_crowded(reviving.job)),
+                Some(Binding::Lost(_)) | None => wait(!self.providers.is_idle()),
             },
             Plan::Close(then) | Plan::Instead(then) | Plan::Revive(_, then) => self.bar(then, bytes),
         }
@@ -215,6 +216,7 @@ impl Switch<'_> {
         match self.client.rest() {
             Some(Target::Upstream(at)) => {
                 self.record.add_to_backend(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+                self.note_more(&bytes);
                 if let Some(upstream) = self.upstreams.get_mut(at) {
                     upstream.push_on(bytes, end.is_some());
                 }
@@ -223,6 +225,7 @@ impl Switch<'_> {
             Some(Target::Nowhere) | None => {}
         }
         if end.is_some() {
+            self.table.set_begun(None);
             self.client.set_rest(None);
         }
     }

@@ -19,9 +19,13 @@ impl Switch<'_> {
     /// Sessions have to leave an upstream: their requests are answered, and who waits for a turn's end is told.
     pub(super) fn evicted(&mut self, at: At, sessions: &[SessionId]) {
         for session in sessions {
-            let Some(Evicted { ids, attached, key }) = self.table.evict(at, session) else { continue };
+            if let Some(job) = self.table.evicts_revival(at, session) {
+                self.revive_again(job);
+                continue;
+            }
+            let Some(Evicted { ids, is_told, key }) = self.table.evict(at, session) else { continue };
             self.answer_lost(&ids);
-            if attached {
+            if is_told {
                 self.say_own(session_error(session, Refusal::BackendLost, GONE));
             }
             let id = format!("{LEAVES}{key:x}\"");
@@ -93,7 +97,7 @@ mod tests {
         let [taken, stays] = ["taken", "stays"].map(SessionId::new);
         for session in [&taken, &stays] {
             let attachment = Some(attachment(&directory, session));
-            let binding = Binding::Bound { at: AT, attachment, attached: true, flights: 0 };
+            let binding = Binding::Bound { at: AT, attachment, attached: true, flights: 0, opening: None };
             table.bind(session.clone(), binding);
         }
         for (number, session) in [(1, Some(&taken)), (2, Some(&taken)), (3, Some(&stays)), (4, None)] {
@@ -106,14 +110,14 @@ mod tests {
         let Adopted::Held(other) = other else { panic!("it is there") };
         let over = other.evict();
         assert!(table.evict(AT + 1, &taken).is_none(), "it is on another upstream");
-        let Evicted { ids, attached, key } = table.evict(AT, &taken).unwrap();
-        assert_eq!((ids, attached, over.is_cancelled()), (vec![id(1)], true, true));
+        let Evicted { ids, is_told, key } = table.evict(AT, &taken).unwrap();
+        assert_eq!((ids, is_told, over.is_cancelled()), (vec![(id(1), false)], true, true));
         assert!(table.evict(AT, &taken).is_none());
         assert!(table.is_lost(&taken) && !table.is_lost(&stays));
         assert!(table.late(AT, &id(1)).is_some() && is_owed(&table, 2) && is_owed(&table, 3));
         // By the time that its answer ends, the session may be there again.
         let attachment = Some(attachment(&directory, &taken));
-        let back = Binding::Bound { at: AT, attachment, attached: true, flights: 0 };
+        let back = Binding::Bound { at: AT, attachment, attached: true, flights: 0, opening: None };
         table.bind(taken.clone(), back);
         table.arrive(&id(2), Outcome::Success);
         assert_eq!(table.attached().len(), 2, "it changes nothing");
@@ -127,7 +131,7 @@ mod tests {
         table.left_mut().answered(key, AT);
         assert!(!table.has_left(AT, &about("taken")) && table.left().unwrap().is_empty());
         table.left_mut().add(key, AT);
-        drop(table.drop_upstream(AT));
+        drop(table.drop_upstream(AT, true));
         assert!(table.left().unwrap().is_empty());
     }
 

@@ -1,7 +1,7 @@
 //! What becomes of a backend's frame: decided once, from what is known at that moment. Nothing here acts, and whoever acts
 //! ([`server`](super::server)) decides nothing.
 
-use super::in_flight::{At, InFlight};
+use super::in_flight::{At, InFlight, Note};
 use super::table::Table;
 use crate::proxy::inlet::Frame;
 use crate::wire::envelope::Field;
@@ -32,6 +32,8 @@ pub(super) enum Fate {
     Begin,
     /// The client gets an answer.
     Answer(Answer),
+    /// The server does not have the session that a request was about: nothing has happened, and it is sent once more.
+    Denied,
     /// The client is asked, under a number of sessile's own.
     Ask {
         /// Whether the client's next frames of this inference have to find their way back.
@@ -76,6 +78,8 @@ pub(super) struct Answer {
     pub(super) is_birth: bool,
     /// It answers a delete that was sent on as another method, and is put into the words of the first.
     pub(super) is_delete: bool,
+    /// The session that the server says it does not have.
+    pub(super) denies: Option<SessionId>,
 }
 
 /// Which session an answer has opened that was not asked for by this name.
@@ -93,8 +97,27 @@ pub(super) enum Opens {
 impl<M: Fn() -> bool> ServerView<'_, M> {
     /// What becomes of a frame, or of its beginning.
     pub(super) fn fate(&self, frame: &Frame) -> Fate {
-        let fate = self.of(&frame.envelope);
-        if frame.left > 0 { fate.begun() } else { fate }
+        match self.of(&frame.envelope) {
+            fate if frame.left > 0 => fate.begun(),
+            Fate::Answer(answer) if frame.envelope.is_error => self.of_error(answer, frame),
+            fate => fate,
+        }
+    }
+
+    /// An error may be the server's word that it does not have the session.
+    fn of_error(&self, answer: Answer, frame: &Frame) -> Fate {
+        let flight = frame.envelope.id.as_ref().and_then(|id| self.flight(id));
+        let Some((flight, session)) = flight.and_then(|flight| Some((flight, flight.session.as_ref()?)))
+        else {
+            return Fate::Answer(answer);
+        };
+        if flight.effect != Effect::None || !denies(frame, session) {
+            return Fate::Answer(answer);
+        }
+        match flight.note.as_deref() {
+            Some(Note { again: true, kept: Ok(kept), .. }) if kept.body().is_some() => Fate::Denied,
+            _ => Fate::Answer(Answer { denies: Some(session.clone()), ..answer }),
+        }
     }
 
     fn of(&self, envelope: &Envelope) -> Fate {
@@ -159,7 +182,8 @@ impl<M: Fn() -> bool> ServerView<'_, M> {
     }
 
     fn to(&self, flight: &InFlight, envelope: &Envelope) -> Answer {
-        Answer { opens: self.opens(flight, envelope), is_birth: flight.born, is_delete: flight.deletes }
+        let (is_birth, is_delete) = (flight.born, flight.deletes);
+        Answer { opens: self.opens(flight, envelope), is_birth, is_delete, denies: None }
     }
 
     fn opens(&self, flight: &InFlight, envelope: &Envelope) -> Opens {
@@ -201,9 +225,32 @@ impl Fate {
         match self {
             Self::Pass | Self::Begin | Self::Answer(_) | Self::Ask { .. } | Self::Cancel(_) => Rest::Pass,
             Self::Late(_) | Self::LateBegin => Rest::Late,
-            Self::Left | Self::Keep | Self::Own | Self::Drop | Self::Stray => Rest::Drop,
+            Self::Left | Self::Keep | Self::Denied | Self::Own | Self::Drop | Self::Stray => Rest::Drop,
         }
     }
+}
+
+/// The code of the error by which servers say so.
+const INTERNAL: i32 = -32603;
+/// What that error's message ends with.
+const NOT_FOUND: &str = "Session not found for sessionId: ";
+
+/// Whether a server's error says that it does not have this session.
+fn denies(frame: &Frame, session: &SessionId) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        error: Error,
+    }
+    #[derive(serde::Deserialize)]
+    struct Error {
+        message: String,
+    }
+    if frame.envelope.error_code != Some(INTERNAL) {
+        return false;
+    }
+    let body: Option<Body> = serde_json::from_slice(frame.body()).ok();
+    let said = body.map(|body| body.error.message).unwrap_or_default();
+    said.strip_suffix(session.as_str()).is_some_and(|said| said.ends_with(NOT_FOUND))
 }
 
 #[cfg(test)]
@@ -216,9 +263,9 @@ mod tests {
     use crate::fleet::Backend;
     use crate::metrics::Metrics;
     use crate::runtime::account::Budget;
-    use crate::session::{Adopted, Directory};
-    use crate::wire::Scan;
+    use crate::session::{Adopted, Directory, Journals};
     use crate::wire::method::Timed;
+    use crate::wire::{Called, Scan};
 
     const AT: At = 3;
     const OTHER: At = 4;
@@ -328,7 +375,7 @@ mod tests {
                 let frame = answer("7", what);
                 let view = ServerView { table: &table, at: AT, hears_all: false, is_many: || is_many };
                 let opens = expected.clone();
-                let expected = Fate::Answer(Answer { opens, is_birth: born, is_delete: false });
+                let expected = Fate::Answer(Answer { opens, is_birth: born, is_delete: false, denies: None });
                 assert_eq!(view.fate(&frame), expected, "{asked_for:?} {effect:?} {what}");
                 assert_eq!(view.at_end(Rest::Pass, &frame.envelope), expected, "at its end");
             }
@@ -345,10 +392,10 @@ mod tests {
     fn broadcasts_are_for_who_knows_the_session_or_may_come_to() {
         let about = event("session.lifecycle", r#"{"sessionId":"s"}"#);
         let mut knows = table();
-        let binding = Binding::Bound { at: OTHER, attachment: None, attached: false, flights: 0 };
+        let binding = Binding::bound(OTHER, None);
         knows.bind(SessionId::new("s"), binding);
         let mut knew = table();
-        let binding = Binding::Bound { at: OTHER, attachment: None, attached: false, flights: 0 };
+        let binding = Binding::bound(OTHER, None);
         knew.bind(SessionId::new("s"), binding);
         knew.release(&SessionId::new("s"));
         let bears = asked(AT, None, Effect::Attach, true);
@@ -380,7 +427,10 @@ mod tests {
         };
         let mut table = table();
         let (attachment, attached) = (Some(attach()), true);
-        table.bind(session.clone(), Binding::Bound { at: AT, attachment, attached, flights: 0 });
+        table.bind(
+            session.clone(),
+            Binding::Bound { at: AT, attachment, attached, flights: 0, opening: None },
+        );
         drop(attach().evict());
         assert!(table.evict(AT, &session).is_some());
         let asks = r#"{"jsonrpc":"2.0","id":1,"method":"permission.request","params":{"sessionId":"s"}}"#;
@@ -441,5 +491,45 @@ mod tests {
         assert_eq!(view.at_end(Rest::Late, &end), Fate::Drop, "it was forgotten meanwhile");
         let end = event("session.event", r#"{"sessionId":"s"}"#).envelope;
         assert_eq!(view.at_end(Rest::Pass, &end), Fate::Pass);
+    }
+
+    /// What a server says that does not have the session.
+    fn denial(words: &str) -> Frame {
+        answer("7", &format!(r#""error":{{"code":-32603,"message":"{words}"}}"#))
+    }
+
+    #[test]
+    fn a_session_that_its_server_denies_is_known_by_the_servers_own_words_about_it_alone() {
+        let note = |again| {
+            let journals = Journals::new(&Metrics::new().unwrap(), &Default::default());
+            let kept = journals.keep(&journals.account(), b"{}", 0, 64);
+            Some(Box::new(Note { method: Called::from("session.send").known(), kept, again }))
+        };
+        let asked = |effect, note| {
+            let mut table = table();
+            let flight = InFlight::new(AT, Some(SessionId::new("s")), effect, false, Timed::Other);
+            table.depart_noting(id("7"), flight, |_, _| note);
+            table
+        };
+        let denies = |denies: Option<&str>| {
+            let denies = denies.map(SessionId::new);
+            Fate::Answer(Answer { denies, ..Answer::default() })
+        };
+        let words = "Request session.send failed with message: Session not found for sessionId: s";
+        for (effect, note, words, expected) in [
+            (Effect::None, note(true), words, Fate::Denied),
+            (Effect::None, note(false), words, denies(Some("s"))),
+            (Effect::None, None, words, denies(Some("s"))),
+            (Effect::Attach, None, words, denies(None)),
+            (Effect::None, note(true), "Session not found for sessionId: other", denies(None)),
+            (Effect::None, note(true), "Session not found for sessionId: s, or so", denies(None)),
+            (Effect::None, note(true), "s", denies(None)),
+        ] {
+            let table = asked(effect, note);
+            assert_eq!(fate(&table, &denial(words)), expected, "{words}");
+        }
+        let table = asked(Effect::None, note(true));
+        let other = answer("7", &format!(r#""error":{{"code":-32000,"message":"{words}"}}"#));
+        assert_eq!(fate(&table, &other), denies(None), "by another code");
     }
 }

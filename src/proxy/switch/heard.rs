@@ -12,9 +12,9 @@ use super::upstream::Upstream;
 use super::waiting::Waiter;
 use crate::close::{At as Where, By, Close, Why};
 use crate::config::OnDown;
-use crate::fleet::Health;
+use crate::fleet::{Backend, Health};
 use crate::link::Link;
-use crate::place::{InUse, Placed, Refused};
+use crate::place::{InUse, Opened, Placed, Refused};
 use crate::session::Subscriber;
 use crate::wire::{Refusal, SessionId};
 
@@ -43,6 +43,14 @@ impl Switch<'_> {
                     Ok(())
                 }
             },
+            Event::Reviving { job, placed } => {
+                self.has_home(job, placed);
+                Ok(())
+            }
+            Event::Unrevived { job, tries } => {
+                self.revival_overdue(job, tries);
+                Ok(())
+            }
             Event::Whole { job, whole } => {
                 match whole {
                     Ok(()) => self.is_whole(job),
@@ -94,18 +102,10 @@ impl Switch<'_> {
             return;
         }
         let Placed { opened, backend, attachment, reason } = placed;
-        let at = match (self.upstreams.to(&backend), opened) {
-            (Some(at), _) => at,
-            (None, Some(opened)) => {
-                let (link, in_use) = opened.into_use();
-                self.install(link, in_use)
-            }
-            (None, None) => {
-                // The upstream it was to use has been lost meanwhile.
-                let refused = Refused::later(Refusal::BackendLost, "the backend went away", &self.config);
-                self.table.forget(job);
-                return self.unplaced(job, &refused);
-            }
+        let Some(at) = self.at_home(&backend, opened) else {
+            let refused = Refused::later(Refusal::BackendLost, "the backend went away", &self.config);
+            self.table.forget(job);
+            return self.unplaced(job, &refused);
         };
         self.record.placed(session.clone(), backend.name(), reason.label());
         let Some(session) = session else {
@@ -115,18 +115,26 @@ impl Switch<'_> {
         if let (Some(attachment), Some(upstream)) = (&attachment, self.upstreams.get(at)) {
             attachment.subscribe(Subscriber::Inbox(Arc::clone(upstream.inbox())));
         }
-        self.table.bind(session.clone(), Binding::Bound { at, attachment, attached: false, flights: 0 });
+        self.table.bind(session.clone(), Binding::bound(at, attachment));
         self.flush(job, at);
         // What waited may have been given up meanwhile.
         self.table.release(&session);
     }
 
+    /// The upstream to a home; `None` if the one that was to be used has been lost meanwhile.
+    pub(super) fn at_home(&mut self, backend: &Arc<Backend>, opened: Option<Opened>) -> Option<At> {
+        self.upstreams.to(backend).or_else(|| {
+            let (link, in_use) = opened?.into_use();
+            Some(self.install(link, in_use))
+        })
+    }
+
     /// Sends what waited for a job.
-    fn flush(&mut self, job: u64, at: At) {
+    pub(super) fn flush(&mut self, job: u64, at: At) {
         let waiting = self.waiting.take(job);
         self.waiting.recount();
         // What is forwarded now may have come to its end already; only the frame still coming in has a rest.
-        let before = self.client.set_rest(None);
+        let (before, begun) = (self.client.set_rest(None), self.table.set_begun(None));
         let mut taken = true;
         for waiter in waiting.into_pieces() {
             match waiter {
@@ -138,7 +146,10 @@ impl Switch<'_> {
                     }
                     self.act(plan, *frame);
                 }
-                Waiter::More(bytes) if taken => self.push_up(at, bytes),
+                Waiter::More(bytes) if taken => {
+                    self.note_more(&bytes);
+                    self.push_up(at, bytes);
+                }
                 Waiter::More(_) => {}
             }
         }
@@ -147,6 +158,9 @@ impl Switch<'_> {
             Some(Target::Job(number)) if number == job => Some(Target::Nowhere),
             before => before,
         };
+        if before != Some(Target::Job(job)) {
+            self.table.set_begun(begun);
+        }
         self.client.set_rest(after);
         self.begin();
     }
@@ -225,6 +239,7 @@ impl Switch<'_> {
                     self.table.begin(&id);
                 }
                 let stranded = self.table.strand(at, |flight| flight.session.is_none());
+                let stranded: Vec<_> = stranded.into_iter().map(|id| (id, false)).collect();
                 self.answer_lost(&stranded);
                 self.end_births(at);
             }

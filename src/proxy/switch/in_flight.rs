@@ -4,9 +4,9 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use crate::runtime::account::{Account, HeldMap, Owns};
-use crate::session::Asks;
+use crate::session::{Asks, Kept, Unmovable};
 use crate::wire::method::{Effect, Timed};
-use crate::wire::{Id, SessionId};
+use crate::wire::{Id, Method, SessionId};
 
 /// A backend may have so many requests in flight for each one that there would still be room for.
 const SHARE: usize = 3;
@@ -35,6 +35,18 @@ pub(super) struct InFlight {
     pub since: Since,
     /// Its session's name is the one that the table of sessions holds.
     pub shared: bool,
+    /// What is to be made of it when it has been answered, beside the rest. Counted with what is kept to bring sessions back.
+    pub note: Option<Box<Note>>,
+}
+
+/// A request that is to be said again, or might be.
+#[derive(Debug)]
+pub(super) struct Note {
+    pub method: &'static Method,
+    /// The request, or why it is not kept.
+    pub kept: Result<Kept, Unmovable>,
+    /// It is sent once more should the server say that it does not have the session.
+    pub again: bool,
 }
 
 /// A moment, in as few bytes as will do.
@@ -58,7 +70,19 @@ impl InFlight {
     /// A request that leaves now.
     pub(super) fn new(at: At, session: Option<SessionId>, effect: Effect, born: bool, class: Timed) -> Self {
         let (deletes, begun, shared, asks) = (false, false, false, Asks::Nothing);
-        Self { at, session, effect, born, deletes, begun, class, asks, since: Since::now(), shared }
+        Self {
+            at,
+            session,
+            effect,
+            born,
+            deletes,
+            begun,
+            class,
+            asks,
+            since: Since::now(),
+            shared,
+            note: None,
+        }
     }
 }
 

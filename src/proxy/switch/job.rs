@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::in_flight::At;
 use crate::balancer::{Balancer, Whole};
@@ -9,7 +10,12 @@ use crate::fleet::{Avoided, Backend};
 use crate::link::Link;
 use crate::place::{self, Dials, Placed, Refused, Want};
 use crate::proxy::handshake::Handshake;
+use crate::runtime::jitter::stretched;
+use crate::session::RevivalTurn;
 use crate::wire::{Id, Named, SessionId};
+
+/// How long after one try to find a home for a session that is to be brought back comes the next.
+const TRIED_AGAIN: Duration = Duration::from_millis(100);
 
 /// A job on its way.
 pub(super) type Job = Pin<Box<dyn Future<Output = Event> + Send>>;
@@ -18,6 +24,10 @@ pub(super) type Job = Pin<Box<dyn Future<Output = Event> + Send>>;
 pub(super) enum Event {
     /// A session, or a session to be born, has a home or has none.
     Placed { job: u64, session: Option<SessionId>, placed: Result<Placed, Refused> },
+    /// A session that is brought back has a home, and a turn there, or has none.
+    Reviving { job: u64, placed: Result<(Placed, Option<RevivalTurn>), Refused> },
+    /// The server that is to bring a session back has had its time, at this try.
+    Unrevived { job: u64, tries: u8 },
     /// Whether somebody has a session of exactly this ID.
     Whole { job: u64, whole: Result<(), Refused> },
     /// The first upstream, or none.
@@ -62,6 +72,45 @@ pub(super) fn place(
         };
         let placed = place::place(&balancer, &want).await;
         Event::Placed { job, session, placed }
+    })
+}
+
+/// Finds a home for a session that is to be brought back, and waits for a turn there. While its servers are down that is tried
+/// again, for as long as a placement may take: with own homes the one that has it may be about to come back.
+pub(super) fn revive(balancer: &Arc<Balancer>, job: u64, session: SessionId, known: Known) -> Job {
+    let balancer = Arc::clone(balancer);
+    Box::pin(async move {
+        let patience = balancer.now().config.timeouts.rehome;
+        let began = Instant::now();
+        let want = Want {
+            session: Some(&session),
+            tracked: true,
+            must_exist: true,
+            frames: known.handshake.frames(),
+            version: known.handshake.version(),
+            have: &known.backends,
+            dials: Some(&known.dials),
+        };
+        let placed = loop {
+            match place::place(&balancer, &want).await {
+                Err(refused) if refused.is_of_the_moment() && began.elapsed() < patience => {
+                    tokio::time::sleep(stretched(TRIED_AGAIN, 500, 1500)).await;
+                }
+                placed => break placed,
+            }
+        };
+        let placed = match placed {
+            Ok(placed) => {
+                let many = balancer.now().config.sessions.revivals;
+                let turn = balancer.revivals.turn(placed.backend.server(), many);
+                match tokio::time::timeout(patience, turn).await {
+                    Ok(turn) => Ok((placed, turn)),
+                    Err(_) => Err(Refused::crowded(&balancer.now().config)),
+                }
+            }
+            Err(refused) => Err(refused),
+        };
+        Event::Reviving { job, placed }
     })
 }
 

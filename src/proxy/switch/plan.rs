@@ -72,6 +72,8 @@ pub(super) enum Plan {
     Scout,
     /// To the backend of its session, which is to be found.
     Place(Named),
+    /// To the backend of this session, which has to be brought back first.
+    BringBack(SessionId),
     /// A server might take its ID for the beginning of another: the fleet is asked first.
     Whole(SessionId),
     /// Sent as the method that ends a session in order, by this plan.
@@ -246,12 +248,16 @@ impl<U: Iterator<Item = Facts> + Clone> View<'_, U> {
         }))
     }
 
-    /// The same, its ID being a whole one.
+    /// The same, its ID being a whole one. A client that opens a session itself that was lost, or ends it, has nothing brought back.
     fn to_session(&self, envelope: &Envelope, named: Named) -> Plan {
         match named.session().and_then(|session| self.table.binding(session)) {
             Some(Binding::Bound { at, .. }) => self.to(*at, envelope, named.session()),
             Some(Binding::Placing(job)) => Plan::Wait(*job),
-            None => Plan::Place(named),
+            Some(Binding::Reviving(reviving)) => Plan::Wait(reviving.job),
+            Some(Binding::Lost(_)) if !envelope.known().is_some_and(Method::revives) => {
+                named.session().cloned().map_or(Plan::Drop, Plan::BringBack)
+            }
+            Some(Binding::Lost(_)) | None => Plan::Place(named),
         }
     }
 
@@ -344,8 +350,11 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::in_flight::InFlight;
+    use super::super::revival::{Lost, Why};
     use super::*;
+    use crate::metrics::Metrics;
     use crate::runtime::account::{Account, Budget};
+    use crate::session::{Journals, Opening};
     use crate::wire::method::{Timed, all};
     use crate::wire::{Id, Scan};
 
@@ -355,7 +364,12 @@ mod tests {
         Unknown,
         Placing,
         Bound,
+        /// Its backend was lost, and nobody knows how to open it again.
         Lost,
+        /// The same, and it can be brought back.
+        Revivable,
+        /// It is being brought back.
+        Reviving,
     }
 
     fn frame(body: &str) -> Frame {
@@ -378,18 +392,30 @@ mod tests {
     fn table(stands: Stands) -> Table {
         let mut table = Table::new(&account());
         let session = SessionId::new("s");
-        let bound = |at| Binding::Bound { at, attachment: None, attached: true, flights: 0 };
+        let bound = |at| Binding::Bound { at, attachment: None, attached: true, flights: 0, opening: None };
         match stands {
             Stands::Unknown => {}
             Stands::Placing => table.bind(session, Binding::Placing(5)),
             Stands::Bound => table.bind(session, bound(3)),
+            Stands::Revivable | Stands::Reviving => {
+                let journals = Journals::new(&Metrics::new().unwrap(), &Default::default());
+                let opening = Opening::of(&journals.journal(), br#"{"params":{}}"#).unwrap();
+                let lost = Lost { opening: Box::new(opening), why: Why::Loss };
+                table.bind(session.clone(), Binding::Lost(Box::new(lost)));
+                if stands == Stands::Reviving {
+                    table.begin_revival(&session, 6);
+                }
+            }
             Stands::Lost => {
                 table.bind(session, bound(4));
-                drop(table.drop_upstream(4));
+                drop(table.drop_upstream(4, true));
             }
         }
         table
     }
+
+    const ALL: [Stands; 6] =
+        [Stands::Unknown, Stands::Placing, Stands::Bound, Stands::Lost, Stands::Revivable, Stands::Reviving];
 
     struct Asked<'a> {
         stands: Stands,
@@ -442,7 +468,7 @@ mod tests {
             let known = Called::from(method).known();
             let named = request(method, r#"{"sessionId":"s","kind":"resume"}"#);
             let is_about = named.envelope.named() == Named::Session(SessionId::new("s"));
-            for stands in [Stands::Unknown, Stands::Placing, Stands::Bound, Stands::Lost] {
+            for stands in ALL {
                 let mut got = plan(&Asked { stands, ..USUAL }, &named);
                 if let Plan::Close(then) = got {
                     assert_eq!(known.way, Way::Close, "{method}");
@@ -463,6 +489,10 @@ mod tests {
                         Stands::Unknown => Plan::Place(named.envelope.named()),
                         Stands::Placing => Plan::Wait(5),
                         Stands::Bound => Plan::To(3),
+                        Stands::Reviving => Plan::Wait(6),
+                        // Who opens it or ends it brings nothing back.
+                        Stands::Revivable if known.revives() => Plan::Place(named.envelope.named()),
+                        Stands::Revivable => Plan::BringBack(SessionId::new("s")),
                         Stands::Lost => match known.needs == Needs::Live && !known.revives() {
                             true => {
                                 assert_eq!(refusal(&got), Some(Refusal::BackendLost), "{method}");
@@ -640,7 +670,8 @@ mod tests {
             }
             table
         };
-        let bound = |attached| Some(Binding::Bound { at: 3, attachment: None, attached, flights: 0 });
+        let bound =
+            |attached| Some(Binding::Bound { at: 3, attachment: None, attached, flights: 0, opening: None });
         let cases = [
             (with(None), false),
             (with(Some(Binding::Placing(5))), false),

@@ -117,7 +117,7 @@ impl Switch<'_> {
     /// A server has answered something of sessile's own.
     pub(super) fn own_answer(&mut self, at: At, frame: &Frame) {
         let Some(id) = &frame.envelope.id else { return };
-        if self.has_let_leave(at, id) {
+        if self.has_let_leave(at, id) || self.has_answered_revival(at, id, frame) {
             return;
         }
         let called = |number: &u64| id.raw() == own_id(*number).as_bytes();

@@ -25,7 +25,7 @@ impl Switch<'_> {
     /// Moves what can move between one backend and the client.
     pub(super) fn turn_upstream(&mut self, at: At, cx: &mut Context<'_>) -> Result<bool, Close> {
         let Some(upstream) = self.upstreams.get_mut(at) else { return Ok(false) };
-        let Ok(mut moved) = upstream.poll_write(cx) else { return self.lose(at).map(|()| true) };
+        let Ok(mut moved) = upstream.poll_write(cx) else { return self.lose_dead(at).map(|()| true) };
         let mut read = false;
         // What is in hand is passed on before more is read; nothing is read for a client that does not keep up, nor while
         // another backend is in the middle of a frame.
@@ -71,7 +71,7 @@ impl Switch<'_> {
                     break;
                 }
                 Poll::Ready(Ok(came)) if came > 0 => (read, moved) = (true, true),
-                Poll::Ready(_) => return self.lose(at).map(|()| true),
+                Poll::Ready(_) => return self.lose_dead(at).map(|()| true),
             }
         }
         if let Some(upstream) = self.upstreams.get_mut(at) {
@@ -126,7 +126,8 @@ impl Switch<'_> {
             Fate::Late(born) => return self.late(at, &frame.envelope, born.as_ref()),
             Fate::Left => return self.answer_left(at, frame.envelope.id.as_ref()),
             Fate::Keep => return self.keep(at, &frame),
-            Fate::Answer(answer) => return self.answer(at, &answer, frame),
+            Fate::Denied => return self.denied(at, frame),
+            Fate::Answer(answer) => return self.answer(at, answer, frame),
             Fate::Begin => {
                 if let Some(id) = &frame.envelope.id {
                     self.table.begin(id);
@@ -167,7 +168,7 @@ impl Switch<'_> {
     }
 
     /// Passes on an answer, or what is said in its place.
-    fn answer(&mut self, at: At, answer: &Answer, frame: Frame) {
+    fn answer(&mut self, at: At, answer: Answer, frame: Frame) {
         let mut frame = match self.open(at, &answer.opens, &frame.envelope) {
             Some(refused) => self.refused_instead(frame, &refused),
             None if answer.is_delete => deleted(frame),
@@ -179,6 +180,9 @@ impl Switch<'_> {
         self.tell(at, queued(frame.bytes.clone(), frame.charge.take()));
         if let Some(connect) = frame.envelope.id.as_ref().and_then(|id| self.state.open_connect(id)) {
             learned::learn(&self.balancer, &self.config, connect, frame.body());
+        }
+        if let Some(session) = answer.denies {
+            self.table.deny(at, &session);
         }
         self.answered(at, &frame.envelope);
     }
@@ -227,6 +231,9 @@ impl Switch<'_> {
         let outcome = if envelope.is_error { Outcome::Error(envelope.error_code) } else { Outcome::Success };
         let Some(flight) = self.table.arrive(id, outcome) else { return };
         self.landed(&flight, outcome);
+        if outcome == Outcome::Success {
+            self.note_success(&flight, envelope);
+        }
         if flight.born {
             self.end_births(at);
         }

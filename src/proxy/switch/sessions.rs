@@ -7,8 +7,9 @@
 use std::hash::Hash;
 
 use super::in_flight::At;
+use super::revival::{Lost, Reviving};
 use crate::runtime::account::{Account, HeldMap, Owns};
-use crate::session::{Attachment, Sign};
+use crate::session::{Attachment, Opening, Sign};
 use crate::wire::SessionId;
 
 /// What a session takes in the directory.
@@ -20,12 +21,29 @@ pub(super) enum Binding {
     /// Being placed by this job.
     Placing(u64),
     /// On this upstream.
-    Bound { at: At, attachment: Option<Attachment>, attached: bool, flights: usize },
+    Bound {
+        at: At,
+        attachment: Option<Attachment>,
+        attached: bool,
+        flights: usize,
+        /// How to open it again, if that is known.
+        opening: Option<Box<Opening>>,
+    },
+    /// Its backend has gone. It is brought back for the client's next frame.
+    Lost(Box<Lost>),
+    /// It is being brought back.
+    Reviving(Box<Reviving>),
 }
 
 impl Binding {
+    /// On this upstream, and not attached yet.
+    pub(super) fn bound(at: At, attachment: Option<Attachment>) -> Self {
+        Self::Bound { at, attachment, attached: false, flights: 0, opening: None }
+    }
+
+    /// Whether the client has a part in it.
     fn is_attached(&self) -> bool {
-        matches!(self, Self::Bound { attached: true, .. })
+        matches!(self, Self::Bound { attached: true, .. } | Self::Lost(_) | Self::Reviving(_))
     }
 
     /// Whether it is on this upstream.
@@ -117,8 +135,9 @@ impl Sessions {
         }
         let taken = if is { self.take_named(session) } else { self.attached.take(session) };
         if let Some((key, mut binding)) = taken {
-            if let Binding::Bound { attached, .. } = &mut binding {
+            if let Binding::Bound { attached, opening, .. } = &mut binding {
                 *attached = is;
+                opening.take_if(|_| !is);
             }
             // The other table has none of that name.
             if is {
@@ -130,12 +149,15 @@ impl Sessions {
         true
     }
 
-    /// One more request about a session is in flight, which says this of it; false if it is not bound.
-    pub(super) fn depart(&mut self, session: &SessionId, sign: Sign) -> bool {
-        let Some(Binding::Bound { flights, attachment, .. }) = self.get_mut(session) else { return false };
+    /// One more request about a session is in flight, which says this of it: whether it could be brought back;
+    /// `None` if it is not bound.
+    pub(super) fn depart(&mut self, session: &SessionId, sign: Sign) -> Option<bool> {
+        let Some(Binding::Bound { flights, attachment, opening, .. }) = self.get_mut(session) else {
+            return None;
+        };
         *flights = flights.saturating_add(1);
         note(attachment, sign);
-        true
+        Some(opening.is_some())
     }
 
     /// One less, whose answer says this of it; false if it is not bound.
@@ -173,7 +195,7 @@ impl Sessions {
         self.attached.get(session).or_else(|| self.named.as_ref()?.get(session))
     }
 
-    fn get_mut(&mut self, session: &SessionId) -> Option<&mut Binding> {
+    pub(super) fn get_mut(&mut self, session: &SessionId) -> Option<&mut Binding> {
         self.attached.get_mut(session).or_else(|| self.named.as_mut()?.get_mut(session))
     }
 
@@ -188,6 +210,11 @@ impl Sessions {
 
     pub(super) fn len(&self) -> usize {
         self.attached.len().saturating_add(self.named.as_ref().map_or(0, |named| named.len()))
+    }
+
+    /// Those on an upstream.
+    pub(super) fn on(&self, at: At) -> Vec<SessionId> {
+        self.iter().filter(|(_, binding)| binding.is_on(at)).map(|(session, _)| session.clone()).collect()
     }
 
     /// All of them.
@@ -219,7 +246,7 @@ mod tests {
     use crate::runtime::account::Budget;
 
     fn bound(attached: bool) -> Binding {
-        Binding::Bound { at: 1, attachment: None, attached, flights: 0 }
+        Binding::Bound { at: 1, attachment: None, attached, flights: 0, opening: None }
     }
 
     #[test]
@@ -237,7 +264,7 @@ mod tests {
         for id in &ids {
             assert!(sessions.get(id).is_some() && sessions.key(id) == Some(id));
             sessions.insert(id.clone(), bound(false));
-            assert!(sessions.set_attached(id, true) && sessions.depart(id, Sign::Nothing));
+            assert!(sessions.set_attached(id, true) && sessions.depart(id, Sign::Nothing).is_some());
         }
         assert_eq!((sessions.len(), sessions.attached().count()), (1000, 1000));
         assert_eq!((account.bytes(), sessions.named_bytes()), (0, 0));

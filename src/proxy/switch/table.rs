@@ -3,11 +3,13 @@
 //! Client ids pass unchanged, so answers need no table to find their way; requests are kept so that they can be answered when
 //! their backend is lost.
 
+mod revivals;
 mod room;
 
-use super::in_flight::{At, InFlight, InFlightTable};
+use super::in_flight::{At, InFlight, InFlightTable, Note};
 use super::left::Left;
 use super::memories::Memories;
+use super::revival::Why;
 use super::server_requests::ServerRequests;
 pub(super) use super::sessions::Binding;
 use super::sessions::Sessions;
@@ -17,6 +19,8 @@ use crate::session::{Attachment, Sign};
 use crate::wire::envelope::Field;
 use crate::wire::method::Effect;
 use crate::wire::{Envelope, Id, SessionId};
+pub(super) use revivals::KeptAccount;
+use revivals::Revivals;
 
 /// Sessions of one client; one more is refused.
 const SESSIONS_MAX: usize = 16 * 1024;
@@ -29,24 +33,28 @@ pub(super) struct Table {
     flights: InFlightTable,
     asked: ServerRequests,
     memories: Memories,
+    /// What is on its way of bringing sessions back. Boxed: few clients are doing that.
+    revivals: Option<Box<Revivals>>,
     account: Account,
 }
 
 /// What a lost upstream leaves behind.
 #[derive(Debug, Default)]
 pub(super) struct Dropped {
-    /// Requests without an answer.
-    pub ids: Vec<Id>,
-    /// Sessions that were attached there.
+    /// Requests without an answer, and whether their sessions can be brought back.
+    pub ids: Vec<(Id, bool)>,
+    /// Sessions that were attached there, and whose client is told.
     pub sessions: Vec<SessionId>,
+    /// Jobs that were bringing sessions back there.
+    pub reviving: Vec<u64>,
 }
 
 /// What a session leaves behind that has to leave an upstream.
 pub(super) struct Evicted {
-    /// Requests without an answer.
-    pub ids: Vec<Id>,
-    /// The client was attached to it.
-    pub attached: bool,
+    /// Requests without an answer, and whether the session can be brought back.
+    pub ids: Vec<(Id, bool)>,
+    /// The client is told.
+    pub is_told: bool,
     /// Its key among those that the client has left.
     pub key: u64,
 }
@@ -59,6 +67,7 @@ impl Table {
             flights: InFlightTable::new(account),
             asked: ServerRequests::new(account),
             memories: Memories::default(),
+            revivals: None,
             account: account.clone(),
         }
     }
@@ -91,7 +100,8 @@ impl Table {
             }
             // It is being placed: that brings the attachment.
             Some(Binding::Placing(_)) => {}
-            _ => self.bind(session, Binding::Bound { at, attachment, attached: true, flights: 0 }),
+            _ => self
+                .bind(session, Binding::Bound { at, attachment, attached: true, flights: 0, opening: None }),
         }
     }
 
@@ -169,13 +179,26 @@ impl Table {
     }
 
     /// Notes a request on its way.
-    pub(super) fn depart(&mut self, id: Id, mut flight: InFlight) {
+    pub(super) fn depart(&mut self, id: Id, flight: InFlight) {
+        self.depart_noting(id, flight, |_, _| None);
+    }
+
+    /// The same with a note, given whether its session could be brought back and the account of what is kept.
+    pub(super) fn depart_noting(
+        &mut self,
+        id: Id,
+        mut flight: InFlight,
+        note: impl FnOnce(bool, KeptAccount<'_>) -> Option<Box<Note>>,
+    ) {
+        let mut could_revive = false;
         if let Some(session) = &flight.session
-            && self.sessions.depart(session, flight.asks.sent())
+            && let Some(could) = self.sessions.depart(session, flight.asks.sent())
         {
+            could_revive = could;
             flight.session = self.sessions.key(session).cloned();
             flight.shared = true;
         }
+        flight.note = note(could_revive, KeptAccount(&mut self.revivals));
         self.flights.insert(id, flight);
     }
 
@@ -304,7 +327,7 @@ impl Table {
         let left = self.sessions.extract(|binding| binding.is_on(at));
         let attached = |(session, binding)| match binding {
             Binding::Bound { attachment, attached: true, .. } => Some((session, attachment)),
-            Binding::Bound { .. } | Binding::Placing(_) => None,
+            _ => None,
         };
         left.into_iter().filter_map(attached).collect()
     }
@@ -327,26 +350,21 @@ impl Table {
 
     /// Takes a session that has to leave an upstream off the books; `None`: it has left already.
     pub(super) fn evict(&mut self, at: At, session: &SessionId) -> Option<Evicted> {
-        let attached = match self.sessions.get(session)? {
-            Binding::Bound { at: known, attachment: Some(attachment), attached, .. }
-                if *known == at && attachment.is_leaving() =>
-            {
-                *attached
-            }
-            Binding::Bound { .. } | Binding::Placing(_) => return None,
-        };
+        match self.sessions.get(session)? {
+            Binding::Bound { at: known, attachment: Some(attachment), .. }
+                if *known == at && attachment.is_leaving() => {}
+            _ => return None,
+        }
         let is_about = |flight: &InFlight| flight.session.as_ref() == Some(session);
         let ids = self.strand(at, is_about);
         // An answer that has begun comes to its end, and changes nothing.
         for (id, flight) in self.flights.extract(|flight| flight.at == at && is_about(flight)) {
-            self.flights
-                .insert(id, InFlight { session: None, effect: Effect::None, shared: false, ..flight });
+            self.flights.insert(
+                id,
+                InFlight { session: None, effect: Effect::None, shared: false, note: None, ..flight },
+            );
         }
-        self.sessions.remove(session);
-        self.note_lost(session);
-        let key = self.sessions.hash_of((at, session));
-        self.left_mut().add(key, at);
-        Some(Evicted { ids, attached, key })
+        Some(self.leaves(at, session, ids))
     }
 
     /// Whether a frame of an upstream is about a session that the client has left there.
@@ -356,18 +374,17 @@ impl Table {
         left.has(self.sessions.hash_of((at, session)))
     }
 
-    /// Forgets everything that depends on an upstream.
-    pub(super) fn drop_upstream(&mut self, at: At) -> Dropped {
-        let ids = self.flights.extract(|flight| flight.at == at).into_iter().map(|(id, _)| id).collect();
+    /// Forgets everything that depends on an upstream. If it `is_dead`, all that is attached there can be brought back.
+    pub(super) fn drop_upstream(&mut self, at: At, is_dead: bool) -> Dropped {
+        let reviving = self.revivals_on(at);
+        let mut sessions = self.sessions.on(at);
+        sessions.retain(|session| self.lose(session, Why::Loss, is_dead).is_told);
+        let flights = self.flights.extract(|flight| flight.at == at);
+        let revivable =
+            |flight: &InFlight| flight.session.as_ref().is_some_and(|session| self.is_revivable(session));
+        let ids = flights.into_iter().map(|(id, flight)| (id, revivable(&flight))).collect();
         drop(self.asked.take_of(at));
         self.memories.drop_upstream(at);
-        let mut sessions = Vec::new();
-        for (session, binding) in self.sessions.extract(|binding| binding.is_on(at)) {
-            self.note_lost(&session);
-            if matches!(binding, Binding::Bound { attached: true, .. }) {
-                sessions.push(session);
-            }
-        }
-        Dropped { ids, sessions }
+        Dropped { ids, sessions, reviving }
     }
 }

@@ -22,7 +22,7 @@ impl Switch<'_> {
     pub(super) fn is_whole(&mut self, job: u64) {
         self.table.forget(job);
         let waiting = self.waiting.take(job);
-        let before = self.client.set_rest(None);
+        let (before, begun) = (self.client.set_rest(None), self.table.set_begun(None));
         let mut is_first = true;
         for waiter in waiting.into_pieces() {
             match (waiter, self.client.rest()) {
@@ -32,7 +32,10 @@ impl Switch<'_> {
                     self.act(plan, *frame);
                     is_first = false;
                 }
-                (Waiter::More(bytes), Some(Target::Upstream(at))) => self.push_up(at, bytes),
+                (Waiter::More(bytes), Some(Target::Upstream(at))) => {
+                    self.note_more(&bytes);
+                    self.push_up(at, bytes);
+                }
                 (Waiter::More(bytes), Some(Target::Job(job))) => self.waiting.push_more(job, bytes),
                 (Waiter::More(_), _) => {}
             }
@@ -41,6 +44,9 @@ impl Switch<'_> {
             Some(Target::Job(number)) if number == job => self.client.rest().or(Some(Target::Nowhere)),
             before => before,
         };
+        if before != Some(Target::Job(job)) {
+            self.table.set_begun(begun);
+        }
         self.client.set_rest(after);
         self.begin();
     }

@@ -100,7 +100,7 @@ fn a_session_named_behind_900_kb_is_found_and_one_named_nowhere_is_refused() {
 fn a_routing_key_repeated_late_cuts_its_backend_off_and_nobody_else() {
     run(async {
         let mut raws = Raw::several(2).await;
-        let balancer = Balancer::start(&Raw::text(&raws)).await;
+        let balancer = Balancer::start(&Raw::text(&raws).set("sessions.revive", "false")).await;
         let (mut client, sessions, mut lines) = seated(&balancer, &mut raws).await;
         let text = "x".repeat(200_000);
         let body = format!(

@@ -36,7 +36,7 @@ pub(super) async fn told(client: &mut Client) -> String {
 fn a_lost_server_is_told_and_its_sessions_resume_elsewhere_while_the_others_go_on() {
     run(async {
         let mut fleet = Fleet::shared(3).await;
-        let balancer = Balancer::start(&switched(&fleet)).await;
+        let balancer = Balancer::start(&switched(&fleet).set("sessions.revive", "false")).await;
         let (mut client, sessions) = spread(&fleet, &balancer).await;
         fleet[1].mute(true);
         let send = json!({"sessionId": sessions[1], "prompt": "x"});
@@ -80,7 +80,7 @@ fn a_session_whose_place_is_not_known_yet_holds_up_no_other() {
 
 pub(super) fn hasty(fleet: &Fleet) -> Text {
     let text = switched(fleet).probed_often();
-    text.set("health.rise", "1").set("timeouts.locate", "\"500ms\"")
+    text.set("health.rise", "1").set("timeouts.locate", "\"500ms\"").set("sessions.revive", "false")
 }
 
 #[test]

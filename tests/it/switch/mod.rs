@@ -15,6 +15,7 @@ mod opens;
 mod owners;
 mod parking;
 mod parting;
+mod revive;
 mod slow;
 mod stalls;
 mod turns;

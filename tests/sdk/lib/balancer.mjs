@@ -101,6 +101,7 @@ export class Balancer {
       health: { interval: '1s', timeout: '1s', rise: 1, fall: 3, ...config.health },
       timeouts: { locate: '5s', ...config.timeouts },
       ...(config.limits && { limits: config.limits }),
+      ...(config.sessions && { sessions: config.sessions }),
       ...(config.upstream && { upstream: config.upstream }),
       backend: servers.map(({ name, address }) => ({ name, address })),
     };

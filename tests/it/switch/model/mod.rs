@@ -66,7 +66,8 @@ async fn play(seed: u64) {
         hosts.push(Host::start(Arc::clone(&world), at, random.fork()).await);
     }
     let text = hosts.iter().fold(Text::new(), |text, host| text.backend(&fleet::name(host.at), host.address));
-    let balancer = Balancer::start(&text.listener("routing", "\"session\"")).await;
+    let balancer =
+        Balancer::start(&text.listener("routing", "\"session\"").set("sessions.revive", "false")).await;
     let clients = 2 + random.below(3);
     let guests = (0..clients).map(|at| {
         let (world, random, address) = (Arc::clone(&world), random.fork(), balancer.address);

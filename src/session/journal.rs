@@ -203,6 +203,11 @@ impl Journal {
             self.pin(why);
         }
     }
+
+    /// A method has succeeded that takes the values of these options away.
+    pub fn forget_options(&self, names: &[&str]) {
+        self.settings().forget(names);
+    }
 }
 
 impl Drop for Journal {

@@ -98,6 +98,9 @@ test('what servers forget of a session is as it was: tools, approvals, options, 
   await session.rpc.permissions.setApproveAll({ enabled: true });
   await session.rpc.mode.set({ mode: 'plan' });
   await session.rpc.name.set({ name: 'a name' });
+  // Servers do not store the first, but the second: said again, the first would undo it.
+  await session.rpc.options.update({ model: 'of an option' });
+  await session.rpc.model.switchTo({ modelId: 'chosen later' });
   const offered = () => model.offered.at(-1).toSorted();
   await turn(session, 'second');
   const before = offered();
@@ -106,6 +109,7 @@ test('what servers forget of a session is as it was: tools, approvals, options, 
   assert.equal((await turn(session, 'third')).shown, 3);
   assert.deepEqual(offered(), before, 'the model is offered the same tools');
   assert.equal((await session.rpc.mode.get()), 'plan');
+  assert.equal((await session.rpc.model.getCurrent()).modelId, 'chosen later');
   assert.equal((await session.rpc.name.get()).name, 'a name');
   await session.rpc.mode.set({ mode: 'interactive' });
   const answer = await turn(session, 'use count {"n": 7}');

@@ -25,6 +25,8 @@ enum Noted {
     Setting,
     /// It changes what cannot be said again.
     Pins,
+    /// It only takes values of settings away.
+    Overrides,
     Nothing,
 }
 
@@ -33,6 +35,7 @@ fn noted(method: &Method) -> Noted {
         _ if method.effect == Effect::Attach => Noted::Opening,
         Class::Replayed => Noted::Setting,
         Class::Unmovable => Noted::Pins,
+        _ if !method.overrides.is_empty() => Noted::Overrides,
         _ => Noted::Nothing,
     }
 }
@@ -56,8 +59,8 @@ pub(super) fn note(
     }
     let bytes_max = match noted {
         Noted::Opening | Noted::Setting => journals.bytes_max(),
-        Noted::Pins | Noted::Nothing if again => AGAIN_BYTES_MAX,
-        Noted::Pins | Noted::Nothing => 0,
+        Noted::Pins | Noted::Overrides | Noted::Nothing if again => AGAIN_BYTES_MAX,
+        Noted::Pins | Noted::Overrides | Noted::Nothing => 0,
     };
     let account = account.account(|| journals.account());
     let kept = journals.keep(account, frame.body(), frame.left, bytes_max);
@@ -86,9 +89,12 @@ impl Switch<'_> {
         };
         let Some((attachment, opening)) = self.table.opened(session, flight.at) else { return };
         let new = || self.balancer.journals.journal();
+        if !method.overrides.is_empty() {
+            attachment.journal(new).forget_options(method.overrides);
+        }
         let body = kept.as_ref().map_err(|why| *why).and_then(|kept| kept.body().ok_or(Unmovable::Unread));
         match noted(method) {
-            Noted::Nothing => {}
+            Noted::Overrides | Noted::Nothing => {}
             Noted::Pins => attachment.journal(new).pin(Unmovable::Method),
             Noted::Setting => match body {
                 Ok(body) => attachment.journal(new).note(method, body, opening),
@@ -120,6 +126,7 @@ mod tests {
                 "session.create" | "session.resume" | "sessions.open" | "sessions.connect" => Noted::Opening,
                 _ if known.class == Class::Replayed => Noted::Setting,
                 _ if known.class == Class::Unmovable => Noted::Pins,
+                "session.model.setReasoningEffort" | "session.model.switchTo" => Noted::Overrides,
                 _ => Noted::Nothing,
             };
             assert_eq!(noted(known), expected, "{method}");

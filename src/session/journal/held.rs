@@ -68,6 +68,17 @@ impl Params {
         all
     }
 
+    /// Leaves fields out; whether there were any.
+    pub(super) fn forget(&mut self, names: &[&str]) -> bool {
+        let before = self.0.len();
+        self.0.retain(|(name, _)| !names.contains(&&**name));
+        self.0.len() < before
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn is_same(&self, other: &Self) -> bool {
         let mut pairs = self.0.iter().zip(&other.0);
         self.0.len() == other.0.len() && pairs.all(|((a, one), (b, two))| a == b && one.text() == two.text())

@@ -75,6 +75,18 @@ impl Settings {
         noted
     }
 
+    /// These fields of patches do not hold any more.
+    pub(super) fn forget(&mut self, names: &[&str]) {
+        let mut has_changed = false;
+        for patch in self.all.iter_mut().filter(|known| known.method == PATCH) {
+            has_changed |= patch.params.forget(names);
+        }
+        if has_changed {
+            self.all.retain(|known| known.method != PATCH || !known.params.is_empty());
+            self.recharge();
+        }
+    }
+
     fn take(&mut self, method: &str) -> Option<Setting> {
         let at = self.all.iter().position(|known| known.method == method)?;
         Some(self.all.remove(at))

@@ -201,3 +201,28 @@ fn a_request_is_kept_whole_or_not_at_all() {
     journals.set(&off);
     assert!(!journals.is_on());
 }
+
+#[test]
+fn what_is_stored_after_an_option_takes_its_place() {
+    let (journals, metrics) = journals(&config());
+    let journal = journals.journal();
+    let mut opening = Opening::of(&journal, &request("session.create", json!({}))).unwrap();
+    let empty = metrics.revivals.journal_bytes.get();
+    note(
+        &journal,
+        &mut opening,
+        "session.options.update",
+        json!({"model": "m", "reasoningEffort": "high", "clientName": "c"}),
+    );
+    let overrides = |method: &str| Called::from(method).known().overrides;
+    journal.forget_options(overrides("session.model.setReasoningEffort"));
+    let update = |left: Value| [("session.options.update".to_owned(), left)];
+    assert_eq!(settings(&opening), update(json!({"model": "m", "clientName": "c"})));
+    journal.forget_options(overrides("session.model.switchTo"));
+    assert_eq!(settings(&opening), update(json!({"clientName": "c"})));
+    note(&journal, &mut opening, "session.options.update", json!({"model": "n"}));
+    assert_eq!(settings(&opening), update(json!({"clientName": "c", "model": "n"})));
+    journal.forget_options(&["clientName", "model"]);
+    assert_eq!(settings(&opening), []);
+    assert_eq!(metrics.revivals.journal_bytes.get(), empty);
+}

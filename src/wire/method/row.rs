@@ -157,6 +157,8 @@ pub struct Method {
     /// The method that is sent in its place: always if it goes by [`Way::Close`], else if its ID may be the beginning of
     /// another one.
     pub instead: Option<&'static str>,
+    /// The fields of `session.options.update` whose values it takes away: they are not said again after it.
+    pub overrides: &'static [&'static str],
     /// Whether it carries the token, and its answer the version of the protocol.
     pub greets: bool,
     /// Whether servers send it to every connection, whoever is attached.
@@ -206,6 +208,7 @@ const fn method(name: &'static str, session: Where, class: Class) -> Method {
         needs: Needs::Live,
         timed: Timed::of(name),
         by_prefix: false,
+        overrides: &[],
         instead: None,
         greets: false,
         broadcast: false,

@@ -19,6 +19,10 @@ use super::row::{
     read, replayed, stored, turn, unloads, unmovable,
 };
 
+/// What `options.update` says of a model. Servers do not store it, but they store the model that is chosen after it.
+const OF_MODEL: [&str; 5] =
+    ["model", "modelCapabilitiesOverrides", "reasoningEffort", "reasoningSummary", "verbosity"];
+
 /// Sorted by name.
 pub(super) static ROWS: [Method; 281] = [
     answer("session.abort"),
@@ -149,7 +153,7 @@ pub(super) static ROWS: [Method; 281] = [
     read("session.metadata.isProcessing"),
     read("session.metadata.recomputeContextTokens"),
     unmovable("session.metadata.recordContextChange"),
-    unmovable("session.metadata.setWorkingDirectory"),
+    Method { overrides: &["workingDirectory"], ..unmovable("session.metadata.setWorkingDirectory") },
     read("session.metadata.snapshot"),
     stored("session.metadata.updateClientMetadata"),
     read("session.mode.get"),
@@ -158,9 +162,9 @@ pub(super) static ROWS: [Method; 281] = [
     read("session.model.getCurrent"),
     read("session.model.list"),
     unmovable("session.model.setAllowedModels"),
-    stored("session.model.setReasoningEffort"),
+    Method { overrides: &["reasoningEffort"], ..stored("session.model.setReasoningEffort") },
     unmovable("session.model.switchAutoTier"),
-    stored("session.model.switchTo"),
+    Method { overrides: &OF_MODEL, ..stored("session.model.switchTo") },
     read("session.name.get"),
     stored("session.name.set"),
     stored("session.name.setAuto"),

@@ -40,8 +40,6 @@ const NOT_AGAIN: [&str; 7] = [
 ];
 /// Settings that belong to a connection, as the opening does.
 const OF_CONNECTION: [&str; 2] = ["session.eventLog.registerInterest", "session.tools.set"];
-/// What requests of one client may take that are kept until they are answered, beside one opening.
-const KEPT_BYTES_MAX: usize = 256 * 1024;
 /// What a request that is kept takes beside its bytes.
 const ENTRY_BYTES: usize = 64;
 
@@ -116,7 +114,7 @@ impl Journals {
         self.values.budget().account()
     }
 
-    /// Keeps a request of which so much has come, if all of it is to be at most `bytes_max` long.
+    /// Keeps a request of which so much has come, if all that the client has on its way is to be at most `bytes_max` long with it.
     ///
     /// # Errors
     /// Why it is not kept.
@@ -128,15 +126,11 @@ impl Journals {
         bytes_max: usize,
     ) -> Result<Kept, Unmovable> {
         let bytes = body.len().saturating_add(left);
-        if bytes > bytes_max {
+        let mut charge = account.charge();
+        if account.bytes().saturating_add(bytes) > bytes_max {
             return Err(Unmovable::Size);
         }
-        let mut charge = account.charge();
-        // What one client has on its way must not use up what all have for their journals.
-        let of_client = self.bytes_max().saturating_add(KEPT_BYTES_MAX);
-        if account.bytes().saturating_add(bytes) > of_client
-            || !charge.resize(allocated(bytes).saturating_add(ENTRY_BYTES))
-        {
+        if !charge.resize(allocated(bytes).saturating_add(ENTRY_BYTES)) {
             return Err(Unmovable::Memory);
         }
         let mut kept = Vec::with_capacity(bytes);

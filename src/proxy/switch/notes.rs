@@ -13,7 +13,7 @@ use crate::wire::envelope::Field;
 use crate::wire::method::{Class, Effect, Needs};
 use crate::wire::{Envelope, Method};
 
-/// The longest request that may be sent once more.
+/// What requests of one client may take that may be sent once more: the longest is as long.
 const AGAIN_BYTES_MAX: usize = 64 * 1024;
 
 /// What is to be made of a request's success.
@@ -58,7 +58,7 @@ pub(super) fn note(
         return None;
     }
     let bytes_max = match noted {
-        Noted::Opening | Noted::Setting => journals.bytes_max(),
+        Noted::Opening | Noted::Setting => journals.bytes_max().saturating_add(AGAIN_BYTES_MAX),
         Noted::Pins | Noted::Overrides | Noted::Nothing if again => AGAIN_BYTES_MAX,
         Noted::Pins | Noted::Overrides | Noted::Nothing => 0,
     };

@@ -52,12 +52,12 @@ const STORED = {
 class Moving {
   static count = 0;
 
-  static async start(servers, model) {
+  static async start(servers, model, more = {}) {
     const moving = new Moving();
     Object.assign(moving, { servers, model, sessionId: `moving-${++Moving.count}`, raw: await Raw.open(servers[0].address) });
     await moving.raw.connect();
     const provider = { type: 'openai', wireApi: 'completions', baseUrl: model.baseUrl, apiKey: 'x' };
-    moving.opening = { provider, requestPermission: true };
+    moving.opening = { provider, requestPermission: true, ...more };
     await moving.say('session.create', { ...moving.opening, model: 'fake' });
     await moving.turn('hello');
     return moving;
@@ -105,6 +105,8 @@ test('what is stored is there on another server, and need not be said again', on
 
 /** For each method that is said again: how it is called, and what shows that it holds. */
 const REPLAYED = {
+  // The opening has selected one, and does so again.
+  'session.agent.deselect': { opening: { agent: 'explore' }, holds: async (moving) => (await moving.say('session.agent.getCurrent')).agent === null },
   'session.agent.select': { params: { name: 'explore' }, holds: async (moving) => (await moving.say('session.agent.getCurrent')).agent?.name === 'explore' },
   'session.eventLog.registerInterest': {
     params: { eventType: 'user_input.requested' },
@@ -150,8 +152,8 @@ const REPLAYED = {
 test('what is replayed is lost on another server, and holds again when it is said again', once, async (t) => {
   assert.deepEqual(rows('replayed').sort(), Object.keys(REPLAYED).sort(), 'every row that is replayed is measured here');
   const [servers, model] = await start(t);
-  for (const [method, { params, holds, looksOnce }] of Object.entries(REPLAYED)) {
-    const moving = await Moving.start(servers, model);
+  for (const [method, { opening, params, holds, looksOnce }] of Object.entries(REPLAYED)) {
+    const moving = await Moving.start(servers, model, opening);
     await moving.say(method, params);
     assert.equal(await holds(moving), true, `${method} holds`);
     await moving.move();

@@ -12,6 +12,8 @@ use crate::wire::{SessionId, reply};
 const PATCH: &str = "session.options.update";
 /// Of these a session has several at once.
 const SEVERAL: &str = "session.eventLog.registerInterest";
+/// Of these the last one counts alone.
+const SELECTION: [&str; 2] = ["session.agent.deselect", "session.agent.select"];
 /// What a setting takes beside its fields.
 const SETTING_BYTES: usize = 64;
 
@@ -52,6 +54,10 @@ impl Settings {
         let params = params.and_then(|fields| Params::keep(values, &fields, bytes_max));
         let before = match method {
             SEVERAL => None,
+            _ if SELECTION.contains(&method) => {
+                self.all.retain(|known| !SELECTION.contains(&known.method));
+                None
+            }
             _ => self.take(method),
         };
         let noted = params.and_then(|params| {

@@ -226,3 +226,17 @@ fn what_is_stored_after_an_option_takes_its_place() {
     assert_eq!(settings(&opening), []);
     assert_eq!(metrics.revivals.journal_bytes.get(), empty);
 }
+
+#[test]
+fn an_agent_that_was_deselected_stays_so() {
+    let (journals, _) = journals(&config());
+    let journal = journals.journal();
+    let mut opening = Opening::of(&journal, &request("session.create", json!({"agent": "a"}))).unwrap();
+    let (select, deselect) = ("session.agent.select", "session.agent.deselect");
+    for (method, params) in
+        [(select, json!({"name": "b"})), (deselect, json!({})), (select, json!({"name": "c"}))]
+    {
+        note(&journal, &mut opening, method, params.clone());
+        assert_eq!(settings(&opening), [(method.to_owned(), params)]);
+    }
+}

@@ -5,8 +5,8 @@
 //!
 //! - *read*: safe for one client while another works: nothing that is stored changes, and no turn begins.
 //! - *stored*: still there on another server.
-//! - *replayed*, lost on another server and restored when sent again. Methods that undo one
-//!   (`agent.deselect`, `eventLog.releaseInterest`) are unmovable: if only the first were sent again, it would come back.
+//! - *replayed*, lost on another server and restored when sent again. `eventLog.releaseInterest`, which undoes one, is
+//!   unmovable: handles are the live session's, so it is not known which interest it is about.
 //! - *once*: `shell.exec` ran again when it was sent again. Other shells, history, queue and workspaces are actions as
 //!   well, and so are questions that cost, reach out or give something away (`completions.request`).
 //! - *turn* and *answer*: the methods by which SDKs begin turns and answer. `suspend` unloads nothing, and aborts a turn.
@@ -26,7 +26,7 @@ const OF_MODEL: [&str; 5] =
 /// Sorted by name.
 pub(super) static ROWS: [Method; 281] = [
     answer("session.abort"),
-    unmovable("session.agent.deselect"),
+    replayed("session.agent.deselect"),
     read("session.agent.getCurrent"),
     read("session.agent.list"),
     unmovable("session.agent.reload"),

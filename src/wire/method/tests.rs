@@ -49,6 +49,7 @@ fn what_the_table_does_not_know_is_unmovable() {
 #[test]
 fn what_is_replayed_is_a_closed_list() {
     let replayed = [
+        "session.agent.deselect",
         "session.agent.select",
         "session.eventLog.registerInterest",
         "session.options.update",

@@ -16,7 +16,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use zeroize::Zeroizing;
+use zeroize::Zeroize as _;
 
 use crate::config::Sessions;
 use crate::metrics::Metrics;
@@ -71,7 +71,9 @@ pub struct Opening {
 
 /// A request of which more may be made when its answer is there.
 pub struct Kept {
-    body: Zeroizing<Vec<u8>>,
+    body: Vec<u8>,
+    /// It is wiped when it is dropped: whatever may go into a journal. Wiping costs more than copying.
+    is_wiped: bool,
     /// Bytes that have not come yet.
     left: usize,
     _charge: Charge,
@@ -135,7 +137,7 @@ impl Journals {
         }
         let mut kept = Vec::with_capacity(bytes);
         kept.extend_from_slice(body);
-        Ok(Kept { body: Zeroizing::new(kept), left, _charge: charge })
+        Ok(Kept { body: kept, is_wiped: false, left, _charge: charge })
     }
 
     /// How long a request may be that is to be said again.
@@ -145,6 +147,13 @@ impl Journals {
 }
 
 impl Kept {
+    /// The same, wiped when it is dropped.
+    #[must_use]
+    pub fn wiped(mut self) -> Self {
+        self.is_wiped = true;
+        self
+    }
+
     /// More of it has come.
     pub fn more(&mut self, piece: &[u8]) {
         let piece = piece.get(..self.left).unwrap_or(piece);
@@ -154,7 +163,15 @@ impl Kept {
 
     /// All of it, once it has come.
     pub fn body(&self) -> Option<&[u8]> {
-        (self.left == 0).then_some(&**self.body)
+        (self.left == 0).then_some(&*self.body)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if self.is_wiped {
+            self.body.zeroize();
+        }
     }
 }
 

@@ -39,6 +39,7 @@ impl Switch<'_> {
             methods: &self.rules.listener().methods,
             may_know: is_authenticated || !self.balancer.demands_token(),
             is_many: self.balancer.now().has_several(),
+            revives: self.balancer.journals.is_on(),
             state: &self.state,
             upstreams: self.upstreams.iter().map(facts),
         }

@@ -8,7 +8,7 @@ use super::Switch;
 use super::in_flight::{InFlight, Note};
 use super::table::KeptAccount;
 use crate::proxy::inlet::Frame;
-use crate::session::{Journals, Opening, Unmovable};
+use crate::session::{Journals, Kept, Opening, Unmovable};
 use crate::wire::envelope::Field;
 use crate::wire::method::{Class, Effect, Needs};
 use crate::wire::{Envelope, Method};
@@ -64,6 +64,10 @@ pub(super) fn note(
     };
     let account = account.account(|| journals.account());
     let kept = journals.keep(account, frame.body(), frame.left, bytes_max);
+    let kept = match noted {
+        Noted::Opening | Noted::Setting => kept.map(Kept::wiped),
+        Noted::Pins | Noted::Overrides | Noted::Nothing => kept,
+    };
     Some(Box::new(Note { method, kept, again }))
 }
 

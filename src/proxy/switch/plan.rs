@@ -25,6 +25,8 @@ pub(super) struct View<'a, U> {
     pub(super) may_know: bool,
     /// Whether sessions may be on more than one server.
     pub(super) is_many: bool,
+    /// Whether sessions are brought back that have lost their backends.
+    pub(super) revives: bool,
     /// What the client tells servers of itself.
     pub(super) state: &'a StateRequests,
     /// Its upstreams, by their numbers. Asked only where it matters.
@@ -216,7 +218,8 @@ impl<U: Iterator<Item = Facts> + Clone> View<'_, U> {
     /// By the session that the frame names or will give birth to.
     fn by_session(&self, frame: &Frame, known: &Method, named: Named) -> Plan {
         let Some(session) = named.session() else { return self.to_session(&frame.envelope, named) };
-        let is_lost = self.table.is_lost(session);
+        let may_come_back = matches!(self.table.binding(session), Some(Binding::Lost(_)));
+        let is_lost = self.table.is_lost(session) || may_come_back && !self.revives;
         if is_lost && known.needs == Needs::Live && !known.revives() {
             let message = "the backend of this session went away: resume the session to go on";
             return Plan::Refuse(No::later(Refusal::BackendLost, message));
@@ -248,13 +251,16 @@ impl<U: Iterator<Item = Facts> + Clone> View<'_, U> {
         }))
     }
 
-    /// The same, its ID being a whole one. A client that opens a session itself that was lost, or ends it, has nothing brought back.
+    /// The same, its ID being a whole one. A client that resumes a session itself that was lost, or ends it, has nothing brought
+    /// back. One that creates it has: servers give the session an empty memory for a create, unless it is live.
     fn to_session(&self, envelope: &Envelope, named: Named) -> Plan {
         match named.session().and_then(|session| self.table.binding(session)) {
             Some(Binding::Bound { at, .. }) => self.to(*at, envelope, named.session()),
             Some(Binding::Placing(job)) => Plan::Wait(*job),
             Some(Binding::Reviving(reviving)) => Plan::Wait(reviving.job),
-            Some(Binding::Lost(_)) if !envelope.known().is_some_and(Method::revives) => {
+            Some(Binding::Lost(_))
+                if self.revives && (envelope.creates() || !envelope.known().is_some_and(Method::revives)) =>
+            {
                 named.session().cloned().map_or(Plan::Drop, Plan::BringBack)
             }
             Some(Binding::Lost(_)) | None => Plan::Place(named),
@@ -421,12 +427,19 @@ mod tests {
         stands: Stands,
         may_know: bool,
         is_many: bool,
+        revives: bool,
         denied: &'a [&'a str],
         upstreams: &'a [Facts],
     }
 
-    const USUAL: Asked<'static> =
-        Asked { stands: Stands::Unknown, may_know: true, is_many: true, denied: &[], upstreams: &[] };
+    const USUAL: Asked<'static> = Asked {
+        stands: Stands::Unknown,
+        may_know: true,
+        is_many: true,
+        revives: true,
+        denied: &[],
+        upstreams: &[],
+    };
 
     /// An upstream that takes everything.
     fn good(at: At) -> Facts {
@@ -451,7 +464,8 @@ mod tests {
         asked: &'a Asked<'_>,
     ) -> View<'a, impl Iterator<Item = Facts> + Clone> {
         let Asked { may_know, is_many, .. } = *asked;
-        View { table, waiting, methods, may_know, is_many, state, upstreams: asked.upstreams.iter().copied() }
+        let (revives, upstreams) = (asked.revives, asked.upstreams.iter().copied());
+        View { table, waiting, methods, may_know, is_many, revives, state, upstreams }
     }
 
     fn refusal(plan: &Plan) -> Option<Refusal> {
@@ -490,8 +504,10 @@ mod tests {
                         Stands::Placing => Plan::Wait(5),
                         Stands::Bound => Plan::To(3),
                         Stands::Reviving => Plan::Wait(6),
-                        // Who opens it or ends it brings nothing back.
-                        Stands::Revivable if known.revives() => Plan::Place(named.envelope.named()),
+                        // Who resumes it or ends it brings nothing back.
+                        Stands::Revivable if known.revives() && !named.envelope.creates() => {
+                            Plan::Place(named.envelope.named())
+                        }
                         Stands::Revivable => Plan::BringBack(SessionId::new("s")),
                         Stands::Lost => match known.needs == Needs::Live && !known.revives() {
                             true => {
@@ -514,6 +530,17 @@ mod tests {
             assert!(is_any, "{method} of a client that has not authenticated: {got:?}");
             let denied = Asked { denied: &[method], ..USUAL };
             assert_eq!(refusal(&plan(&denied, &named)), Some(Refusal::Denied), "{method}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_brought_back_once_that_is_switched_off() {
+        let off = Asked { stands: Stands::Revivable, revives: false, ..USUAL };
+        let ask = |method: &str| plan(&off, &request(method, r#"{"sessionId":"s"}"#));
+        assert_eq!(refusal(&ask("session.send")), Some(Refusal::BackendLost));
+        for method in ["session.create", "session.resume"] {
+            let Plan::Revive(_, then) = ask(method) else { panic!("{method}") };
+            assert_eq!(*then, Plan::Place(Named::Session(SessionId::new("s"))));
         }
     }
 

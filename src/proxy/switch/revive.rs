@@ -106,9 +106,14 @@ impl Switch<'_> {
             Next::Done => self.has_revived(job),
             Next::Fail => {
                 let words = words(frame);
+                let creates = match words.ends_with(&format!("Session not found: {}", session.as_str())) {
+                    true => self.waiting.take_those(job, |frame| frame.left == 0 && frame.envelope.creates()),
+                    false => Vec::new(),
+                };
                 let message = format!("the session could not be brought back: {words}");
                 let refused = Refused { refusal: Refusal::ReviveFailed, message, retry_after: None };
                 self.fail_revival(job, &refused);
+                self.create_anew(&session, creates);
             }
         }
         true
@@ -125,6 +130,8 @@ impl Switch<'_> {
         let (attachment, opening) = (Some(attachment), Some(opening));
         self.table.bind(session, Binding::Bound { at, attachment, attached: true, flights: 0, opening });
         self.flush(job, at);
+        // Its upstream may have had its part of this round.
+        self.barred = true;
         for id in resent {
             self.sent_again(&id);
         }
@@ -140,6 +147,17 @@ impl Switch<'_> {
         }
         self.balancer.metrics.revivals.ended(why, "failed", took);
         self.unplaced(job, refused);
+    }
+
+    /// A session is stored nowhere, and the client has asked to create it: that is a new one.
+    fn create_anew(&mut self, session: &SessionId, creates: Vec<Frame>) {
+        if !creates.is_empty() {
+            self.table.is_gone(session);
+        }
+        for create in creates {
+            let plan = self.view().plan(&create);
+            self.act(plan, create);
+        }
     }
 
     /// The backend that is to bring a session back has had its time.

@@ -111,6 +111,23 @@ impl Waiting {
         frames
     }
 
+    /// Takes those frames out that waited for a job and are like this.
+    pub(super) fn take_those(&mut self, job: u64, is_it: impl Fn(&Frame) -> bool) -> Vec<Frame> {
+        let Some(waiting) = self.by_job.get_mut(&job) else { return Vec::new() };
+        let (mut taken, mut left) = (Vec::new(), Frames::default());
+        for waiter in std::mem::take(waiting).pieces {
+            match waiter {
+                Waiter::Frame(frame) if is_it(&frame) => taken.push(*frame),
+                Waiter::Frame(frame) => left.push(frame.takes(), Waiter::Frame(frame)),
+                Waiter::More(more) => {
+                    left.push(allocated(more.len()).saturating_add(size_of::<Waiter>()), Waiter::More(more));
+                }
+            }
+        }
+        *waiting = left;
+        taken
+    }
+
     /// Takes out everything.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = Frame> + use<> {
         let (by_job, mut held) = (std::mem::take(&mut self.by_job), self.held.take());

@@ -76,6 +76,28 @@ fn what_a_server_denies_is_sent_once_more_and_every_request_has_one_answer() {
 }
 
 #[test]
+fn a_create_of_a_lost_session_brings_it_back_first_and_makes_a_new_one_only_where_none_is_stored() {
+    run(async {
+        let mut fleet = Fleet::shared(2).await;
+        let balancer = Balancer::start(&switched(&fleet)).await;
+        let mut client = balancer.client().await;
+        let [used, unused] = [0, 1].map(|at| balancer.sessions_at(1).nth(at).unwrap());
+        client.create(&used).await;
+        client.turn(&used).await;
+        client.create(&unused).await;
+        fleet.remove(1).stop().await;
+        until("they are lost", || [&used, &unused].iter().all(|one| balancer.owner(one).is_none())).await;
+        client.create(&used).await;
+        client.turn(&used).await;
+        assert_eq!(client.prompts(&used).await, 2, "its memory is whole");
+        client.create(&unused).await;
+        client.turn(&unused).await;
+        assert_eq!(client.prompts(&unused).await, 1);
+        assert_eq!((revivals(&balancer, "loss", "whole"), revivals(&balancer, "loss", "failed")), (1.0, 1.0));
+    });
+}
+
+#[test]
 fn with_revive_off_a_lost_session_has_to_be_resumed() {
     run(async {
         let mut fleet = Fleet::shared(2).await;
@@ -128,7 +150,9 @@ async fn sets(client: &mut Client, line: &mut Client, method: &str, params: Valu
 #[test]
 fn the_opening_is_said_again_then_the_settings_then_what_waited_and_requests_of_the_server_pass() {
     run(async {
-        let (mut raws, balancer, mut client, session, mut line) = played(&[]).await;
+        // Nothing but the answers wakes the connection.
+        let (mut raws, balancer, mut client, session, mut line) =
+            played(&[("timeouts.rehome", "\"1h\"")]).await;
         let approves = json!({"sessionId": session, "enabled": true});
         sets(&mut client, &mut line, "session.permissions.setApproveAll", approves.clone()).await;
         sets(&mut client, &mut line, "session.mode.set", json!({"sessionId": session, "mode": "plan"})).await;

@@ -143,6 +143,14 @@ impl Table {
         Some((why, took))
     }
 
+    /// A session that was lost is nowhere any more: what follows of it needs a create, or a resume, first.
+    pub(in crate::proxy::switch) fn is_gone(&mut self, session: &SessionId) {
+        if matches!(self.binding(session), Some(Binding::Lost(_))) {
+            self.sessions.remove(session);
+            self.note_lost(session);
+        }
+    }
+
     /// A session is back. Its attachment and what opens it are in its binding then.
     pub(in crate::proxy::switch) fn end_revival(&mut self, job: u64) -> Option<(SessionId, Revived)> {
         let (session, reviving) = self.take_reviving(job)?;

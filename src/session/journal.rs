@@ -66,7 +66,7 @@ pub struct Opening {
     journal: Arc<Journal>,
     params: Params,
     settings: Settings,
-    _charge: Charge,
+    charge: Charge,
 }
 
 /// A request of which more may be made when its answer is there.
@@ -250,7 +250,7 @@ impl Opening {
         }
         charge.tell();
         let settings = Settings::new(&journals.values);
-        Ok(Self { journal: Arc::clone(journal), params, settings, _charge: charge })
+        Ok(Self { journal: Arc::clone(journal), params, settings, charge })
     }
 
     /// The journal of its session.
@@ -263,9 +263,21 @@ impl Opening {
         self.journal = journal;
     }
 
-    /// The client has opened the session once more: what belongs to its connection stays.
-    pub fn take_settings_of(&mut self, before: Self) {
+    /// The client has opened the session once more: what it does not name this time stays, as it does on servers, and so does what
+    /// belongs to its connection.
+    ///
+    /// # Errors
+    /// Both together cannot be said again.
+    pub fn upon(&mut self, before: Self) -> Result<(), Unmovable> {
         self.settings = before.settings;
+        self.params = std::mem::take(&mut self.params).over(before.params);
+        let bytes_max = self.journal.journals.bytes_max();
+        if self.params.long() > bytes_max {
+            return Err(Unmovable::Size);
+        }
+        let is_charged = self.charge.resize(self.params.bytes().saturating_add(ENTRY_BYTES));
+        self.charge.tell();
+        if is_charged { Ok(()) } else { Err(Unmovable::Memory) }
     }
 
     /// The frame that opens the session again.

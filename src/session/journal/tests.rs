@@ -240,3 +240,21 @@ fn an_agent_that_was_deselected_stays_so() {
         assert_eq!(settings(&opening), [(method.to_owned(), params)]);
     }
 }
+
+#[test]
+fn what_a_second_opening_does_not_name_stays() {
+    let config = Sessions { journal_bytes: 4096, ..config() };
+    let (journals, metrics) = journals(&config);
+    let journal = journals.journal();
+    let open = |params: Value| Opening::of(&journal, &request("session.resume", params)).unwrap();
+    let mut second = open(json!({"streaming": true, "tools": []}));
+    second.upon(open(json!({"provider": {"apiKey": "k"}, "streaming": false}))).unwrap();
+    let expected = json!({
+        "sessionId": SESSION, "disableResume": true, "provider": {"apiKey": "k"}, "streaming": true, "tools": [],
+    });
+    assert_eq!(resumed(&second)["params"], expected);
+    let long = |name: &str| open(json!({name: "x".repeat(3000)}));
+    assert_eq!(long("a").upon(long("b")), Err(Unmovable::Size));
+    drop((second, journal));
+    assert_eq!(metrics.revivals.journal_bytes.get(), 0);
+}

@@ -160,8 +160,10 @@ impl Table {
     /// The client can open a session again in this way.
     pub(in crate::proxy::switch) fn set_opening(&mut self, session: &SessionId, mut new: Opening) {
         if let Some(Binding::Bound { opening, attached: true, .. }) = self.sessions.get_mut(session) {
-            if let Some(before) = opening.take() {
-                new.take_settings_of(*before);
+            if let Some(before) = opening.take()
+                && let Err(why) = new.upon(*before)
+            {
+                return new.journal().pin(why);
             }
             *opening = Some(Box::new(new));
         }

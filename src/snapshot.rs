@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use futures_util::future::select_all;
+
 use crate::config::{AdminState, Config, Storage};
 use crate::fleet::{Backend, Candidate, Evidence, Ring, WARM, is_panic, ramp};
 use crate::wire::SessionId;
@@ -111,6 +113,21 @@ impl Snapshot {
     pub fn ramp(&self, member: &Member) -> u32 {
         let slow_start = self.config.placement.slow_start;
         ramp(slow_start.and_then(|_| member.backend.up_for()), slow_start)
+    }
+
+    /// Waits until a backend comes up or goes down.
+    pub async fn health_changes(&self) {
+        let change = |member: &Member| {
+            let mut standing = member.backend.standing();
+            Box::pin(async move {
+                let before = standing.borrow_and_update().health;
+                standing.wait_for(|standing| standing.health != before).await.is_ok()
+            })
+        };
+        match self.members.is_empty() {
+            true => std::future::pending().await,
+            false => drop(select_all(self.members.iter().map(change)).await),
+        }
     }
 
     /// Whether so few backends are up that probes are doubted: then nothing that cannot be undone is done because of them.

@@ -36,6 +36,6 @@ pub use panic::is_panic;
 pub use ramp::{WARM, ramp};
 pub use restarts::{Outage, Restarts};
 pub use ring::Ring;
-pub use said::{Said, modified};
+pub use said::{Said, is_not_live, is_not_stored, modified};
 pub use turns::{Askers, Place, Turns};
 pub use unreachable::Unreachable;

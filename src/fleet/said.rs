@@ -7,9 +7,14 @@
 use serde_json::{Value, json};
 
 use super::asks::{Answer, Question};
+use crate::wire::SessionId;
 
 /// The code of every error that a server's method returns.
 const FAILED: i64 = -32603;
+/// What stands before the ID in the answer to any request about a session that is not live there.
+const NOT_LIVE: &str = "Session not found for sessionId: ";
+/// The same in the answer to a resume of a session of which nothing is stored.
+const NOT_STORED: &str = "Session not found: ";
 
 /// What an answer to a [`Question`] says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +37,7 @@ impl Said {
     pub fn of(question: Question<'_>, answer: &Answer) -> Self {
         match (question, answer) {
             (Question::Live(session), Answer::Error(FAILED, words)) => {
-                denied(words, "Session not found for sessionId: ", session.as_str())
+                denied(words, NOT_LIVE, session.as_str())
             }
             // A server can have nothing stored under a name that it calls invalid.
             (Question::Stored(session), Answer::Error(FAILED, words)) => {
@@ -54,6 +59,16 @@ impl Said {
     }
 }
 
+/// Whether the error that a request about a session got says that the session is not live there.
+pub fn is_not_live(session: &SessionId, code: Option<i32>, words: &str) -> bool {
+    code.map(i64::from) == Some(FAILED) && denied(words, NOT_LIVE, session.as_str()) == Said::Not
+}
+
+/// Whether the error that a resume of a session got says that nothing is stored of it.
+pub fn is_not_stored(session: &SessionId, code: Option<i32>, words: &str) -> bool {
+    code.map(i64::from) == Some(FAILED) && denied(words, NOT_STORED, session.as_str()) == Said::Not
+}
+
 /// Servers put "Request … failed with message: " before the message, and nothing after it.
 fn denied(message: &str, words: &str, session: &str) -> Said {
     let rest = message.strip_suffix(session);
@@ -72,7 +87,6 @@ pub fn modified(session: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::SessionId;
 
     fn error(code: i64, message: &str) -> Answer {
         Answer::of(json!({ "id": 1, "error": { "code": code, "message": message } }))
@@ -126,5 +140,21 @@ mod tests {
         ] {
             assert_eq!(Said::of(question, &answer), said, "{question:?} {answer:?}");
         }
+    }
+
+    #[test]
+    fn a_resume_is_denied_in_words_of_its_own() {
+        let session = SessionId::new("s");
+        let words = |of: &str| format!("Request session.resume failed with message: {of}s");
+        let [live, stored] = [NOT_LIVE, NOT_STORED].map(words);
+        for (code, said, expected) in [
+            (Some(-32603), &live, (true, false)),
+            (Some(-32603), &stored, (false, true)),
+            (Some(-32000), &live, (false, false)),
+            (None, &stored, (false, false)),
+        ] {
+            assert_eq!((is_not_live(&session, code, said), is_not_stored(&session, code, said)), expected);
+        }
+        assert!(!is_not_stored(&SessionId::new("other"), Some(-32603), &stored));
     }
 }

@@ -1,6 +1,7 @@
 //! A frame as it goes through the switch: its bytes as they came, and what they say of their route.
 
 use bytes::{Bytes, BytesMut};
+use serde::Deserialize;
 
 use crate::link::StateFrame;
 use crate::runtime::account::{Charge, Owns, allocated};
@@ -24,18 +25,15 @@ pub struct Frame {
 impl Frame {
     /// A state frame as the client sent it, to be sent again.
     pub(in crate::proxy) fn of_state(state: &StateFrame) -> Self {
-        let bytes = Bytes::from(reply::frame(state.body()));
-        let body_at = bytes.len().saturating_sub(state.body().len());
-        let envelope = Scan::whole(state.body()).unwrap_or_default();
-        Self { bytes, body_at, envelope, left: 0, charge: None }
+        Self::again(state.body())
     }
 
-    /// A request that is sent once more.
-    pub(in crate::proxy) fn again(body: &[u8]) -> Option<Self> {
+    /// A request that has been read before, to be sent once more.
+    pub(in crate::proxy) fn again(body: &[u8]) -> Self {
         let bytes = Bytes::from(reply::frame(body));
         let body_at = bytes.len().saturating_sub(body.len());
-        let envelope = Scan::whole(body).ok()?;
-        Some(Self { bytes, body_at, envelope, left: 0, charge: None })
+        let envelope = Scan::whole(body).unwrap_or_default();
+        Self { bytes, body_at, envelope, left: 0, charge: None }
     }
 
     /// The frame that is sent in place of a request, about the same session and with the same id, if one is to be.
@@ -46,6 +44,20 @@ impl Frame {
         let head = Head::read(&bytes).ok().flatten()?;
         let envelope = Scan::whole(bytes.get(head.head_bytes..)?).ok()?;
         Some(Self { bytes, body_at: head.head_bytes, envelope, left: 0, charge: None })
+    }
+
+    /// What an error says, if the whole frame is one.
+    pub(in crate::proxy) fn error_message(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Body {
+            error: Message,
+        }
+        #[derive(Deserialize)]
+        struct Message {
+            message: String,
+        }
+        let body: Body = serde_json::from_slice(self.body()).ok()?;
+        Some(body.error.message)
     }
 
     /// The same, without a hold on what was read with it.

@@ -3,6 +3,7 @@
 
 use super::in_flight::{At, InFlight, Note};
 use super::table::Table;
+use crate::fleet::is_not_live;
 use crate::proxy::inlet::Frame;
 use crate::wire::envelope::Field;
 use crate::wire::method::{Effect, Way, may_be_prefix};
@@ -230,27 +231,10 @@ impl Fate {
     }
 }
 
-/// The code of the error by which servers say so.
-const INTERNAL: i32 = -32603;
-/// What that error's message ends with.
-const NOT_FOUND: &str = "Session not found for sessionId: ";
-
 /// Whether a server's error says that it does not have this session.
 fn denies(frame: &Frame, session: &SessionId) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Body {
-        error: Error,
-    }
-    #[derive(serde::Deserialize)]
-    struct Error {
-        message: String,
-    }
-    if frame.envelope.error_code != Some(INTERNAL) {
-        return false;
-    }
-    let body: Option<Body> = serde_json::from_slice(frame.body()).ok();
-    let said = body.map(|body| body.error.message).unwrap_or_default();
-    said.strip_suffix(session.as_str()).is_some_and(|said| said.ends_with(NOT_FOUND))
+    let says = |message: String| is_not_live(session, frame.envelope.error_code, &message);
+    frame.error_message().is_some_and(says)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::in_flight::At;
 use crate::balancer::{Balancer, Whole};
@@ -13,9 +13,6 @@ use crate::proxy::handshake::Handshake;
 use crate::runtime::jitter::stretched;
 use crate::session::RevivalTurn;
 use crate::wire::{Id, Named, SessionId};
-
-/// How long after one try to find a home for a session that is to be brought back comes the next.
-const TRIED_AGAIN: Duration = Duration::from_millis(100);
 
 /// A job on its way.
 pub(super) type Job = Pin<Box<dyn Future<Output = Event> + Send>>;
@@ -76,7 +73,8 @@ pub(super) fn place(
 }
 
 /// Finds a home for a session that is to be brought back, and waits for a turn there. While its servers are down that is tried
-/// again, for as long as a placement may take: with own homes the one that has it may be about to come back.
+/// again, for as long as a placement may take: with own homes the one that has it may be about to come back. So it is tried
+/// when a backend comes up or goes down, and once for each round of probes, since one may only have been too slow to answer.
 pub(super) fn revive(balancer: &Arc<Balancer>, job: u64, session: SessionId, known: Known) -> Job {
     let balancer = Arc::clone(balancer);
     Box::pin(async move {
@@ -94,7 +92,10 @@ pub(super) fn revive(balancer: &Arc<Balancer>, job: u64, session: SessionId, kno
         let placed = loop {
             match place::place(&balancer, &want).await {
                 Err(refused) if refused.is_of_the_moment() && began.elapsed() < patience => {
-                    tokio::time::sleep(stretched(TRIED_AGAIN, 500, 1500)).await;
+                    let snapshot = balancer.snapshot();
+                    let left = patience.saturating_sub(began.elapsed());
+                    let round = stretched(snapshot.config.health.interval, 1000, 1500).min(left);
+                    if tokio::time::timeout(round, snapshot.health_changes()).await.is_err() {}
                 }
                 placed => break placed,
             }

@@ -3,17 +3,19 @@
 //!
 //! What the backend answers to sessile is not for the client; what it asks meanwhile reaches it at once.
 
+use std::sync::Arc;
+
 use super::in_flight::At;
 use super::job::Event;
 use super::revival::{Next, Revived};
 use super::table::Binding;
 use super::{Switch, job};
+use crate::fleet::is_not_stored;
 use crate::place::{Placed, Refused};
 use crate::proxy::inlet::Frame;
 use crate::session::{RevivalTurn, Subscriber};
 use crate::wire::envelope::Field;
 use crate::wire::{Id, Refusal, SessionId};
-use std::sync::Arc;
 
 /// What the ids begin with under which backends are asked to bring sessions back.
 const REVIVES: &str = "\"sessile-revive-";
@@ -105,12 +107,14 @@ impl Switch<'_> {
             Next::Wait | Next::Settle => {}
             Next::Done => self.has_revived(job),
             Next::Fail => {
-                let words = words(frame);
-                let creates = match words.ends_with(&format!("Session not found: {}", session.as_str())) {
+                let words = frame.error_message();
+                let said = words.as_deref().unwrap_or("its server answered with another");
+                let creates = match is_not_stored(&session, envelope.error_code, said) {
                     true => self.waiting.take_those(job, |frame| frame.left == 0 && frame.envelope.creates()),
                     false => Vec::new(),
                 };
-                let message = format!("the session could not be brought back: {words}");
+                let said: String = said.chars().take(WORDS_MAX).collect();
+                let message = format!("the session could not be brought back: {said}");
                 let refused = Refused { refusal: Refusal::ReviveFailed, message, retry_after: None };
                 self.fail_revival(job, &refused);
                 self.create_anew(&session, creates);
@@ -181,7 +185,7 @@ impl Switch<'_> {
         let Some(flight) = self.table.withdraw(id) else { return };
         self.balancer.metrics.requests_in_flight.dec();
         let body = flight.note.as_ref().and_then(|note| note.kept.as_ref().ok()?.body());
-        let (Some(session), Some(again)) = (&flight.session, body.and_then(Frame::again)) else { return };
+        let (Some(session), Some(again)) = (&flight.session, body.map(Frame::again)) else { return };
         self.table.deny(at, session);
         let plan = self.view().plan(&again);
         self.act(plan, again);
@@ -213,19 +217,4 @@ fn own_parts(id: &Id) -> Option<(u64, u8, u64)> {
     let mut parts = parts.split('-').map(|part| u64::from_str_radix(part, 16).ok());
     let (job, tries, number) = (parts.next()??, parts.next()??, parts.next()??);
     Some((job, u8::try_from(tries).ok()?, number))
-}
-
-/// What a server says about why it has failed.
-fn words(frame: &Frame) -> String {
-    #[derive(serde::Deserialize)]
-    struct Body {
-        error: Error,
-    }
-    #[derive(serde::Deserialize)]
-    struct Error {
-        message: String,
-    }
-    let body: Option<Body> = serde_json::from_slice(frame.body()).ok();
-    let words = body.map_or_else(|| "its server answered with another".to_owned(), |body| body.error.message);
-    words.chars().take(WORDS_MAX).collect()
 }
